@@ -1,0 +1,22 @@
+# _C: the torch ops. The stable ABI wants one include folder and libtorch, nothing of torch's CMake files.
+foreach(header torch/csrc/stable/library.h torch/headeronly/core/ScalarType.h)
+  if(NOT EXISTS "${STRATCORE_TORCH_DIR}/include/${header}")
+    message(FATAL_ERROR "STRATCORE_TORCH_DIR=${STRATCORE_TORCH_DIR} holds no ${header}: torch >= 2.10 is needed")
+  endif()
+endforeach()
+add_library(_C MODULE csrc/module.cpp)
+foreach(op ${OPS})
+  target_sources(_C PRIVATE csrc/${op}/${op}_op.cpp)
+endforeach()
+set_target_properties(_C PROPERTIES PREFIX "" SUFFIX ".abi3.so")
+target_compile_definitions(_C PRIVATE Py_LIMITED_API=0x030A0000 TORCH_TARGET_VERSION=0x020a000000000000)
+if(STRATCORE_HAVE_CUDA)
+  target_compile_definitions(_C PRIVATE USE_CUDA)
+  target_include_directories(_C SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+endif()
+target_include_directories(_C SYSTEM PRIVATE ${STRATCORE_TORCH_DIR}/include ${STRATCORE_PYTHON_INCLUDE})
+target_link_directories(_C PRIVATE ${STRATCORE_TORCH_DIR}/lib)
+# libtorch.so must stay a dependency although no symbol of its own is used: in CUDA builds of torch it is what
+# brings the CUDA half into the lookup scope.
+target_link_libraries(_C PRIVATE stratcore_core -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10 -Wl,--as-needed)
+target_link_options(_C PRIVATE LINKER:--exclude-libs,ALL $<$<CONFIG:Release>:-s>)

@@ -1,0 +1,3 @@
+#include "array_binding.h"
+
+NB_MODULE(_array, module) { stratcore::array::bind_topk_lista(module); }

@@ -1,0 +1,19 @@
+#include "launch.cuh"
+
+namespace stratcore {
+namespace {
+
+thread_local cudaError_t last_error = cudaSuccess;
+
+}  // namespace
+
+Status launch_status() {
+  const cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess) return kOk;
+  last_error = error;
+  return kLaunchFailed;
+}
+
+const char* last_launch_error() { return cudaGetErrorString(last_error); }
+
+}  // namespace stratcore

@@ -1,0 +1,168 @@
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/device.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <exception>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "executor.h"
+
+#ifdef STRATCORE_CUDA
+// Absent from a CPU build of torch; weak, so that one library loads there too.
+#pragma weak aoti_torch_get_current_cuda_stream
+#endif
+
+// What the torch side of every op shares: checks with one wording, compute dtypes, and the executor that gives
+// the torch-free algorithms torch's threads, matrix products and stream.
+namespace stratcore {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Shape = std::vector<int64_t>;
+
+inline std::string to_string(const Shape& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+inline Shape shape_of(const Tensor& tensor) {
+  Shape shape;
+  for (int64_t i = 0; i < tensor.dim(); ++i) shape.push_back(tensor.size(i));
+  return shape;
+}
+
+inline void check_shape(const char* op, const char* name, const Tensor& tensor, const Shape& expected) {
+  STD_TORCH_CHECK(shape_of(tensor) == expected, op, ": expected ", name, " of shape ", to_string(expected),
+                  ", got ", to_string(shape_of(tensor)));
+}
+
+inline void check_dim(const char* op, const char* name, const Tensor& tensor, int64_t expected) {
+  STD_TORCH_CHECK(tensor.dim() == expected, op, ": expected ", name, " with ", expected, " dimensions, got ",
+                  to_string(shape_of(tensor)));
+}
+
+inline void check_floating(const char* op, const char* name, const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Double || type == ScalarType::Float || type == ScalarType::BFloat16 ||
+                      type == ScalarType::Half,
+                  op, ": expected ", name, " of dtype float64, float32, bfloat16 or float16");
+}
+
+inline void check_like(const char* op, const char* name, const Tensor& tensor, const Tensor& first) {
+  STD_TORCH_CHECK(tensor.scalar_type() == first.scalar_type(), op, ": expected ", name,
+                  " of the dtype of the first argument");
+  STD_TORCH_CHECK(tensor.device() == first.device(), op, ": expected ", name,
+                  " on the device of the first argument");
+}
+
+// float64 is computed in float64, everything else in float32.
+inline ScalarType compute_type(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline DType compute_dtype(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? DType::kFloat64 : DType::kFloat32;
+}
+
+inline Tensor contiguous_as(const Tensor& tensor, ScalarType type) {
+  const Tensor dense = torch::stable::contiguous(tensor);
+  return tensor.scalar_type() == type ? dense : torch::stable::to(dense, type);
+}
+
+inline Tensor cast(const Tensor& tensor, ScalarType type) {
+  return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+}
+
+inline Tensor empty(const Tensor& like, const Shape& shape, ScalarType type) {
+  return torch::stable::new_empty(like, shape, type);
+}
+
+inline Tensor zeros(const Tensor& like, const Shape& shape, ScalarType type) {
+  return torch::stable::new_zeros(like, shape, type);
+}
+
+// Threads, products and stream of torch. An exception of torch inside a product is kept here and thrown again
+// by check(): the algorithms in between return statuses.
+class TorchExecutor {
+ public:
+  explicit TorchExecutor(const Tensor& tensor) : device_(tensor.device()), guard_(guard_for(tensor)) {
+    executor_ = {this, &TorchExecutor::threads, &TorchExecutor::multiply, stream_for(tensor)};
+  }
+  TorchExecutor(const TorchExecutor&) = delete;
+
+  const Executor& get() const { return executor_; }
+
+  void check(const char* op, Status status) const {
+    if (error_) std::rethrow_exception(error_);
+    STD_TORCH_CHECK(status == kOk, op, ": CUDA kernel launch failed: ", last_launch_error());
+  }
+
+ private:
+  static std::optional<torch::stable::accelerator::DeviceGuard> guard_for(const Tensor& tensor) {
+    if (!tensor.is_cuda()) return std::nullopt;
+    return std::optional<torch::stable::accelerator::DeviceGuard>(std::in_place, tensor.get_device_index());
+  }
+
+  static void* stream_for([[maybe_unused]] const Tensor& tensor) {
+    void* stream = nullptr;
+#ifdef STRATCORE_CUDA
+    if (tensor.is_cuda()) {
+      TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    }
+#endif
+    return stream;
+  }
+
+  static void threads(void*, int64_t begin, int64_t end, int64_t grain,
+                      void (*body)(void* argument, int64_t begin, int64_t end), void* argument) {
+    torch::stable::parallel_for(begin, end, grain,
+                                [=](int64_t from, int64_t to) { body(argument, from, to); });
+  }
+
+  static Status multiply(void* context, const Gemm& product) {
+    auto* self = static_cast<TorchExecutor*>(context);
+    try {
+      self->call_bmm(product);
+      return kOk;
+    } catch (...) {
+      self->error_ = std::current_exception();
+      return kGemmFailed;
+    }
+  }
+
+  Tensor wrap(const MatrixBatch& matrix, int64_t batch, int64_t rows, int64_t cols, ScalarType type) const {
+    const Shape sizes{batch, rows, cols}, strides{matrix.batch_stride, matrix.row_stride, matrix.col_stride};
+    return torch::stable::from_blob(const_cast<void*>(matrix.data), sizes, strides, device_, type);
+  }
+
+  void call_bmm(const Gemm& product) const {
+    const ScalarType type = product.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
+    const MatrixBatch target{product.out, product.rows * product.cols, product.cols, 1};
+    const Tensor left = wrap(product.left, product.batch, product.rows, product.inner, type);
+    const Tensor right = wrap(product.right, product.batch, product.inner, product.cols, type);
+    const Tensor out = wrap(target, product.batch, product.rows, product.cols, type);
+    std::array<StableIValue, 3> stack{torch::stable::detail::from(left), torch::stable::detail::from(right),
+                                      torch::stable::detail::from(out)};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::bmm", "out", stack.data(), TORCH_ABI_VERSION));
+    torch::stable::detail::to<Tensor>(stack[0]);  // takes back the reference that the call returned
+  }
+
+  torch::stable::Device device_;
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+  Executor executor_;
+  std::exception_ptr error_;
+};
+
+}  // namespace stratcore

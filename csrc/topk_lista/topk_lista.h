@@ -1,0 +1,82 @@
+#pragma once
+
+#include <cstdint>
+
+#include "../common/executor.h"
+#include "../common/macros.h"
+
+// Top-k LISTA without torch: sizes, pointers, launchers. Legend: E experts, B rows, d input size, m atoms,
+// K code width (largest k), T number of steps after the first code. Formulas: README.md in this folder.
+namespace stratcore::topk_lista {
+
+enum class Form : int32_t { kClassic, kCoupled };
+
+struct Sizes {
+  int64_t experts, rows, dim, atoms, width, num_steps;
+  const int64_t* k;          // [E], 1 <= k[e] <= width <= atoms; host memory
+  Form form;
+  bool shared_input;         // x is [1, B, d] for all experts instead of [E, B, d]
+  bool encoder_per_step;     // encoder has T + 1 leading entries instead of 1
+  bool recurrent_per_step;   // recurrent has T leading entries instead of 1
+  bool threshold_per_step;   // theta has T + 1 leading entries instead of 1
+  DType dtype;
+
+  int64_t recurrent_size() const { return form == Form::kClassic ? atoms * atoms : dim * atoms; }
+};
+
+struct Parameters {
+  const void* x;          // [1 or E, B, d]
+  const void* encoder;    // [1 or T + 1, E, m, d]
+  const void* recurrent;  // classic: S [1 or T, E, m, m]; coupled: D [1 or T, E, d, m]
+  const void* theta;      // [1 or T + 1, E, m]
+};
+
+struct Codes {
+  void* dense;        // [E, B, m] code of the last step; also the working code of the recurrence
+  void* values;       // [T + 1, E, B, K]
+  int32_t* indices;   // [T + 1, E, B, K], ascending; beyond k[e]: unused indices with value 0
+  int8_t* support;    // [T + 1, E, B, m] sign(u) where |u| > theta, else 0; null when not asked for
+};
+
+struct Gradients {
+  const void* codes;      // [E, B, m] with respect to Codes::dense, or null
+  const void* values;     // [T + 1, E, B, K] with respect to Codes::values, or null
+  void* x;                // [1 or E, B, d] or null when not asked for; likewise below
+  void* encoder;          // shapes of the parameters
+  void* recurrent;
+  void* theta;
+};
+
+// Elements of scratch (of the problem's dtype) that forward and backward want.
+STRATCORE_API int64_t forward_scratch(const Sizes& sizes);
+STRATCORE_API int64_t backward_scratch(const Sizes& sizes);
+
+STRATCORE_API Status forward_cpu(const Sizes& sizes, const Parameters& in, const Codes& out, void* scratch,
+                                 const Executor& executor);
+STRATCORE_API Status forward_cuda(const Sizes& sizes, const Parameters& in, const Codes& out, void* scratch,
+                                  const Executor& executor);
+
+// `signs` [E, B, m] is scratch for the support of a masked backward; null when codes.support is given, which
+// selects the straight-through backward.
+STRATCORE_API Status backward_cpu(const Sizes& sizes, const Parameters& in, const Codes& codes,
+                                  const Gradients& gradients, void* scratch, int8_t* signs,
+                                  const Executor& executor);
+STRATCORE_API Status backward_cuda(const Sizes& sizes, const Parameters& in, const Codes& codes,
+                                   const Gradients& gradients, void* scratch, int8_t* signs,
+                                   const Executor& executor);
+
+// The fused pass of one step: u = first + second, h = h_theta(u), then the k largest |h| of each row.
+struct Selection {
+  const void* first;     // [E, B, m]
+  const void* second;    // [E, B, m] or null
+  const void* theta;     // [E, m] or null for no threshold
+  void* dense;           // [E, B, m]; may be `first`
+  void* values;          // [E, B, K]
+  int32_t* indices;      // [E, B, K]
+  int8_t* support;       // [E, B, m] or null
+};
+
+STRATCORE_API Status select_cpu(const Sizes& sizes, const Selection& selection, const Executor& executor);
+STRATCORE_API Status select_cuda(const Sizes& sizes, const Selection& selection, const Executor& executor);
+
+}  // namespace stratcore::topk_lista

@@ -1,0 +1,294 @@
+#include <cub/block/block_scan.cuh>
+
+#include "../common/launch.cuh"
+#include "topk_lista.h"
+#include "topk_lista_math.h"
+#include "topk_lista_unroll.h"
+
+namespace stratcore::topk_lista {
+namespace {
+
+constexpr int kDigitBits = 8;
+constexpr int kDigits = 1 << kDigitBits;
+static_assert(kDigits == kThreads, "one thread owns one histogram bin");
+constexpr int kExpertsPerLaunch = 256;  // their k travel as kernel arguments: no copy to the device
+
+struct ExpertWidths {
+  int32_t k[kExpertsPerLaunch];
+};
+
+template <class T>
+struct SelectArguments {
+  const T* first;    // [E, B, m]
+  const T* second;   // [E, B, m] or null
+  const T* theta;    // [E, m] or null
+  T* dense;          // [E, B, m]
+  T* values;         // [E, B, K]
+  int32_t* indices;  // [E, B, K]
+  int8_t* support;   // [E, B, m] or null
+  int64_t rows, atoms, width;
+};
+
+using Scan = cub::BlockScan<int32_t, kThreads>;
+
+// Radix search for the k-th largest key of the row: 8 bits a round, from the top. Returns the key and, in
+// `equal_needed`, how many of the keys equal to it belong to the k largest.
+template <class T>
+__device__ typename RankKey<T>::type kth_key(const T* row, int64_t atoms, int32_t k, int32_t* histogram,
+                                             typename Scan::TempStorage& scan, int32_t* chosen,
+                                             int32_t* equal_needed) {
+  using Key = typename RankKey<T>::type;
+  Key prefix = 0, mask = 0;
+  int32_t remaining = k;
+  for (int shift = 8 * sizeof(Key) - kDigitBits; shift >= 0; shift -= kDigitBits) {
+    histogram[threadIdx.x] = 0;
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < atoms; i += kThreads) {
+      const Key key = magnitude_key(row[i]);
+      if ((key & mask) == prefix) atomicAdd(&histogram[(key >> shift) & (kDigits - 1)], 1);
+    }
+    __syncthreads();
+    // Thread t looks at digit 255 - t, so that the running count starts at the largest digit.
+    const int32_t own = histogram[kDigits - 1 - threadIdx.x];
+    int32_t above;
+    Scan(scan).ExclusiveSum(own, above);
+    if (above < remaining && above + own >= remaining) {
+      chosen[0] = kDigits - 1 - threadIdx.x;
+      chosen[1] = remaining - above;
+    }
+    __syncthreads();
+    prefix |= Key(chosen[0]) << shift;
+    mask |= Key(kDigits - 1) << shift;
+    remaining = chosen[1];
+    __syncthreads();
+  }
+  *equal_needed = remaining;
+  return prefix;
+}
+
+// One block a row: threshold, exact selection by (magnitude, lower index), zeroing, compact output.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    select_kernel(SelectArguments<T> args, ExpertWidths widths, int64_t expert_begin, int64_t flat_end) {
+  using Key = typename RankKey<T>::type;
+  __shared__ int32_t histogram[kDigits];
+  __shared__ typename Scan::TempStorage scan;
+  __shared__ int32_t chosen[2];
+  for (int64_t flat = expert_begin * args.rows + blockIdx.x; flat < flat_end; flat += gridDim.x) {
+    const int64_t expert = flat / args.rows, offset = flat * args.atoms;
+    const int32_t k = widths.k[expert - expert_begin];
+    T* row = args.dense + offset;
+    for (int64_t i = threadIdx.x; i < args.atoms; i += kThreads) {
+      const T u = args.second ? args.first[offset + i] + args.second[offset + i] : args.first[offset + i];
+      const T theta = args.theta ? args.theta[expert * args.atoms + i] : T(0);
+      if (args.support) args.support[offset + i] = threshold_sign(u, theta);
+      row[i] = args.theta ? soft_threshold(u, theta) : u;
+    }
+    int32_t equal_needed;
+    const Key kth = kth_key(row, args.atoms, k, histogram, scan, chosen, &equal_needed);
+    int32_t equal_before = 0, kept_before = 0;
+    for (int64_t start = 0; start < args.atoms; start += kThreads) {
+      const int64_t i = start + threadIdx.x;
+      const bool inside = i < args.atoms;
+      const T value = inside ? row[i] : T(0);
+      const Key key = magnitude_key(value);
+      int32_t equal_rank, equal_count, kept_rank, kept_count;
+      Scan(scan).ExclusiveSum(inside && key == kth ? 1 : 0, equal_rank, equal_count);
+      __syncthreads();
+      const bool kept =
+          inside && (key > kth || (key == kth && equal_before + equal_rank < equal_needed));
+      Scan(scan).ExclusiveSum(kept ? 1 : 0, kept_rank, kept_count);
+      __syncthreads();
+      kept_rank += kept_before;
+      if (inside && !kept) row[i] = T(0);
+      if (inside) {
+        const int64_t slot = kept ? kept_rank : k + (i - kept_rank);
+        if (slot < args.width) {
+          args.values[flat * args.width + slot] = kept ? value : T(0);
+          args.indices[flat * args.width + slot] = static_cast<int32_t>(i);
+        }
+      }
+      equal_before += equal_count;
+      kept_before += kept_count;
+    }
+    __syncthreads();
+  }
+}
+
+template <class T>
+Status select_on_device(const Sizes& sizes, const Selection& selection, const Executor& executor) {
+  if (sizes.rows == 0) return kOk;
+  const SelectArguments<T> args{static_cast<const T*>(selection.first),
+                                static_cast<const T*>(selection.second),
+                                static_cast<const T*>(selection.theta),
+                                static_cast<T*>(selection.dense),
+                                static_cast<T*>(selection.values),
+                                selection.indices,
+                                selection.support,
+                                sizes.rows,
+                                sizes.atoms,
+                                sizes.width};
+  for (int64_t begin = 0; begin < sizes.experts; begin += kExpertsPerLaunch) {
+    const int64_t end = std::min<int64_t>(begin + kExpertsPerLaunch, sizes.experts);
+    ExpertWidths widths{};
+    for (int64_t expert = begin; expert < end; ++expert) {
+      widths.k[expert - begin] = static_cast<int32_t>(sizes.k[expert]);
+    }
+    const int64_t rows = (end - begin) * sizes.rows;
+    select_kernel<T><<<grid_for(rows, 1), kThreads, 0, stream_of(executor)>>>(args, widths, begin,
+                                                                            end * sizes.rows);
+    const Status status = launch_status();
+    if (status != kOk) return status;
+  }
+  return kOk;
+}
+
+constexpr int64_t kRowsPerPartial = 256;
+
+// theta gradient, fixed order: each thread sums one column over a strip of rows, then over the strips.
+template <class T>
+__global__ void threshold_strip_kernel(const T* grad_u, const int8_t* support, T* target, int64_t rows,
+                                       int64_t atoms) {
+  const int64_t atom = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, expert = blockIdx.y;
+  if (atom >= atoms) return;
+  T sum = 0;
+  for (int64_t start = 0; start < rows; start += kRowsPerPartial) {
+    T strip = 0;
+    const int64_t stop = start + kRowsPerPartial < rows ? start + kRowsPerPartial : rows;
+    for (int64_t row = start; row < stop; ++row) {
+      const int64_t i = (expert * rows + row) * atoms + atom;
+      strip += T(support[i]) * grad_u[i];
+    }
+    sum += strip;
+  }
+  target[expert * atoms + atom] -= sum;
+}
+
+// Element-wise passes on the GPU; see UnrolledBackward for what each is for.
+class CudaKernels {
+ public:
+  explicit CudaKernels(const Executor& executor) : executor_(executor) {}
+
+  Status select(const Sizes& sizes, const Selection& selection) const {
+    return select_cuda(sizes, selection, executor_);
+  }
+
+  template <class T>
+  Status subtract_from_input(const Sizes& sizes, const void* x, T* residual) const {
+    const int64_t count = sizes.rows * sizes.dim;
+    const bool shared = sizes.shared_input;
+    const auto* input = static_cast<const T*>(x);
+    return launch_each(executor_, sizes.experts * count, [=] __device__(int64_t i) {
+      residual[i] = input[shared ? i % count : i] - residual[i];
+    });
+  }
+
+  template <class T>
+  Status copy_or_zero(int64_t count, const void* source, void* target) const {
+    auto* out = static_cast<T*>(target);
+    const auto* in = static_cast<const T*>(source);
+    return launch_each(executor_, count, [=] __device__(int64_t i) { out[i] = in ? in[i] : T(0); });
+  }
+
+  template <class T>
+  Status add(int64_t count, const T* source, T* target) const {
+    return launch_each(executor_, count, [=] __device__(int64_t i) { target[i] += source[i]; });
+  }
+
+  template <class T>
+  Status negate(int64_t count, T* data) const {
+    return launch_each(executor_, count, [=] __device__(int64_t i) { data[i] = -data[i]; });
+  }
+
+  template <class T>
+  Status pass(int64_t count, const T* grad, const int8_t* support, T* out) const {
+    return launch_each(executor_, count,
+                       [=] __device__(int64_t i) { out[i] = support[i] ? grad[i] : T(0); });
+  }
+
+  // The indices of one row are distinct, so no two threads write one element.
+  template <class T>
+  Status add_at(const Sizes& sizes, const void* values, const int32_t* indices, T* dense) const {
+    const auto* v = static_cast<const T*>(values);
+    const int64_t atoms = sizes.atoms, width = sizes.width;
+    return launch_each(executor_, sizes.experts * sizes.rows * width, [=] __device__(int64_t slot) {
+      dense[slot / width * atoms + indices[slot]] += v[slot];
+    });
+  }
+
+  template <class T>
+  Status expand(const Sizes& sizes, const void* values, const int32_t* indices, T* dense) const {
+    const Status status = copy_or_zero<T>(sizes.experts * sizes.rows * sizes.atoms, nullptr, dense);
+    return status == kOk ? add_at<T>(sizes, values, indices, dense) : status;
+  }
+
+  template <class T>
+  Status expand_signs(const Sizes& sizes, const void* values, const int32_t* indices, int8_t* signs) const {
+    const Status status = launch_each(executor_, sizes.experts * sizes.rows * sizes.atoms,
+                                      [=] __device__(int64_t i) { signs[i] = 0; });
+    if (status != kOk) return status;
+    const auto* v = static_cast<const T*>(values);
+    const int64_t atoms = sizes.atoms, width = sizes.width;
+    return launch_each(executor_, sizes.experts * sizes.rows * width, [=] __device__(int64_t slot) {
+      signs[slot / width * atoms + indices[slot]] = threshold_sign(v[slot], T(0));
+    });
+  }
+
+  template <class T>
+  Status reduce_threshold(const Sizes& sizes, const T* grad_u, const int8_t* support, T* target) const {
+    for (int64_t begin = 0; begin < sizes.experts; begin += kMaxGridY) {
+      const int64_t count = std::min<int64_t>(kMaxGridY, sizes.experts - begin);
+      const dim3 grid(static_cast<unsigned>((sizes.atoms + kThreads - 1) / kThreads),
+                      static_cast<unsigned>(count));
+      const int64_t offset = begin * sizes.rows * sizes.atoms;
+      threshold_strip_kernel<T><<<grid, kThreads, 0, stream_of(executor_)>>>(
+          grad_u + offset, support + offset, target + begin * sizes.atoms, sizes.rows, sizes.atoms);
+      const Status status = launch_status();
+      if (status != kOk) return status;
+    }
+    return kOk;
+  }
+
+  template <class T>
+  Status fold_experts(const Sizes& sizes, const T* grad_input, void* target) const {
+    const int64_t count = sizes.rows * sizes.dim, experts = sizes.experts;
+    auto* out = static_cast<T*>(target);
+    if (!sizes.shared_input) return copy_or_zero<T>(experts * count, grad_input, target);
+    return launch_each(executor_, count, [=] __device__(int64_t i) {
+      T sum = 0;
+      for (int64_t expert = 0; expert < experts; ++expert) sum += grad_input[expert * count + i];
+      out[i] = sum;
+    });
+  }
+
+ private:
+  static constexpr int64_t kMaxGridY = 65535;
+  const Executor& executor_;
+};
+
+}  // namespace
+
+Status select_cuda(const Sizes& sizes, const Selection& selection, const Executor& executor) {
+  return sizes.dtype == DType::kFloat32 ? select_on_device<float>(sizes, selection, executor)
+                                        : select_on_device<double>(sizes, selection, executor);
+}
+
+Status forward_cuda(const Sizes& sizes, const Parameters& in, const Codes& out, void* scratch,
+                    const Executor& executor) {
+  const CudaKernels kernels(executor);
+  return sizes.dtype == DType::kFloat32 ? unroll_forward<float>(sizes, in, out, scratch, executor, kernels)
+                                        : unroll_forward<double>(sizes, in, out, scratch, executor, kernels);
+}
+
+Status backward_cuda(const Sizes& sizes, const Parameters& in, const Codes& codes, const Gradients& gradients,
+                     void* scratch, int8_t* signs, const Executor& executor) {
+  const CudaKernels kernels(executor);
+  if (sizes.dtype == DType::kFloat32) {
+    return UnrolledBackward<float, CudaKernels>(sizes, in, codes, gradients, scratch, signs, executor, kernels)
+        .run();
+  }
+  return UnrolledBackward<double, CudaKernels>(sizes, in, codes, gradients, scratch, signs, executor, kernels)
+      .run();
+}
+
+}  // namespace stratcore::topk_lista

@@ -1,0 +1,230 @@
+#include <algorithm>
+#include <tuple>
+
+#include "../common/torch_op.h"
+#include "topk_lista.h"
+
+// The torch side of the slice: schemas, checks, allocation. Legend as in topk_lista.h.
+namespace stratcore::topk_lista {
+namespace {
+
+constexpr const char* kOp = "topk_lista";
+
+Form parse_form(const std::string& form) {
+  STD_TORCH_CHECK(form == "classic" || form == "coupled", kOp, ": expected form 'classic' or 'coupled', got '",
+                  form, "'");
+  return form == "classic" ? Form::kClassic : Form::kCoupled;
+}
+
+bool check_steps(const char* name, const Tensor& tensor, int64_t steps) {
+  STD_TORCH_CHECK(tensor.size(0) == 1 || tensor.size(0) == steps, kOp, ": expected ", name,
+                  " with 1 (tied) or ", steps, " (per step) leading entries, got ", tensor.size(0));
+  return tensor.size(0) != 1;
+}
+
+Sizes check(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
+            const std::vector<int64_t>& k, const std::string& form, int64_t num_steps) {
+  check_floating(kOp, "x", x);
+  check_dim(kOp, "x", x, 3);
+  check_dim(kOp, "encoder", encoder, 4);
+  check_dim(kOp, "recurrent", recurrent, 4);
+  check_dim(kOp, "theta", theta, 3);
+  check_like(kOp, "encoder", encoder, x);
+  check_like(kOp, "recurrent", recurrent, x);
+  check_like(kOp, "theta", theta, x);
+  STD_TORCH_CHECK(num_steps >= 0, kOp, ": expected num_steps >= 0, got ", num_steps);
+  Sizes sizes{};
+  sizes.form = parse_form(form);
+  sizes.num_steps = num_steps;
+  sizes.encoder_per_step = check_steps("encoder", encoder, num_steps + 1);
+  sizes.recurrent_per_step = check_steps("recurrent", recurrent, num_steps);
+  sizes.threshold_per_step = check_steps("theta", theta, num_steps + 1);
+  sizes.experts = encoder.size(1);
+  sizes.atoms = encoder.size(2);
+  sizes.dim = encoder.size(3);
+  sizes.rows = x.size(1);
+  sizes.shared_input = x.size(0) == 1;
+  sizes.dtype = compute_dtype(x);
+  STD_TORCH_CHECK(sizes.experts > 0 && sizes.atoms > 0 && sizes.dim > 0, kOp,
+                  ": expected at least one expert, atom and input dimension, got encoder ",
+                  to_string(shape_of(encoder)));
+  STD_TORCH_CHECK(sizes.shared_input || x.size(0) == sizes.experts, kOp, ": expected x with 1 or ",
+                  sizes.experts, " leading entries, got ", x.size(0));
+  check_shape(kOp, "x", x, {x.size(0), sizes.rows, sizes.dim});
+  check_shape(kOp, "recurrent", recurrent,
+              {recurrent.size(0), sizes.experts, sizes.form == Form::kClassic ? sizes.atoms : sizes.dim,
+               sizes.atoms});
+  check_shape(kOp, "theta", theta, {theta.size(0), sizes.experts, sizes.atoms});
+  STD_TORCH_CHECK(static_cast<int64_t>(k.size()) == sizes.experts, kOp, ": expected k with ", sizes.experts,
+                  " entries, got ", k.size());
+  for (const int64_t width : k) {
+    STD_TORCH_CHECK(width >= 1 && width <= sizes.atoms, kOp, ": expected every k in [1, ", sizes.atoms,
+                    "], got ", width);
+  }
+  sizes.width = *std::max_element(k.begin(), k.end());
+  sizes.k = k.data();
+  return sizes;
+}
+
+// Contiguous, in the compute dtype; must outlive the pointers.
+struct Inputs {
+  Tensor x, encoder, recurrent, theta;
+
+  Inputs(const Tensor& x_, const Tensor& encoder_, const Tensor& recurrent_, const Tensor& theta_)
+      : x(contiguous_as(x_, compute_type(x_))), encoder(contiguous_as(encoder_, compute_type(x_))),
+        recurrent(contiguous_as(recurrent_, compute_type(x_))), theta(contiguous_as(theta_, compute_type(x_))) {}
+
+  Parameters pointers() const {
+    return {x.const_data_ptr(), encoder.const_data_ptr(), recurrent.const_data_ptr(), theta.const_data_ptr()};
+  }
+};
+
+using Forward = Status (*)(const Sizes&, const Parameters&, const Codes&, void*, const Executor&);
+
+template <Forward kForward>
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& encoder,
+                                                   const Tensor& recurrent, const Tensor& theta,
+                                                   std::vector<int64_t> k, std::string form, int64_t num_steps,
+                                                   bool dense, bool save_support) {
+  const Sizes sizes = check(x, encoder, recurrent, theta, k, form, num_steps);
+  const ScalarType type = compute_type(x);
+  const Shape code{sizes.experts, sizes.rows, sizes.atoms};
+  const Shape slots{num_steps + 1, sizes.experts, sizes.rows, sizes.width};
+  Tensor codes = empty(x, code, type), values = empty(x, slots, type);
+  Tensor indices = empty(x, slots, ScalarType::Int);
+  Tensor support = empty(x, save_support ? Shape{num_steps + 1, code[0], code[1], code[2]} : Shape{0},
+                         ScalarType::Char);
+  if (sizes.rows > 0) {
+    const Inputs inputs(x, encoder, recurrent, theta);
+    Tensor scratch = empty(x, {forward_scratch(sizes)}, type);
+    const Codes out{codes.mutable_data_ptr(), values.mutable_data_ptr(), indices.mutable_data_ptr<int32_t>(),
+                    save_support ? support.mutable_data_ptr<int8_t>() : nullptr};
+    const TorchExecutor executor(x);
+    executor.check(kOp, kForward(sizes, inputs.pointers(), out, scratch.mutable_data_ptr(), executor.get()));
+  }
+  return {dense ? cast(codes, x.scalar_type()) : empty(x, {0}, x.scalar_type()),
+          cast(values, x.scalar_type()), indices, support};
+}
+
+void check_codes(const Sizes& sizes, const Tensor& values, const Tensor& indices, const Tensor& support,
+                 const std::optional<Tensor>& grad_codes, const std::optional<Tensor>& grad_values) {
+  const Shape code{sizes.experts, sizes.rows, sizes.atoms};
+  const Shape slots{sizes.num_steps + 1, sizes.experts, sizes.rows, sizes.width};
+  check_shape(kOp, "values", values, slots);
+  check_shape(kOp, "indices", indices, slots);
+  STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Int, kOp, ": expected indices of dtype int32");
+  STD_TORCH_CHECK(support.scalar_type() == ScalarType::Char, kOp, ": expected support of dtype int8");
+  if (support.dim() != 1) check_shape(kOp, "support", support, {slots[0], code[0], code[1], code[2]});
+  if (grad_codes) check_shape(kOp, "grad_codes", *grad_codes, code);
+  if (grad_values) check_shape(kOp, "grad_values", *grad_values, slots);
+}
+
+using Backward = Status (*)(const Sizes&, const Parameters&, const Codes&, const Gradients&, void*, int8_t*,
+                            const Executor&);
+
+template <Backward kBackward>
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
+    std::optional<Tensor> grad_codes, std::optional<Tensor> grad_values, const Tensor& x, const Tensor& encoder,
+    const Tensor& recurrent, const Tensor& theta, const Tensor& values, const Tensor& indices,
+    const Tensor& support, std::vector<int64_t> k, std::string form, bool need_x, bool need_encoder,
+    bool need_recurrent, bool need_theta) {
+  const int64_t num_steps = values.size(0) - 1;
+  const Sizes sizes = check(x, encoder, recurrent, theta, k, form, num_steps);
+  check_codes(sizes, values, indices, support, grad_codes, grad_values);
+  const ScalarType type = compute_type(x);
+  const bool straight_through = support.dim() == 4;
+  const auto output = [&](bool wanted, const Tensor& like) {
+    return zeros(x, wanted ? shape_of(like) : Shape{0}, type);
+  };
+  Tensor grad_x = output(need_x, x), grad_encoder = output(need_encoder, encoder);
+  Tensor grad_recurrent = output(need_recurrent, recurrent), grad_theta = output(need_theta, theta);
+  if (sizes.rows > 0) {
+    const Inputs inputs(x, encoder, recurrent, theta);
+    const auto prepared = [&](const std::optional<Tensor>& grad) -> std::optional<Tensor> {
+      return grad ? std::optional<Tensor>(contiguous_as(*grad, type)) : std::nullopt;
+    };
+    const std::optional<Tensor> from_codes = prepared(grad_codes), from_values = prepared(grad_values);
+    const Tensor saved_values = contiguous_as(values, type), saved_indices = torch::stable::contiguous(indices);
+    const Tensor saved_support = torch::stable::contiguous(support);
+    const auto pointer = [](bool wanted, Tensor& tensor) {
+      return wanted ? tensor.mutable_data_ptr() : nullptr;
+    };
+    const Codes codes{nullptr, const_cast<void*>(saved_values.const_data_ptr()),
+                      const_cast<int32_t*>(saved_indices.const_data_ptr<int32_t>()),
+                      straight_through ? const_cast<int8_t*>(saved_support.const_data_ptr<int8_t>()) : nullptr};
+    const Gradients gradients{from_codes ? from_codes->const_data_ptr() : nullptr,
+                              from_values ? from_values->const_data_ptr() : nullptr,
+                              pointer(need_x, grad_x),
+                              pointer(need_encoder, grad_encoder),
+                              pointer(need_recurrent, grad_recurrent),
+                              pointer(need_theta, grad_theta)};
+    Tensor scratch = empty(x, {backward_scratch(sizes)}, type);
+    Tensor signs = empty(x, {straight_through ? 0 : sizes.experts * sizes.rows * sizes.atoms}, ScalarType::Char);
+    const TorchExecutor executor(x);
+    executor.check(kOp, kBackward(sizes, inputs.pointers(), codes, gradients, scratch.mutable_data_ptr(),
+                                  straight_through ? nullptr : signs.mutable_data_ptr<int8_t>(),
+                                  executor.get()));
+  }
+  const ScalarType out = x.scalar_type();
+  return {cast(grad_x, out), cast(grad_encoder, out), cast(grad_recurrent, out), cast(grad_theta, out)};
+}
+
+using Select = Status (*)(const Sizes&, const Selection&, const Executor&);
+
+template <Select kSelect>
+std::tuple<Tensor, Tensor, Tensor> topk_ste(const Tensor& x, int64_t k, bool /* masked: for the gradient */) {
+  constexpr const char* kName = "topk_ste";
+  check_floating(kName, "x", x);
+  check_dim(kName, "x", x, 2);
+  STD_TORCH_CHECK(k >= 1 && k <= x.size(1), kName, ": expected k in [1, ", x.size(1), "], got ", k);
+  const ScalarType type = compute_type(x);
+  Sizes sizes{};
+  sizes.experts = 1;
+  sizes.rows = x.size(0);
+  sizes.atoms = x.size(1);
+  sizes.width = k;
+  sizes.k = &k;
+  sizes.dtype = compute_dtype(x);
+  const Tensor input = contiguous_as(x, type);
+  Tensor dense = empty(x, {sizes.rows, sizes.atoms}, type), values = empty(x, {sizes.rows, k}, type);
+  Tensor indices = empty(x, {sizes.rows, k}, ScalarType::Int);
+  if (sizes.rows > 0) {
+    const TorchExecutor executor(x);
+    const Selection selection{input.const_data_ptr(),    nullptr,
+                              nullptr,                   dense.mutable_data_ptr(),
+                              values.mutable_data_ptr(), indices.mutable_data_ptr<int32_t>(),
+                              nullptr};
+    executor.check(kName, kSelect(sizes, selection, executor.get()));
+  }
+  return {cast(dense, x.scalar_type()), cast(values, x.scalar_type()), indices};
+}
+
+}  // namespace
+}  // namespace stratcore::topk_lista
+
+STABLE_TORCH_LIBRARY_FRAGMENT(stratcore, m) {
+  m.def(
+      "topk_lista(Tensor x, Tensor encoder, Tensor recurrent, Tensor theta, int[] k, str form, int num_steps, "
+      "bool dense, bool save_support) -> (Tensor codes, Tensor values, Tensor indices, Tensor support)");
+  m.def(
+      "topk_lista_backward(Tensor? grad_codes, Tensor? grad_values, Tensor x, Tensor encoder, Tensor recurrent, "
+      "Tensor theta, Tensor values, Tensor indices, Tensor support, int[] k, str form, bool need_x, "
+      "bool need_encoder, bool need_recurrent, bool need_theta) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("topk_ste(Tensor x, int k, bool masked) -> (Tensor dense, Tensor values, Tensor indices)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(stratcore, CPU, m) {
+  using namespace stratcore::topk_lista;
+  m.impl("topk_lista", TORCH_BOX(&forward<forward_cpu>));
+  m.impl("topk_lista_backward", TORCH_BOX(&backward<backward_cpu>));
+  m.impl("topk_ste", TORCH_BOX(&topk_ste<select_cpu>));
+}
+
+#ifdef STRATCORE_CUDA
+STABLE_TORCH_LIBRARY_IMPL(stratcore, CUDA, m) {
+  using namespace stratcore::topk_lista;
+  m.impl("topk_lista", TORCH_BOX(&forward<forward_cuda>));
+  m.impl("topk_lista_backward", TORCH_BOX(&backward<backward_cuda>));
+  m.impl("topk_ste", TORCH_BOX(&topk_ste<select_cuda>));
+}
+#endif
