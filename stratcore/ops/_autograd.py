@@ -43,18 +43,16 @@ def differentiable(
         setup_context(ctx, args, output)
         return output
 
-    eager = type(
-        "Eager", (Function,), {"forward": staticmethod(forward_and_save), "backward": staticmethod(backward)}
-    )
-    members: dict[str, Any] = {
+    shared: dict[str, Any] = {"backward": staticmethod(backward)}
+    if jvp is not None:
+        shared["jvp"] = staticmethod(jvp)
+    eager = type("Eager", (Function,), {"forward": staticmethod(forward_and_save), **shared})
+    transform_only = {
         "forward": staticmethod(lambda *args: op(*args)),
         "setup_context": staticmethod(setup_context),
-        "backward": staticmethod(backward),
         "generate_vmap_rule": True,
     }
-    if jvp is not None:
-        members["jvp"] = staticmethod(jvp)
-    transform = type("Transform", (Function,), members)
+    transform = type("Transform", (Function,), transform_only | shared)
 
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 import stratcore.ops._library  # noqa: F401
 from stratcore.ops._autograd import differentiable, transforms_active
@@ -55,7 +56,7 @@ def topk_lista(
 
     Args:
         x: [..., D]; with `input_per_expert` [E, ..., D]. float64, float32, bfloat16 or float16; any strides.
-        encoder: W [M, D] for one expert, [E, M, D] for several, [T + 1, E, M, D] for own weights of every step.
+        encoder: W [M, D] for one expert, [E, M, D] for several, [T + 1, E, M, D] for own weights a step.
         recurrent: classic S [M, M], coupled D [D, M]; [E, ...]; or [T, E, ...].
         theta: threshold >= 0, [M]; [E, M]; or [T + 1, E, M].
         k: entries kept, one number or one an expert, in [1, M].
@@ -72,9 +73,9 @@ def topk_lista(
         TypeError: not floating point, or differing dtypes.
 
     Gradient: true derivative of the soft threshold (1 where |u| > theta). Through the selection T_k:
-    'straight_through' passes the identity, so that atoms that were not selected learn too; 'masked' passes the
-    selected entries only and is the exact gradient wherever the selection does not change. Differentiable twice.
-    No forward mode.
+    'straight_through' passes the identity, so that atoms that were not selected learn too; 'masked' passes
+    the selected entries only, the exact gradient wherever the selection does not change. Differentiable twice; no
+    forward mode.
     Numerics: computed in float32 (float64 for float64 input), whatever the input; products follow torch's
     matmul precision settings. NaN stays in its row. Under autocast: float32.
     Determinism: the same bits on every run, on both devices. Empty batches give empty codes.
@@ -243,7 +244,7 @@ _backward_op = torch.ops.stratcore.topk_lista_backward.default
 
 
 @torch.library.register_fake("stratcore::topk_lista")
-def _fake(x, encoder, recurrent, theta, k, form, num_steps, dense, save_support):  # noqa: ANN001, ANN202
+def _fake(x, encoder, recurrent, theta, k, form, num_steps, dense, save_support):
     check_choice("topk_lista", "form", form, FORMS)
     check_floating("topk_lista", "x", x)
     _check_shapes(x, encoder, recurrent, theta, k, form, num_steps, RuntimeError)
@@ -258,7 +259,7 @@ def _fake(x, encoder, recurrent, theta, k, form, num_steps, dense, save_support)
 
 
 @torch.library.register_fake("stratcore::topk_lista_backward")
-def _fake_backward(  # noqa: ANN202
+def _fake_backward(
     grad_codes,
     grad_values,
     x,
@@ -270,7 +271,7 @@ def _fake_backward(  # noqa: ANN202
     support,
     k,
     form,
-    *needs,  # noqa: ANN001
+    *needs,
 ):
     return tuple(
         x.new_empty(t.shape if need else (0,))
@@ -288,12 +289,12 @@ def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _gradient(ctx: Any, grad_codes: Tensor | None, grad_values: Tensor | None, *_: Any) -> tuple:
-    """First order by the kernel; where a second order may follow, by the same formulas in torch operations."""
+    """First order by the kernel; where a second may follow, by the same formulas in torch operations."""
     x, encoder, recurrent, theta, values, indices, support = ctx.saved_tensors
     if grad_codes is None and grad_values is None:
         return (None,) * 9
     needs = ctx.needs_input_grad[:4]
-    if grad_codes is not None and grad_codes.numel() == 0 and values.numel() > 0:
+    if grad_codes is not None and grad_codes.ndim == 1:  # the dense code was not asked for
         grad_codes = None
     if torch.is_grad_enabled():
         grads = Replay(x, encoder, recurrent, theta, indices, support, ctx.k, ctx.form).gradients(
@@ -321,7 +322,7 @@ _call = differentiable(_op, setup_context=_save, backward=_gradient)
 
 
 @torch.library.register_vmap("stratcore::topk_lista")
-def _vmap(info, in_dims, x, encoder, recurrent, theta, k, form, num_steps, dense, save_support):  # noqa: ANN001, ANN202
+def _vmap(info, in_dims, x, encoder, recurrent, theta, k, form, num_steps, dense, save_support):
     """Batched inputs become rows; batched parameters become experts."""
     size, options = info.batch_size, (form, num_steps, dense, save_support)
     if all(dim is None for dim in in_dims[1:4]):
@@ -354,3 +355,47 @@ def _split(outputs: tuple, axis: int, shape: Sequence[int], batch_dim: int) -> t
     """Undoes the folding; outputs that were not asked for (one axis of size 0) have no batch."""
     split = tuple(t.unflatten(axis, shape) if t.ndim > 1 else t for t in outputs)
     return split, tuple(t.ndim + batch_dim if t.ndim > 1 else None for t in split)
+
+
+torch.library.register_autocast("stratcore::topk_lista", "cpu", torch.float32)
+torch.library.register_autocast("stratcore::topk_lista", "cuda", torch.float32)
+
+
+def _product_flops(
+    x: Sequence[int], encoder: Sequence[int], recurrent: Sequence[int], form: str, steps: int
+) -> int:
+    """FLOPs of all matrix products of the forward; shapes in the op's layout."""
+    _, experts, atoms, dim = encoder
+    encode, rows = 2 * experts * x[1] * atoms * dim, x[1]
+    if form == "coupled":
+        return encode * (1 + 2 * steps)
+    encodes = steps + 1 if encoder[0] > 1 else 1
+    return encode * encodes + 2 * experts * rows * atoms * atoms * steps
+
+
+@register_flop_formula(torch.ops.stratcore.topk_lista)
+def _flops(x, encoder, recurrent, theta, k, form, num_steps, *args, **kwargs) -> int:
+    return _product_flops(x, encoder, recurrent, form, num_steps)
+
+
+@register_flop_formula(torch.ops.stratcore.topk_lista_backward)
+def _backward_flops(
+    grad_codes,
+    grad_values,
+    x,
+    encoder,
+    recurrent,
+    theta,
+    values,
+    indices,
+    support,
+    k,
+    form,
+    need_x,
+    need_encoder,
+    need_recurrent,
+    *args,
+    **kwargs,
+) -> int:
+    forward = _product_flops(x, encoder, recurrent, form, values[0] - 1)
+    return forward * (1 + int(need_encoder or need_recurrent))

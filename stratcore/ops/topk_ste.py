@@ -19,8 +19,8 @@ def topk_ste(x: Tensor, k: int, *, backward: str = "straight_through") -> Tensor
     Args:
         x: [..., M], float64, float32, bfloat16 or float16; any strides.
         k: entries kept, in [1, M]; equal magnitudes in the order of their index.
-        backward: 'straight_through' (the gradient passes unchanged) or 'masked' (at the kept entries only, the
-            exact gradient wherever the selection does not change).
+        backward: 'straight_through' (the gradient passes unchanged) or 'masked' (at the kept entries only,
+            the exact gradient wherever the selection does not change).
 
     Returns:
         [..., M], dtype and device of `x`.
@@ -45,7 +45,7 @@ _op = torch.ops.stratcore.topk_ste.default
 
 
 @torch.library.register_fake("stratcore::topk_ste")
-def _fake(x, k, masked):  # noqa: ANN001, ANN202
+def _fake(x, k, masked):
     check_floating("topk_ste", "x", x)
     if x.ndim != 2:
         raise RuntimeError(f"topk_ste: expected x with 2 dimensions, got {list(x.shape)}")
@@ -90,7 +90,7 @@ _call = differentiable(_op, setup_context=_save, backward=_gradient, jvp=_tangen
 
 
 @torch.library.register_vmap("stratcore::topk_ste")
-def _vmap(info, in_dims, x, k, masked):  # noqa: ANN001, ANN202
+def _vmap(info, in_dims, x, k, masked):
     rows = x.movedim(in_dims[0], 0)
     outputs = _op(rows.flatten(0, 1), k, masked)
     return tuple(t.unflatten(0, rows.shape[:2]) for t in outputs), (0, 0, 0)
