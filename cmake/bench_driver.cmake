@@ -8,3 +8,7 @@ endif()
 find_package(pybind11 CONFIG REQUIRED)
 pybind11_add_module(_native bench/native/driver.cpp)
 target_link_libraries(_native PRIVATE stratcore_core)
+# Beside its source, where bench imports it; the library stays wherever this build wrote it.
+set_target_properties(_native PROPERTIES
+  LIBRARY_OUTPUT_DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}/bench/native"
+  INSTALL_RPATH "$<TARGET_FILE_DIR:stratcore_core>")

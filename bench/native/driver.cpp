@@ -20,9 +20,10 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// One threshold-and-select pass over [experts, rows, atoms] float32.
-void select(uintptr_t first, uintptr_t theta, uintptr_t dense, uintptr_t values, uintptr_t indices, int64_t rows,
-            int64_t atoms, const std::vector<int64_t>& k, uintptr_t stream, bool cuda, int32_t threads) {
+// One pass over [experts, rows, atoms] float32: threshold (none where theta is 0) and selection.
+void select_rows(uintptr_t first, uintptr_t theta, uintptr_t dense, uintptr_t values, uintptr_t indices,
+                 int64_t rows, int64_t atoms, const std::vector<int64_t>& k, uintptr_t stream, bool cuda,
+                 int32_t threads) {
   topk_lista::Sizes sizes{};
   sizes.experts = static_cast<int64_t>(k.size());
   sizes.rows = rows;
@@ -52,7 +53,7 @@ void select(uintptr_t first, uintptr_t theta, uintptr_t dense, uintptr_t values,
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-  module.def("topk_lista_select", &select, py::arg("first"), py::arg("theta"), py::arg("dense"),
+  module.def("topk_lista_select", &select_rows, py::arg("first"), py::arg("theta"), py::arg("dense"),
              py::arg("values"), py::arg("indices"), py::arg("rows"), py::arg("atoms"), py::arg("k"),
              py::arg("stream") = 0, py::arg("cuda") = false, py::arg("threads") = 1,
              py::call_guard<py::gil_scoped_release>());

@@ -21,6 +21,9 @@ template <class T>
 using Input = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
 
 template <class T>
+using Written = nb::ndarray<nb::numpy, T>;
+
+template <class T>
 struct Output {
   std::unique_ptr<T[]> data;
   std::vector<size_t> shape;
@@ -28,13 +31,13 @@ struct Output {
   explicit Output(std::initializer_list<size_t> sizes) : shape(sizes) {
     size_t count = 1;
     for (const size_t size : shape) count *= size;
-    data = std::make_unique<T[]>(count);
+    data.reset(new T[count]);  // not make_unique, which would write zeros first
   }
 
-  nb::ndarray<nb::numpy, T> release() {
+  Written<T> release() {
     T* raw = data.release();
     nb::capsule owner(raw, [](void* pointer) noexcept { delete[] static_cast<T*>(pointer); });
-    return nb::ndarray<nb::numpy, T>(raw, shape.size(), shape.data(), owner);
+    return Written<T>(raw, shape.size(), shape.data(), owner);
   }
 };
 

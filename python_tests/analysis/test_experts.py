@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+
+from stratcore.analysis import (
+    atom_matching_distance,
+    chordal_distance,
+    dead_atom_share,
+    expert_basis,
+    expert_distances,
+    geodesic_distance,
+    mutual_coherence,
+    principal_angles,
+    random_chordal_distance,
+)
+
+
+def _rotated_plane(*angles):
+    """Two subspaces of R^2m with the given principal angles."""
+    size = len(angles)
+    a, b = np.zeros((2, 2 * size, size))
+    for i, angle in enumerate(angles):
+        a[2 * i, i] = 1
+        b[2 * i, i], b[2 * i + 1, i] = np.cos(angle), np.sin(angle)
+    return a, b
+
+
+def test_principal_angles_of_known_subspaces():
+    angles = principal_angles(*_rotated_plane(0.1, 0.7, 1.2))
+    np.testing.assert_allclose(angles, [1.2, 0.7, 0.1], atol=1e-12)
+    assert geodesic_distance(angles) == pytest.approx(np.sqrt(0.1**2 + 0.7**2 + 1.2**2))
+    expected = np.sqrt((np.sin([0.1, 0.7, 1.2]) ** 2).mean())
+    assert chordal_distance(angles) == pytest.approx(expected)
+
+
+def test_same_and_orthogonal_subspaces_are_the_ends_of_the_scale():
+    eye = np.eye(6)
+    mixed = eye[:, :3] @ np.random.default_rng(0).standard_normal((3, 3))
+    assert chordal_distance(principal_angles(eye[:, :3], mixed)) == pytest.approx(0, abs=1e-7)
+    assert chordal_distance(principal_angles(eye[:, :3], eye[:, 3:])) == pytest.approx(1)
+    assert chordal_distance(principal_angles(eye[:, :1], eye[:, :3])) == pytest.approx(0, abs=1e-7)
+
+
+def test_random_chordal_distance_is_the_mean_of_random_subspaces():
+    rng = np.random.default_rng(0)
+    squares = []
+    for _ in range(200):
+        a, b = (np.linalg.qr(rng.standard_normal((30, 6)))[0] for _ in range(2))
+        squares.append(chordal_distance(principal_angles(a, b)) ** 2)
+    assert np.sqrt(np.mean(squares)) == pytest.approx(random_chordal_distance(30, 6), abs=0.005)
+
+
+def test_matching_of_a_permuted_sign_flipped_dictionary_is_zero():
+    rng = np.random.default_rng(0)
+    atoms = rng.standard_normal((16, 40))
+    moved = atoms[:, rng.permutation(40)] * rng.choice([-3.0, 0.5], size=40)
+    assert atom_matching_distance(atoms, moved) == pytest.approx(0, abs=1e-12)
+    assert atom_matching_distance(atoms[:, :10], moved) == pytest.approx(0, abs=1e-12)
+    assert atom_matching_distance(np.eye(4)[:, :2], np.eye(4)[:, 2:]) == 1
+
+
+def test_matching_is_optimal_where_greedy_is_not():
+    # Cosines [[.9, .8], [.436, .3]]: greedy takes .9 and .3, the rows' own best are .9 and .436.
+    a = np.eye(3)[:, :2]
+    b = np.array([[0.9, 0.8], [np.sqrt(0.19), 0.3], [0.0, np.sqrt(0.27)]])
+    assert atom_matching_distance(a, b) == pytest.approx(1 - (0.8 + np.sqrt(0.19)) / 2, abs=1e-12)
+
+
+def test_coherence_is_the_largest_cosine():
+    assert mutual_coherence(np.eye(4)) == 0
+    assert mutual_coherence(np.array([[1, -np.cos(0.3)], [0, np.sin(0.3)]])) == pytest.approx(np.cos(0.3))
+    assert mutual_coherence(np.ones((3, 1))) == 0
+
+
+def test_dead_atoms_are_those_never_used():
+    assert dead_atom_share([[0, 1, 5, 0], [1, 1, 1, 1]]).tolist() == [0.5, 0.0]
+
+
+def test_weights_choose_the_subspace_and_leave_out_unused_atoms():
+    eye = np.eye(5)
+    np.testing.assert_allclose(abs(expert_basis(eye, 2, [0, 3, 0, 2, 1])), eye[:, [1, 3]], atol=1e-12)
+    assert expert_basis(eye, 4, [0, 3, 0, 0, 1]).shape == (5, 2)
+    assert expert_basis(eye, 4, np.zeros(5)).shape == (5, 0)
+
+
+def test_expert_distances_are_symmetric_and_name_dead_experts():
+    rng = np.random.default_rng(0)
+    atoms = rng.standard_normal((4, 12, 20))
+    atoms[1] = atoms[0][:, ::-1]
+    weights = np.ones((4, 20))
+    weights[3] = 0
+    found = expert_distances(atoms, rank=4, weights=weights)
+    for matrix in (np.array(found.chordal), np.array(found.geodesic), np.array(found.matching)):
+        np.testing.assert_array_equal(matrix, matrix.T)
+        assert np.isnan(matrix[3, :3]).all()
+        assert matrix[0, 1] == pytest.approx(0, abs=1e-6)
+        assert matrix[0, 2] > 0.1
+    assert found.random_chordal == pytest.approx(np.sqrt(1 - 4 / 12))
+    assert found.random_matching == pytest.approx(found.matching[0][2], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: expert_basis(np.eye(3), 0), "rank: expected at least 1"),
+        (lambda: mutual_coherence(np.zeros((3, 2))), "finite and not zero"),
+    ],
+)
+def test_rejects(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

@@ -1,0 +1,47 @@
+"""The checks every analysis function makes on its input, and the words it says when they fail."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def as_matrix(name: str, value: ArrayLike) -> np.ndarray:
+    """Return `value` as a finite float64 array [N, D] with N, D >= 1.
+
+    Raises:
+        ValueError: not two-dimensional, empty, or a row holds NaN or infinity (the first such row is named).
+    """
+    matrix_ND = np.asarray(value, dtype=np.float64)
+    if matrix_ND.ndim != 2 or matrix_ND.size == 0:
+        raise ValueError(f"{name}: expected a non-empty array [rows, columns], got shape {matrix_ND.shape}")
+    bad_N = ~np.isfinite(matrix_ND).all(axis=1)
+    if bad_N.any():
+        raise ValueError(f"{name}: row {int(bad_N.argmax())} holds NaN or infinity, expected finite numbers")
+    return matrix_ND
+
+
+def as_labels(name: str, value: ArrayLike, num_rows: int) -> np.ndarray:
+    """Return `value` as an array [num_rows] of labels of any sortable dtype.
+
+    Raises:
+        ValueError: not one label a row.
+    """
+    labels_N = np.asarray(value)
+    if labels_N.shape != (num_rows,):
+        raise ValueError(f"{name}: expected a label for each of {num_rows} rows, got shape {labels_N.shape}")
+    return labels_N
+
+
+def as_probabilities(name: str, value: ArrayLike) -> np.ndarray:
+    """Return `value` as rows of probabilities [N, E].
+
+    Raises:
+        ValueError: a row holds a negative number or does not sum to one within 1e-3.
+    """
+    p_NE = as_matrix(name, value)
+    bad_N = (p_NE < 0).any(axis=1) | (np.abs(p_NE.sum(axis=1) - 1) > 1e-3)
+    if bad_N.any():
+        row = int(bad_N.argmax())
+        raise ValueError(f"{name}: row {row} is no distribution, its sum is {p_NE[row].sum():.6g}")
+    return p_NE

@@ -1,0 +1,158 @@
+"""How far apart experts are: angles between their subspaces, matched atoms, coherence, dead atoms.
+
+Legend: E experts, D features, M atoms, R dimensions of a subspace. Atoms are the columns of a dictionary, [D,
+M].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.linalg import subspace_angles
+from scipy.optimize import linear_sum_assignment
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertDistances:
+    """Distances between experts [E][E] and what unrelated experts would show.
+
+    chordal: root mean squared sine of the principal angles, in [0, 1]; 0 the same subspace, 1 orthogonal.
+    geodesic: root of the sum of the squared angles. Unit: radian.
+    matching: 1 - mean |cosine| of optimally matched atoms, in [0, 1]; 0 the same atoms up to order and sign.
+    random_chordal, random_matching: the same for random subspaces and for random unit atoms.
+    """
+
+    subspace_rank: int
+    chordal: list[list[float]]
+    geodesic: list[list[float]]
+    matching: list[list[float]]
+    random_chordal: float
+    random_matching: float
+
+
+def expert_basis(dictionary: ArrayLike, rank: int, weights: ArrayLike | None = None) -> np.ndarray:
+    """Orthonormal basis of the leading subspace of a dictionary: its top left singular vectors.
+
+    Args:
+        dictionary: atoms, [D, M].
+        rank: R. More atoms than features span the whole space, and between whole spaces all angles vanish:
+            choose R well below D, for example the expert's active atoms.
+        weights: non-negative weight of each atom, [M], such as its root mean squared code; an atom of weight
+            zero is not used. Without weights all atoms count alike.
+
+    Returns:
+        [D, min(R, dimensions that the used atoms span)]; no columns where no atom is used.
+    """
+    if rank < 1:
+        raise ValueError(f"rank: expected at least 1, got {rank}")
+    atoms_DM = np.asarray(dictionary, dtype=np.float64)
+    if weights is not None:
+        atoms_DM = atoms_DM * np.asarray(weights, dtype=np.float64)
+    left, singular, _ = np.linalg.svd(atoms_DM, full_matrices=False)
+    spanned = int((singular > singular.max(initial=0) * 1e-10).sum())
+    return left[:, : min(rank, spanned)]
+
+
+def principal_angles(basis_a: ArrayLike, basis_b: ArrayLike) -> np.ndarray:
+    """Principal angles between the column spaces of [D, R_a] and [D, R_b], largest first. Unit: radian.
+
+    Returns:
+        [min(R_a, R_b)]; a subspace inside the other has angles zero.
+    """
+    return subspace_angles(np.asarray(basis_a, dtype=np.float64), np.asarray(basis_b, dtype=np.float64))
+
+
+def chordal_distance(angles: ArrayLike) -> float:
+    """Root mean squared sine of principal angles, in [0, 1]."""
+    return float(np.sqrt(np.mean(np.sin(np.asarray(angles)) ** 2)))
+
+
+def geodesic_distance(angles: ArrayLike) -> float:
+    """Geodesic distance on the Grassmannian, sqrt(sum angles^2). Unit: radian."""
+    return float(np.linalg.norm(np.asarray(angles)))
+
+
+def random_chordal_distance(num_features: int, rank: int) -> float:
+    """Chordal distance of two independent random R-dimensional subspaces of R^D: sqrt(1 - R / D).
+
+    Exact for the mean square, since E sum_i cos^2 theta_i = R^2 / D.
+    """
+    return float(np.sqrt(1 - rank / num_features))
+
+
+def atom_matching_distance(dictionary_a: ArrayLike, dictionary_b: ArrayLike) -> float:
+    """Distance of two dictionaries up to the order and sign of their atoms.
+
+        1 - max over matchings of mean |<a_i, b_j>|,    columns scaled to unit norm
+
+    The matching is optimal (Hungarian method) and covers the smaller of the two dictionaries.
+
+    Returns:
+        In [0, 1]; 0 where every atom of the smaller one is found in the other.
+    """
+    cosine = np.abs(_unit_columns(dictionary_a).T @ _unit_columns(dictionary_b))
+    rows, columns = linear_sum_assignment(cosine, maximize=True)
+    return float(max(1 - cosine[rows, columns].mean(), 0.0))
+
+
+def mutual_coherence(dictionary: ArrayLike) -> float:
+    """Largest |cosine| of two different atoms of a dictionary [D, M]; zero for one atom."""
+    unit_DM = _unit_columns(dictionary)
+    gram_MM = np.abs(unit_DM.T @ unit_DM)
+    np.fill_diagonal(gram_MM, 0)
+    return float(min(gram_MM.max(), 1.0))
+
+
+def dead_atom_share(counts: ArrayLike) -> np.ndarray:
+    """Share of the atoms of each expert that no row used, from usage counts [E, M]; [E]."""
+    return (np.asarray(counts) == 0).mean(axis=1)
+
+
+def expert_distances(
+    dictionaries: ArrayLike, *, rank: int, weights: ArrayLike | None = None, seed: int = 0
+) -> ExpertDistances:
+    """All pairwise distances of experts; NaN for an expert without a used atom.
+
+    Args:
+        dictionaries: [E, D, M].
+        rank: dimensions of the subspace compared, see `expert_basis`.
+        weights: weight of each atom, [E, M], see `expert_basis`; atoms of weight zero are not matched either.
+        seed: of the two random dictionaries behind `random_matching`.
+    """
+    dictionary_EDM = np.asarray(dictionaries, dtype=np.float64)
+    num_experts, num_features, num_atoms = dictionary_EDM.shape
+    weights_EM = (
+        np.ones((num_experts, num_atoms)) if weights is None else np.asarray(weights, dtype=np.float64)
+    )
+    bases = [expert_basis(d, rank, w) for d, w in zip(dictionary_EDM, weights_EM, strict=True)]
+    used = [d[:, w > 0] for d, w in zip(dictionary_EDM, weights_EM, strict=True)]
+    chordal, geodesic, matching = np.zeros((3, num_experts, num_experts))
+    for a in range(num_experts):
+        for b in range(a):
+            if not (bases[a].size and bases[b].size):
+                for distance in (chordal, geodesic, matching):
+                    distance[a, b] = distance[b, a] = np.nan
+                continue
+            angles = principal_angles(bases[a], bases[b])
+            chordal[a, b] = chordal[b, a] = chordal_distance(angles)
+            geodesic[a, b] = geodesic[b, a] = geodesic_distance(angles)
+            matching[a, b] = matching[b, a] = atom_matching_distance(used[a], used[b])
+    random_a, random_b = np.random.default_rng(seed).standard_normal((2, num_features, num_atoms))
+    return ExpertDistances(
+        subspace_rank=rank,
+        chordal=chordal.tolist(),
+        geodesic=geodesic.tolist(),
+        matching=matching.tolist(),
+        random_chordal=random_chordal_distance(num_features, rank),
+        random_matching=atom_matching_distance(random_a, random_b),
+    )
+
+
+def _unit_columns(dictionary: ArrayLike) -> np.ndarray:
+    atoms_DM = np.asarray(dictionary, dtype=np.float64)
+    norm_M = np.linalg.norm(atoms_DM, axis=0)
+    if atoms_DM.ndim != 2 or atoms_DM.size == 0 or not np.isfinite(norm_M).all() or not norm_M.all():
+        raise ValueError("dictionary: expected atoms [D, M] that are finite and not zero")
+    return atoms_DM / norm_M

@@ -1,0 +1,54 @@
+"""Subspace clustering, the start of a mixture of dictionaries. Legend: N rows, d features, C clusters."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+
+def subspace_clusters(
+    x_Nd: np.ndarray, num_clusters: int, *, neighbors: int = 8, max_rows: int = 1500, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clusters rows by the lines they lie on: thresholded subspace clustering.
+
+    Two rows are neighbors where |cos| is among the `neighbors` largest of one of them; the graph with weights
+    exp(-2 arccos |cos|) is cut spectrally. x and -x are one line, so strata that share a center come apart.
+
+    Args:
+        x_Nd: rows.
+        num_clusters: C.
+        neighbors: edges a row.
+        max_rows: a random part of the rows is used where there are more; time and memory grow with its square.
+        seed: of that part and of the spectral cut.
+
+    Returns:
+        Indices of the rows that were used and the cluster of each, every cluster non-empty.
+
+    Raises:
+        ValueError: fewer rows than clusters.
+
+    Determinism: a function of its arguments on one machine.
+    Source: Heckel and Boelcskei 2015 (thresholding-based subspace clustering).
+    """
+    from sklearn.cluster import KMeans, SpectralClustering
+
+    if len(x_Nd) < num_clusters:
+        raise ValueError(f"subspace_clusters: expected at least {num_clusters} rows, got {len(x_Nd)}")
+    rows = np.sort(np.random.default_rng(seed).permutation(len(x_Nd))[:max_rows])
+    unit = x_Nd[rows] / np.maximum(np.linalg.norm(x_Nd[rows], axis=1, keepdims=True), 1e-30)
+    cosine = np.abs(unit @ unit.T)
+    np.fill_diagonal(cosine, 0.0)
+    edges = min(neighbors, len(rows) - 1)
+    nearest = np.argpartition(-cosine, edges - 1, axis=1)[:, :edges]
+    weights = np.zeros_like(cosine)
+    near = np.take_along_axis(cosine, nearest, axis=1)
+    np.put_along_axis(weights, nearest, np.exp(-2 * np.arccos(np.clip(near, 0.0, 1.0))), axis=1)
+    with warnings.catch_warnings():
+        # Strata far apart leave the graph in pieces, which is what is sought.
+        warnings.filterwarnings("ignore", "Graph is not fully connected", UserWarning)
+        cut = SpectralClustering(num_clusters, affinity="precomputed", random_state=seed)
+        labels = cut.fit_predict(weights + weights.T)
+    if len(np.unique(labels)) < num_clusters:
+        labels = KMeans(num_clusters, n_init=10, random_state=seed).fit_predict(unit)
+    return rows, labels

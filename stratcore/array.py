@@ -1,0 +1,276 @@
+"""The ops on NumPy arrays, without torch and without gradients.
+
+    from stratcore import array
+
+    codes = array.topk_lista(x, encoder, recurrent, theta, 8, num_steps=4)
+
+Inputs are whatever `numpy.asarray` takes, and CPU arrays of other libraries (JAX, torch) through DLPack; memory
+that is not row-major is copied, other memory is used as it is. Outputs are fresh NumPy arrays. The kernels are
+those of `stratcore.ops`, on plain threads and with a plain matrix product instead of torch's: for large problems
+where torch is installed, `stratcore.ops` is faster.
+
+Legend: E experts, B rows, D input size, M atoms, K code width (largest k), T steps, P 1 or the number of steps.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+try:
+    from stratcore import _array
+except ImportError as error:
+    raise ImportError(
+        f"stratcore.array needs the compiled module _array, which did not load: {error}. "
+        "Reinstall with nanobind present (STRATCORE_ARRAY=on pip install .); 'python -m stratcore.info' tells more."
+    ) from error
+
+FLOATING = (np.dtype(np.float64), np.dtype(np.float32))
+FORMS = ("classic", "coupled")
+_DLPACK_CPU = 1
+
+
+class SparseCode(NamedTuple):
+    """A sparse code: `values` stand at `indices`, everything else is 0.
+
+    indices: int32 [..., K], distinct and, up to k, ascending; where an expert's k is smaller than K, the rest are
+    unused atoms with value 0. values: [..., K].
+    """
+
+    indices: NDArray[np.int32]
+    values: NDArray[Any]
+
+
+def topk_lista(
+    x: ArrayLike,
+    encoder: ArrayLike,
+    recurrent: ArrayLike,
+    theta: ArrayLike,
+    k: int | np.integer | Sequence[int],
+    *,
+    num_steps: int,
+    form: str = "classic",
+    input_per_expert: bool = False,
+) -> NDArray[Any]:
+    """Sparse codes of `x` by learned iterative soft thresholding with a hard top-k after every step.
+
+        z_0 = T_k(h_theta(W x))
+        classic:  z <- T_k(h_theta(W x + S z))             num_steps times
+        coupled:  z <- T_k(h_theta(z + W (x - D z)))       num_steps times
+
+    h_theta(u) = sign(u) max(|u| - theta, 0); T_k keeps the k entries of largest magnitude, equal magnitudes in
+    the order of their index.
+
+    Args:
+        x: [..., D]; with `input_per_expert` [E, ..., D]. float64 or float32.
+        encoder: W [M, D] for one expert, [E, M, D] for several, [T + 1, E, M, D] for own weights a step.
+        recurrent: classic S [M, M], coupled D [D, M]; [E, ...]; or [T, E, ...].
+        theta: threshold >= 0, [M]; [E, M]; or [T + 1, E, M].
+        k: entries kept, one number or one an expert, in [1, M].
+        num_steps: T >= 0, products with `recurrent`.
+        form: 'classic' or 'coupled'.
+        input_per_expert: `x` holds an own input for every expert.
+
+    Returns:
+        Codes [..., M]; with several experts [E, ..., M]. dtype of `x`.
+
+    Raises:
+        ValueError: a shape, k or form that does not fit, an array off the CPU, or a tensor that requires grad.
+        TypeError: not float64 or float32, or differing dtypes.
+
+    Numerics: computed in the dtype of `x`. NaN stays in its row. Empty batches give empty codes.
+    Determinism: the same bits on every run, whatever the number of threads.
+    Source: csrc/topk_lista/README.md.
+    """
+    call = _Call(x, (encoder, recurrent, theta), k, num_steps, form, input_per_expert)
+    return call.restore(call.run()[0])
+
+
+def topk_lista_sparse(
+    x: ArrayLike,
+    encoder: ArrayLike,
+    recurrent: ArrayLike,
+    theta: ArrayLike,
+    k: int | np.integer | Sequence[int],
+    *,
+    num_steps: int,
+    form: str = "classic",
+    input_per_expert: bool = False,
+    every_step: bool = False,
+) -> SparseCode:
+    """`topk_lista` with the codes as indices and values instead of a dense array.
+
+    Args:
+        x: as are all further arguments, those of `topk_lista`.
+        encoder: see there.
+        recurrent: see there.
+        theta: see there.
+        k: see there.
+        num_steps: see there.
+        form: see there.
+        input_per_expert: see there.
+        every_step: return the codes of all steps, with a leading axis T + 1.
+
+    Returns:
+        SparseCode with [..., K] or [E, ..., K]; with `every_step` [T + 1, ...] in front.
+
+    Raises:
+        ValueError: see `topk_lista`.
+        TypeError: see `topk_lista`.
+    """
+    call = _Call(x, (encoder, recurrent, theta), k, num_steps, form, input_per_expert)
+    _, values, indices = call.run()
+    if not every_step:
+        return SparseCode(call.restore(indices[-1]), call.restore(values[-1]))
+    return SparseCode(
+        np.stack([call.restore(i) for i in indices]), np.stack([call.restore(v) for v in values])
+    )
+
+
+def topk(x: ArrayLike, k: int) -> NDArray[Any]:
+    """The k entries of largest magnitude of each row, the others set to 0.
+
+    Args:
+        x: [..., M], float64 or float32.
+        k: entries kept, in [1, M]; equal magnitudes in the order of their index.
+
+    Returns:
+        [..., M], dtype of `x`.
+
+    Raises:
+        ValueError: k outside [1, M], a 0-dimensional x, an array off the CPU, or a tensor that requires grad.
+        TypeError: not float64 or float32.
+
+    Determinism: the same bits on every run. NaN counts as larger than everything.
+    """
+    values = _as_array("topk", "x", x)
+    if values.ndim == 0 or not 1 <= k <= values.shape[-1]:
+        raise ValueError(f"topk: expected k in [1, M] for x [..., M], got k = {k} and x {list(values.shape)}")
+    rows = values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
+    return _array.topk(_row_major(rows), operator.index(k))[0].reshape(values.shape)
+
+
+class _Call:
+    """The arguments of one call in the kernel's own layout: x [1 or E, B, D], parameters [P, E, ...]."""
+
+    def __init__(
+        self,
+        x: ArrayLike,
+        parameters: tuple[ArrayLike, ArrayLike, ArrayLike],
+        k: int | np.integer | Sequence[int],
+        num_steps: int,
+        form: str,
+        input_per_expert: bool,
+    ) -> None:
+        if form not in FORMS:
+            raise ValueError(f"topk_lista: expected form to be one of {', '.join(FORMS)}, got {form!r}")
+        inputs = _as_array("topk_lista", "x", x)
+        named = zip(("encoder", "recurrent", "theta"), parameters, (4, 4, 3), strict=True)
+        arrays = [(name, _as_array("topk_lista", name, value), ndim) for name, value, ndim in named]
+        for name, array, _ in arrays:
+            if array.dtype != inputs.dtype:
+                raise TypeError(
+                    f"topk_lista: expected {name} of dtype {inputs.dtype} as x, got {array.dtype}"
+                )
+        self.single = arrays[0][1].ndim == 2
+        self.parameters = [_with_leading(name, array, ndim) for name, array, ndim in arrays]
+        experts, _, dim = self.parameters[0].shape[1:]
+        if (
+            inputs.ndim < 1 + input_per_expert
+            or inputs.shape[-1] != dim
+            or (input_per_expert and inputs.shape[0] != experts)
+        ):
+            wanted = f"[{experts}, ..., {dim}]" if input_per_expert else f"[..., {dim}]"
+            raise ValueError(
+                f"topk_lista: expected x of shape {wanted} as encoder has it, got {list(inputs.shape)}"
+            )
+        self.batch = inputs.shape[int(input_per_expert) : -1]
+        self.x = inputs.reshape(experts if input_per_expert else 1, math.prod(self.batch), dim)
+        widths = [k] * experts if isinstance(k, int | np.integer) else k
+        self.k = [operator.index(width) for width in widths]
+        self.num_steps, self.form = operator.index(num_steps), form
+        _check_shapes(self.parameters, self.k, form, self.num_steps)
+
+    def run(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int32]]:
+        arrays = [_row_major(array) for array in (self.x, *self.parameters)]
+        return _array.topk_lista(*arrays, self.k, self.form, self.num_steps)
+
+    def restore(self, code: NDArray[Any]) -> NDArray[Any]:
+        """[E, B, n] -> [E, ..., n], or [..., n] for a single expert."""
+        shape = (*self.batch, code.shape[-1])
+        return code.reshape(shape if self.single else (code.shape[0], *shape))
+
+
+def _as_array(op: str, name: str, value: Any) -> NDArray[Any]:
+    """`value` as an array of a dtype that the kernels compute with, without a copy where that is possible."""
+    if getattr(value, "requires_grad", False):
+        raise ValueError(
+            f"{op}: expected {name} without a gradient, got a tensor that requires grad: NumPy would lose the "
+            "graph; call stratcore.ops, or detach it"
+        )
+    if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
+        try:
+            device = tuple(int(part) for part in value.__dlpack_device__())
+            array = np.from_dlpack(value) if device[0] == _DLPACK_CPU else None
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            got = getattr(value, "dtype", type(value).__name__)
+            raise TypeError(
+                f"{op}: expected {name} of dtype float64 or float32 on the CPU, got {got}: {error}"
+            ) from error
+        if array is None:
+            raise ValueError(f"{op}: expected {name} on the CPU, got DLPack device {device}")
+    else:
+        array = np.asarray(value)
+    if array.dtype not in FLOATING:
+        raise TypeError(f"{op}: expected {name} of dtype float64 or float32, got {array.dtype}")
+    return array
+
+
+def _row_major(array: NDArray[Any]) -> NDArray[Any]:
+    return np.require(array, requirements=("C_CONTIGUOUS", "ALIGNED"))
+
+
+def _with_leading(name: str, array: NDArray[Any], ndim: int) -> NDArray[Any]:
+    if not ndim - 2 <= array.ndim <= ndim:
+        raise ValueError(
+            f"topk_lista: expected {name} with {ndim - 2} to {ndim} dimensions, got {list(array.shape)}"
+        )
+    return array.reshape((1,) * (ndim - array.ndim) + array.shape)
+
+
+def _check_shapes(parameters: Sequence[NDArray[Any]], k: Sequence[int], form: str, num_steps: int) -> None:
+    """The conditions of the torch op, in its words; x has been checked."""
+    encoder, recurrent, theta = parameters
+    experts, atoms, dim = encoder.shape[1:]
+
+    def require(condition: bool, text: str) -> None:
+        if not condition:
+            raise ValueError(f"topk_lista: expected {text}")
+
+    require(num_steps >= 0, f"num_steps >= 0, got {num_steps}")
+    counts = {"encoder": num_steps + 1, "recurrent": num_steps, "theta": num_steps + 1}
+    for (name, count), array in zip(counts.items(), parameters, strict=True):
+        require(
+            array.shape[0] in (1, count),
+            f"{name} with 1 (tied) or {count} (per step) leading entries, got {array.shape[0]}",
+        )
+    require(
+        min(experts, atoms, dim) > 0,
+        f"at least one expert, atom and input dimension, got {list(encoder.shape)}",
+    )
+    wanted = [experts, atoms if form == "classic" else dim, atoms]
+    require(
+        list(recurrent.shape[1:]) == wanted,
+        f"recurrent of shape {[recurrent.shape[0], *wanted]}, got {list(recurrent.shape)}",
+    )
+    require(
+        list(theta.shape[1:]) == [experts, atoms],
+        f"theta of shape {[theta.shape[0], experts, atoms]}, got {list(theta.shape)}",
+    )
+    require(len(k) == experts, f"k with {experts} entries, got {len(k)}")
+    require(all(1 <= width <= atoms for width in k), f"every k in [1, {atoms}], got {list(k)}")

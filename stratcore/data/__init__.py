@@ -1,0 +1,82 @@
+"""Text, embeddings and synthetic strata, checked on the way in.
+
+Importing this package is cheap: each name loads its module at its first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stratcore.data.bundled import load_bundled
+    from stratcore.data.embeddings import Embedded, EmbedOptions, embed_table, embed_texts
+    from stratcore.data.errors import DataError
+    from stratcore.data.gguf import load_gguf
+    from stratcore.data.split import Split, audit, split_rows
+    from stratcore.data.synthetic import Strata, StrataOptions, union_of_strata
+    from stratcore.data.table import EmbeddingTable, load_table, require_domains, require_rows
+    from stratcore.data.table_files import save_table
+    from stratcore.data.texts import PAPER_MODELS, TEXT_SETS, TextTable, join_texts, load_texts
+
+_MODULE_OF = {
+    "DataError": "errors",
+    "EmbedOptions": "embeddings",
+    "Embedded": "embeddings",
+    "EmbeddingTable": "table",
+    "PAPER_MODELS": "texts",
+    "Split": "split",
+    "Strata": "synthetic",
+    "StrataOptions": "synthetic",
+    "TEXT_SETS": "texts",
+    "TextTable": "texts",
+    "audit": "split",
+    "embed_table": "embeddings",
+    "embed_texts": "embeddings",
+    "join_texts": "texts",
+    "load_bundled": "bundled",
+    "load_gguf": "gguf",
+    "load_table": "table",
+    "load_texts": "texts",
+    "require_domains": "table",
+    "require_rows": "table",
+    "save_table": "table_files",
+    "split_rows": "split",
+    "union_of_strata": "synthetic",
+}
+
+__all__ = [
+    "PAPER_MODELS",
+    "TEXT_SETS",
+    "DataError",
+    "EmbedOptions",
+    "Embedded",
+    "EmbeddingTable",
+    "Split",
+    "Strata",
+    "StrataOptions",
+    "TextTable",
+    "audit",
+    "embed_table",
+    "embed_texts",
+    "join_texts",
+    "load_bundled",
+    "load_gguf",
+    "load_table",
+    "load_texts",
+    "require_domains",
+    "require_rows",
+    "save_table",
+    "split_rows",
+    "union_of_strata",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

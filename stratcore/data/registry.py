@@ -1,0 +1,67 @@
+"""The text sets and models of the source documents, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SENTIMENT = ("negative", "positive")
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """Where a text set lies on the hub and what its columns mean.
+
+    Args:
+        hub_name: of the data set.
+        config: configuration of a data set that has several.
+        text_column: column with the text.
+        label_names: meaning of the integers in `label_column`.
+        label_column: column with the label.
+        split: part with public labels and the most rows.
+    """
+
+    hub_name: str
+    config: str | None
+    text_column: str
+    label_names: tuple[str, ...]
+    label_column: str = "label"
+    split: str = "train"
+
+
+@dataclass(frozen=True)
+class PaperModel:
+    """A model of the source documents.
+
+    Args:
+        hub_name: None for embeddings that come from an API.
+        dim: of the embedding, None where the source documents do not say.
+        decoder: whether attention is causal, so that only the last token has seen all others.
+        gated: whether the hub asks for a login.
+    """
+
+    hub_name: str | None
+    dim: int | None
+    decoder: bool
+    gated: bool = False
+
+
+TEXT_SETS: dict[str, TextSet] = {
+    "imdb": TextSet("stanfordnlp/imdb", None, "text", SENTIMENT),
+    "rotten_tomatoes": TextSet("cornell-movie-review-data/rotten_tomatoes", None, "text", SENTIMENT),
+    "amazon_polarity": TextSet("fancyzhx/amazon_polarity", None, "content", SENTIMENT),
+    "sst2": TextSet("nyu-mll/glue", "sst2", "sentence", SENTIMENT),
+    "tweet_eval": TextSet("cardiffnlp/tweet_eval", "sentiment", "text", ("negative", "neutral", "positive")),
+    "ag_news": TextSet(
+        "fancyzhx/ag_news", None, "text", ("world", "sports", "business", "science and technology")
+    ),
+}
+
+PAPER_MODELS: dict[str, PaperModel] = {
+    "bert": PaperModel("google-bert/bert-base-uncased", 768, decoder=False),
+    "roberta": PaperModel("FacebookAI/roberta-base", 768, decoder=False),
+    "llama-3.2-1b": PaperModel("meta-llama/Llama-3.2-1B", 2048, decoder=True, gated=True),
+    "deepseek-r1-distill-qwen-1.5b": PaperModel(
+        "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1536, decoder=True
+    ),
+    "gpt-3-embeddings": PaperModel(None, None, decoder=True),
+}

@@ -1,0 +1,81 @@
+"""Dictionary-learning experts. Legend: E experts, B rows, D input size, M atoms."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from stratcore.layers.lista import ListaOptions, TopKLISTA
+
+
+class DictionaryExperts(nn.Module):
+    """E dictionaries of M unit-norm atoms, each with its own center and sparse encoder.
+
+        z_e = LISTA_e(x - b_e),    xhat_e = b_e + D_e z_e,    |z_e|_0 <= k_e
+
+    Shapes: input [B, D]; codes [E, B, M]; reconstructions [E, B, D].
+    Gradient: atoms learn through the decoder (and, coupled, through the encoder); their norm is kept at 1 by
+    `normalize_atoms` after every optimizer step.
+    """
+
+    def __init__(self, options: ListaOptions, *, centers: bool = True) -> None:
+        super().__init__()
+        self.options = options
+        experts, dim = options.num_experts, options.input_dim
+        self.atoms = nn.Parameter(torch.empty(experts, dim, options.atoms))
+        self.centers = nn.Parameter(torch.zeros(experts, dim), requires_grad=centers)
+        self.encoder = TopKLISTA(options)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Random unit atoms, centers at 0, encoder to match."""
+        self.atoms.normal_()
+        self.centers.zero_()
+        self.normalize_atoms()
+        self.encoder.initialize(self.atoms)
+
+    @torch.no_grad()
+    def normalize_atoms(self) -> None:
+        """Projects every atom onto the unit sphere."""
+        self.atoms.copy_(normalize(self.atoms, dim=1))
+
+    @torch.no_grad()
+    def replace_atoms(self, expert: int, which_R: Tensor, directions_RD: Tensor) -> None:
+        """New atoms for one expert along the given directions, with encoder weights to match."""
+        unit_RD = normalize(directions_RD, dim=-1)
+        self.atoms[expert, :, which_R] = unit_RD.mT
+        self.encoder.directions[:, expert, which_R] = unit_RD
+
+    @torch.no_grad()
+    def search_step(self, x_BD: Tensor) -> None:
+        """Starts the encoder at the dictionary, each expert with the step size that fits its best rows best.
+
+        The best rows of an expert are the share 1 / E that it reconstructs best; 1 / L alone is safe but slow.
+        """
+        lipschitz_E = torch.linalg.matrix_norm(self.atoms, 2).square()
+        best_E = torch.full_like(lipschitz_E, torch.inf)
+        chosen_E = lipschitz_E.reciprocal()
+        count = max(1, x_BD.shape[0] // self.options.num_experts)
+        for share in torch.linspace(0, 1, 9).tolist():
+            step_E = lipschitz_E ** (share - 1)  # from 1 / L to 1
+            self.encoder.initialize(self.atoms, step_E)
+            error_EB = (x_BD - self(x_BD)[1]).square().sum(-1)
+            error_E = error_EB.sort(-1).values[:, :count].mean(-1)
+            better_E = error_E < best_E
+            best_E, chosen_E = torch.where(better_E, error_E, best_E), torch.where(better_E, step_E, chosen_E)
+        self.encoder.initialize(self.atoms, chosen_E)
+
+    def encode(self, x_BD: Tensor) -> Tensor:
+        """Codes [E, B, M]."""
+        return self.encoder(x_BD - self.centers[:, None, :], self.atoms, input_per_expert=True)
+
+    def decode(self, codes_EBM: Tensor) -> Tensor:
+        """Reconstructions [E, B, D] of codes [E, B, M]."""
+        return torch.baddbmm(self.centers[:, None, :], codes_EBM, self.atoms.mT)
+
+    def forward(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes [E, B, M] and reconstructions [E, B, D]."""
+        codes_EBM = self.encode(x_BD)
+        return codes_EBM, self.decode(codes_EBM)

@@ -1,0 +1,201 @@
+"""Training a dictionary mixture-of-experts. Legend: B rows, E experts, D input size, M atoms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from stratcore.models.dictionary_moe import DictionaryMoE, DictionaryMoEOutput
+from stratcore.training import losses
+from stratcore.training.distributed import Runtime
+from stratcore.training.optimizer import ParameterGroups
+from stratcore.training.task import StepResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveOptions:
+    """What is minimized, per row; the first term is in nats per input dimension.
+
+    Args:
+        kind: 'mixture': negative log-likelihood of the mixture. 'expected': sum_e g_e cost_e with the model's
+            mixture weights g (soft or straight-through).
+        balance: weight of the load balance.
+        contrastive: weight of the contrastive loss on the head's output, with the domains as labels.
+        margin: of the contrastive loss.
+        coherence: weight of the mean squared cosine between atoms.
+        revive_every: steps between revivals of atoms that no row used since the last one; 0: never.
+    """
+
+    kind: Literal["mixture", "expected"] = "mixture"
+    balance: float = 0.0
+    contrastive: float = 0.0
+    margin: float = 1.0
+    coherence: float = 0.0
+    revive_every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("mixture", "expected"):
+            raise ValueError(f"objective.kind: expected 'mixture' or 'expected', got {self.kind!r}")
+        for name in ("balance", "contrastive", "margin", "coherence", "revive_every"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"objective.{name}: expected a number >= 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of one split: x [N, D] and the domain of each, [N]."""
+
+    x: Tensor
+    domain: Tensor
+
+    def to(self, device: torch.device) -> Rows:
+        """The same rows on a device."""
+        return Rows(self.x.to(device), self.domain.to(device))
+
+
+class DictionaryMoETask:
+    """Loss, metrics and dead-atom revival of a dictionary mixture; rows stay on the device.
+
+    Args:
+        model: built, and initialized if so wished.
+        train: rows to learn from.
+        validation: rows to evaluate.
+        objective: what is minimized.
+        runtime: ranks and device; the global batch is split evenly over ranks.
+        batch_size: rows a step over all ranks.
+        seed: of the order of rows.
+    """
+
+    def __init__(
+        self,
+        model: DictionaryMoE,
+        train: Rows,
+        validation: Rows,
+        objective: ObjectiveOptions,
+        runtime: Runtime,
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        if objective.contrastive and model.head is None:
+            raise ValueError("objective.contrastive: expected 0 for a model without a head (model.head)")
+        if not 1 <= batch_size <= train.x.shape[0] or batch_size % runtime.world_size:
+            raise ValueError(
+                f"batch_size: expected a multiple of {runtime.world_size} ranks in [1, {train.x.shape[0]}] "
+                f"training rows, got {batch_size}"
+            )
+        self.model = model
+        self._splits = {name: rows.to(runtime.device) for name, rows in (("train", train), ("validation", validation))}
+        self._objective, self._runtime, self._batch_size, self._seed = objective, runtime, batch_size, seed
+        options = model.options
+        self._used = torch.zeros(len(options.sparsities), options.atoms, dtype=torch.bool, device=runtime.device)
+
+    def parameter_groups(self) -> ParameterGroups:
+        """All parameters, alike."""
+        return [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
+
+    def batches(self, epoch: int, start: int) -> Iterator[Tensor]:
+        """Row indices of this rank's micro-batches; the last, smaller batch of an epoch is left out."""
+        rows = self._splits["train"].x.shape[0]
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(self._seed * 1_000_003 + epoch))
+        order = order.to(self._runtime.device)
+        size = self._batch_size // self._runtime.world_size
+        for index in range(start, rows // self._batch_size):
+            first = index * self._batch_size + self._runtime.rank * size
+            yield order[first : first + size]
+
+    def step(self, model: nn.Module, batch: Tensor, micro: int) -> StepResult:
+        """Loss of the rows with these indices."""
+        train = self._splits["train"]
+        x_BD, domain_B = train.x[batch], train.domain[batch]
+        output: DictionaryMoEOutput = model(x_BD)
+        loss, metrics = self._loss(x_BD, domain_B, output)
+        self._note_use(output)
+        rows = torch.tensor(float(x_BD.shape[0]), device=x_BD.device)
+        return StepResult(loss_sum=loss * rows, weight=rows, metrics={"loss": loss.detach(), **metrics})
+
+    def _loss(self, x_BD: Tensor, domain_B: Tensor, output: DictionaryMoEOutput) -> tuple[Tensor, dict[str, Tensor]]:
+        objective, dim = self._objective, x_BD.shape[1]
+        if objective.kind == "mixture":
+            cost_B = losses.mixture_cost(output.cost, output.logits)
+        else:
+            cost_B = losses.expected_cost(output.cost, output.weights)
+        fit = cost_B.mean() / dim
+        loss, metrics = fit, {"fit": fit.detach()}
+        terms = {
+            "balance": lambda: losses.load_balance(output.probabilities),
+            "contrastive": lambda: losses.contrastive_margin(output.projection, domain_B, objective.margin),
+            "coherence": lambda: losses.coherence(self.model.experts.atoms),
+        }
+        for name, term in terms.items():
+            weight = getattr(objective, name)
+            if weight:
+                value = term()
+                loss = loss + weight * value
+                metrics[name] = value.detach()
+        return loss, metrics
+
+    @torch.no_grad()
+    def _note_use(self, output: DictionaryMoEOutput) -> None:
+        """Marks the atoms that rows used in the expert of their choice."""
+        chosen_B = output.cost.argmin(-1)
+        active_EM = torch.zeros_like(self._used, dtype=output.codes.dtype)
+        rows_B = torch.arange(chosen_B.shape[0], device=chosen_B.device)
+        active_EM.index_add_(0, chosen_B, (output.codes[chosen_B, rows_B] != 0).to(active_EM.dtype))
+        self._used |= active_EM > 0
+
+    def after_step(self, step: int) -> None:
+        """Unit atoms after every step; from time to time new ones for those that were never used."""
+        self.model.experts.normalize_atoms()
+        every = self._objective.revive_every
+        if every and step % every == 0:
+            self._revive(step)
+
+    @torch.no_grad()
+    def _revive(self, step: int) -> None:
+        """Points unused atoms of an expert at the residuals of its own worst rows."""
+        used_EM = self._runtime.reduce_sum(self._used.float()) > 0
+        self._used.zero_()
+        x_BD = self._splits["train"].x
+        codes_EBM, each_EBD = self.model.experts(x_BD)
+        residual_EBD = x_BD - each_EBD
+        chosen_B = self.model.cost(residual_EBD.square().sum(-1).mT).argmin(-1)
+        for expert in range(used_EM.shape[0]):
+            dead = (~used_EM[expert]).nonzero().squeeze(-1)
+            own_RD = residual_EBD[expert][chosen_B == expert]
+            count = min(dead.numel(), own_RD.shape[0])
+            if count:
+                worst = own_RD.square().sum(-1).sort(descending=True, stable=True).indices[:count]
+                self.model.experts.replace_atoms(expert, dead[:count], own_RD[worst])
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+        """FVU of the gate's choice, of the best expert by cost, of the mixture; and the mixture's cost."""
+        x_BD = self._splits[split].x
+        output: DictionaryMoEOutput = model(x_BD)
+        total = (x_BD - self._splits["train"].x.mean(0)).square().sum()
+
+        def share(chosen_B: Tensor) -> float:
+            return float(output.residuals.gather(1, chosen_B[:, None]).sum() / total)
+
+        return {
+            "fvu": share(output.logits.argmax(-1)),
+            "fvu_best_expert": share(output.cost.argmin(-1)),
+            "fvu_mixture": float((x_BD - output.reconstruction).square().sum() / total),
+            "cost": float(losses.mixture_cost(output.cost, output.logits).mean() / x_BD.shape[1]),
+        }
+
+    def after_control(self, metrics: dict[str, float]) -> None:
+        """Nothing is controlled."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Atoms used since the last revival."""
+        return {"used": self._used}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over `state_dict`."""
+        self._used = state["used"].to(self._runtime.device).bool()
