@@ -117,7 +117,7 @@ def _against(row: Row, others: Sequence[Row]) -> list[str]:
     if row["provider"] != SUBJECT or not timed:
         return ["", "", " ".join(marks)]
     ratios = [min(o[name] for o in timed) / row[name] for name in ("p50_ms", "wall_ms")]
-    marks = ["SLOWER", *marks] if ratios[0] < 1 else marks
+    marks = ["SLOWER", *marks] if min(ratios) < 1 else marks
     return [*(f"{ratio:.2f}x" for ratio in ratios), " ".join(marks)]
 
 

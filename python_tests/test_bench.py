@@ -85,11 +85,12 @@ def test_gate_compares_with_the_error_of_the_baseline():
     assert failed.max_error == pytest.approx(2.1e-3 * float(noise.abs().max()), rel=1e-9)
 
 
-def test_slack_allows_a_few_rows_to_jump_but_not_all_to_drift():
+def test_slack_allows_a_few_rows_to_jump_but_not_most_to_drift():
     exact = torch.ones(100, 8, dtype=torch.float64)
     tolerance = harness.Tolerance(floor=1e-6, slack=0.05)
-    jumped, drifted = exact.clone(), exact * 1.01
+    jumped, drifted = exact.clone(), exact.clone()
     jumped[3] *= 1.3
+    drifted[:60] *= 1.01
     assert harness.check([jumped], [exact], [exact], tolerance).passed
     gate = harness.check([drifted], [exact], [exact], tolerance)
     assert not gate.passed and "median row" in gate.text

@@ -1,5 +1,6 @@
 // Kernels without torch's dispatcher: a benchmark subtracts these times from those of the ops to see what the
-// dispatcher and Python cost. Pointers and the stream arrive as integers (tensor.data_ptr(), stream.cuda_stream).
+// dispatcher and Python cost. Pointers and the stream arrive as integers (tensor.data_ptr(),
+// stream.cuda_stream).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -31,10 +32,9 @@ void select_rows(uintptr_t first, uintptr_t theta, uintptr_t dense, uintptr_t va
   sizes.k = k.data();
   sizes.width = *std::max_element(k.begin(), k.end());
   sizes.dtype = DType::kFloat32;
-  const topk_lista::Selection selection{pointer<void>(first),  nullptr,
-                                        pointer<void>(theta),  pointer<void>(dense),
-                                        pointer<void>(values), pointer<int32_t>(indices),
-                                        nullptr};
+  const topk_lista::Selection selection{
+      pointer<void>(first),      nullptr, pointer<void>(theta), pointer<void>(dense), pointer<void>(values),
+      pointer<int32_t>(indices), nullptr};
   Executor executor = host_executor(&threads);
   executor.stream = pointer<void>(stream);
   Status status = kOk;

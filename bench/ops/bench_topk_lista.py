@@ -168,9 +168,8 @@ def native_topk(case: Case, like: Tensor) -> Function:
     def run(x: Tensor) -> Tensor:
         stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
         pointers = (t.data_ptr() for t in outputs)
-        native.topk_lista_select(
-            x.data_ptr(), 0, *pointers, *sizes, stream, x.is_cuda, torch.get_num_threads()
-        )
+        threads = torch.get_num_threads()
+        native.topk_lista_select(x.data_ptr(), 0, *pointers, *sizes, stream, x.is_cuda, threads)
         return outputs[0]
 
     return run
@@ -323,8 +322,8 @@ def run_mode(problem: Problem, mode: str, recorder: Recorder, options: argparse.
     makers, baseline = problem.functions(mode), None
     exact = problem.oracle(mode)
     for name, make in makers.items():
-        first = baseline is None
-        if not first and options.providers and name not in options.providers:
+        first, wanted = baseline is None, not options.providers or name in options.providers
+        if not first and not wanted:
             continue
         try:
             with time_limit(options.compile_limit) if name == "compile" else contextlib.nullcontext():
@@ -336,7 +335,7 @@ def run_mode(problem: Problem, mode: str, recorder: Recorder, options: argparse.
             continue
         gate = check(results, exact, baseline, problem.tolerance())
         baseline = results if first else baseline
-        if options.providers and name not in options.providers:
+        if not wanted:
             continue
         row = recorder.record(problem.case.job(mode), name, problem.call(function, mode), gate)
         speed = f"{row['p50_ms']:.4f} ms" if gate.passed else f"GATE FAILED: {gate.text}"
@@ -393,8 +392,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for case in CASES:
         if case.name in options.cases or case.group in options.cases:
             run_case(case, recorder, options)
-    if recorder.rows:
-        print(summarize(recorder.rows))
+    print(summarize(recorder.rows))
 
 
 if __name__ == "__main__":

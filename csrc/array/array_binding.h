@@ -12,7 +12,8 @@
 
 #include "../common/executor.h"
 
-// What the array side of every op shares: row-major NumPy inputs, owned outputs, an executor of plain threads.
+// What the array side of every op shares: row-major NumPy inputs, owned outputs, an executor of plain
+// threads.
 namespace stratcore::array {
 
 namespace nb = nanobind;

@@ -63,7 +63,8 @@ DenseAndSparse<T> select(Input<T> x, int64_t k) {
   if (rows > 0) {
     nb::gil_scoped_release unlocked;
     const ThreadedExecutor executor;
-    select_cpu(sizes, {x.data(), nullptr, nullptr, dense.data.get(), values.data.get(), indices.data.get(), nullptr},
+    select_cpu(sizes,
+               {x.data(), nullptr, nullptr, dense.data.get(), values.data.get(), indices.data.get(), nullptr},
                executor.get());
   }
   return {dense.release(), values.release(), indices.release()};

@@ -23,8 +23,8 @@
 #pragma weak aoti_torch_get_current_cuda_stream
 #endif
 
-// What the torch side of every op shares: checks with one wording, compute dtypes, and the executor that gives
-// the torch-free algorithms torch's threads, matrix products and stream.
+// What the torch side of every op shares: checks with one wording, compute dtypes, and the executor that
+// gives the torch-free algorithms torch's threads, matrix products and stream.
 namespace stratcore {
 
 using torch::headeronly::ScalarType;

@@ -13,12 +13,12 @@ enum class Form : int32_t { kClassic, kCoupled };
 
 struct Sizes {
   int64_t experts, rows, dim, atoms, width, num_steps;
-  const int64_t* k;          // [E], 1 <= k[e] <= width <= atoms; host memory
+  const int64_t* k;  // [E], 1 <= k[e] <= width <= atoms; host memory
   Form form;
-  bool shared_input;         // x is [1, B, d] for all experts instead of [E, B, d]
-  bool encoder_per_step;     // encoder has T + 1 leading entries instead of 1
-  bool recurrent_per_step;   // recurrent has T leading entries instead of 1
-  bool threshold_per_step;   // theta has T + 1 leading entries instead of 1
+  bool shared_input;        // x is [1, B, d] for all experts instead of [E, B, d]
+  bool encoder_per_step;    // encoder has T + 1 leading entries instead of 1
+  bool recurrent_per_step;  // recurrent has T leading entries instead of 1
+  bool threshold_per_step;  // theta has T + 1 leading entries instead of 1
   DType dtype;
 
   int64_t recurrent_size() const { return form == Form::kClassic ? atoms * atoms : dim * atoms; }
@@ -32,17 +32,17 @@ struct Parameters {
 };
 
 struct Codes {
-  void* dense;        // [E, B, m] code of the last step; also the working code of the recurrence
-  void* values;       // [T + 1, E, B, K]
-  int32_t* indices;   // [T + 1, E, B, K], ascending; beyond k[e]: unused indices with value 0
-  int8_t* support;    // [T + 1, E, B, m] sign(u) where |u| > theta, else 0; null when not asked for
+  void* dense;       // [E, B, m] code of the last step; also the working code of the recurrence
+  void* values;      // [T + 1, E, B, K]
+  int32_t* indices;  // [T + 1, E, B, K], ascending; beyond k[e]: unused indices with value 0
+  int8_t* support;   // [T + 1, E, B, m] sign(u) where |u| > theta, else 0; null when not asked for
 };
 
 struct Gradients {
-  const void* codes;      // [E, B, m] with respect to Codes::dense, or null
-  const void* values;     // [T + 1, E, B, K] with respect to Codes::values, or null
-  void* x;                // [1 or E, B, d] or null when not asked for; likewise below
-  void* encoder;          // shapes of the parameters
+  const void* codes;   // [E, B, m] with respect to Codes::dense, or null
+  const void* values;  // [T + 1, E, B, K] with respect to Codes::values, or null
+  void* x;             // [1 or E, B, d] or null when not asked for; likewise below
+  void* encoder;       // shapes of the parameters
   void* recurrent;
   void* theta;
 };
@@ -67,13 +67,13 @@ STRATCORE_API Status backward_cuda(const Sizes& sizes, const Parameters& in, con
 
 // The fused pass of one step: u = first + second, h = h_theta(u), then the k largest |h| of each row.
 struct Selection {
-  const void* first;     // [E, B, m]
-  const void* second;    // [E, B, m] or null
-  const void* theta;     // [E, m] or null for no threshold
-  void* dense;           // [E, B, m]; may be `first`
-  void* values;          // [E, B, K]
-  int32_t* indices;      // [E, B, K]
-  int8_t* support;       // [E, B, m] or null
+  const void* first;   // [E, B, m]
+  const void* second;  // [E, B, m] or null
+  const void* theta;   // [E, m] or null for no threshold
+  void* dense;         // [E, B, m]; may be `first`
+  void* values;        // [E, B, K]
+  int32_t* indices;    // [E, B, K]
+  int8_t* support;     // [E, B, m] or null
 };
 
 STRATCORE_API Status select_cpu(const Sizes& sizes, const Selection& selection, const Executor& executor);

@@ -95,8 +95,7 @@ __global__ void __launch_bounds__(kThreads)
       int32_t equal_rank, equal_count, kept_rank, kept_count;
       Scan(scan).ExclusiveSum(inside && key == kth ? 1 : 0, equal_rank, equal_count);
       __syncthreads();
-      const bool kept =
-          inside && (key > kth || (key == kth && equal_before + equal_rank < equal_needed));
+      const bool kept = inside && (key > kth || (key == kth && equal_before + equal_rank < equal_needed));
       Scan(scan).ExclusiveSum(kept ? 1 : 0, kept_rank, kept_count);
       __syncthreads();
       kept_rank += kept_before;
@@ -135,8 +134,8 @@ Status select_on_device(const Sizes& sizes, const Selection& selection, const Ex
       widths.k[expert - begin] = static_cast<int32_t>(sizes.k[expert]);
     }
     const int64_t rows = (end - begin) * sizes.rows;
-    select_kernel<T><<<grid_for(rows, 1), kThreads, 0, stream_of(executor)>>>(args, widths, begin,
-                                                                            end * sizes.rows);
+    select_kernel<T>
+        <<<grid_for(rows, 1), kThreads, 0, stream_of(executor)>>>(args, widths, begin, end * sizes.rows);
     const Status status = launch_status();
     if (status != kOk) return status;
   }
@@ -202,8 +201,7 @@ class CudaKernels {
 
   template <class T>
   Status pass(int64_t count, const T* grad, const int8_t* support, T* out) const {
-    return launch_each(executor_, count,
-                       [=] __device__(int64_t i) { out[i] = support[i] ? grad[i] : T(0); });
+    return launch_each(executor_, count, [=] __device__(int64_t i) { out[i] = support[i] ? grad[i] : T(0); });
   }
 
   // The indices of one row are distinct, so no two threads write one element.
@@ -284,7 +282,8 @@ Status backward_cuda(const Sizes& sizes, const Parameters& in, const Codes& code
                      void* scratch, int8_t* signs, const Executor& executor) {
   const CudaKernels kernels(executor);
   if (sizes.dtype == DType::kFloat32) {
-    return UnrolledBackward<float, CudaKernels>(sizes, in, codes, gradients, scratch, signs, executor, kernels)
+    return UnrolledBackward<float, CudaKernels>(sizes, in, codes, gradients, scratch, signs, executor,
+                                                kernels)
         .run();
   }
   return UnrolledBackward<double, CudaKernels>(sizes, in, codes, gradients, scratch, signs, executor, kernels)

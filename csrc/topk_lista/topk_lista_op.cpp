@@ -11,8 +11,8 @@ namespace {
 constexpr const char* kOp = "topk_lista";
 
 Form parse_form(const std::string& form) {
-  STD_TORCH_CHECK(form == "classic" || form == "coupled", kOp, ": expected form 'classic' or 'coupled', got '",
-                  form, "'");
+  STD_TORCH_CHECK(form == "classic" || form == "coupled", kOp,
+                  ": expected form 'classic' or 'coupled', got '", form, "'");
   return form == "classic" ? Form::kClassic : Form::kCoupled;
 }
 
@@ -72,7 +72,8 @@ struct Inputs {
 
   Inputs(const Tensor& x_, const Tensor& encoder_, const Tensor& recurrent_, const Tensor& theta_)
       : x(contiguous_as(x_, compute_type(x_))), encoder(contiguous_as(encoder_, compute_type(x_))),
-        recurrent(contiguous_as(recurrent_, compute_type(x_))), theta(contiguous_as(theta_, compute_type(x_))) {}
+        recurrent(contiguous_as(recurrent_, compute_type(x_))),
+        theta(contiguous_as(theta_, compute_type(x_))) {}
 
   Parameters pointers() const {
     return {x.const_data_ptr(), encoder.const_data_ptr(), recurrent.const_data_ptr(), theta.const_data_ptr()};
@@ -84,16 +85,16 @@ using Forward = Status (*)(const Sizes&, const Parameters&, const Codes&, void*,
 template <Forward kForward>
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& encoder,
                                                    const Tensor& recurrent, const Tensor& theta,
-                                                   std::vector<int64_t> k, std::string form, int64_t num_steps,
-                                                   bool dense, bool save_support) {
+                                                   std::vector<int64_t> k, std::string form,
+                                                   int64_t num_steps, bool dense, bool save_support) {
   const Sizes sizes = check(x, encoder, recurrent, theta, k, form, num_steps);
   const ScalarType type = compute_type(x);
   const Shape code{sizes.experts, sizes.rows, sizes.atoms};
   const Shape slots{num_steps + 1, sizes.experts, sizes.rows, sizes.width};
   Tensor codes = empty(x, code, type), values = empty(x, slots, type);
   Tensor indices = empty(x, slots, ScalarType::Int);
-  Tensor support = empty(x, save_support ? Shape{num_steps + 1, code[0], code[1], code[2]} : Shape{0},
-                         ScalarType::Char);
+  Tensor support =
+      empty(x, save_support ? Shape{num_steps + 1, code[0], code[1], code[2]} : Shape{0}, ScalarType::Char);
   if (sizes.rows > 0) {
     const Inputs inputs(x, encoder, recurrent, theta);
     Tensor scratch = empty(x, {forward_scratch(sizes)}, type);
@@ -124,10 +125,10 @@ using Backward = Status (*)(const Sizes&, const Parameters&, const Codes&, const
 
 template <Backward kBackward>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
-    std::optional<Tensor> grad_codes, std::optional<Tensor> grad_values, const Tensor& x, const Tensor& encoder,
-    const Tensor& recurrent, const Tensor& theta, const Tensor& values, const Tensor& indices,
-    const Tensor& support, std::vector<int64_t> k, std::string form, bool need_x, bool need_encoder,
-    bool need_recurrent, bool need_theta) {
+    std::optional<Tensor> grad_codes, std::optional<Tensor> grad_values, const Tensor& x,
+    const Tensor& encoder, const Tensor& recurrent, const Tensor& theta, const Tensor& values,
+    const Tensor& indices, const Tensor& support, std::vector<int64_t> k, std::string form, bool need_x,
+    bool need_encoder, bool need_recurrent, bool need_theta) {
   const int64_t num_steps = values.size(0) - 1;
   const Sizes sizes = check(x, encoder, recurrent, theta, k, form, num_steps);
   check_codes(sizes, values, indices, support, grad_codes, grad_values);
@@ -144,14 +145,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
       return grad ? std::optional<Tensor>(contiguous_as(*grad, type)) : std::nullopt;
     };
     const std::optional<Tensor> from_codes = prepared(grad_codes), from_values = prepared(grad_values);
-    const Tensor saved_values = contiguous_as(values, type), saved_indices = torch::stable::contiguous(indices);
+    const Tensor saved_values = contiguous_as(values, type),
+                 saved_indices = torch::stable::contiguous(indices);
     const Tensor saved_support = torch::stable::contiguous(support);
     const auto pointer = [](bool wanted, Tensor& tensor) {
       return wanted ? tensor.mutable_data_ptr() : nullptr;
     };
     const Codes codes{nullptr, const_cast<void*>(saved_values.const_data_ptr()),
                       const_cast<int32_t*>(saved_indices.const_data_ptr<int32_t>()),
-                      straight_through ? const_cast<int8_t*>(saved_support.const_data_ptr<int8_t>()) : nullptr};
+                      straight_through ? const_cast<int8_t*>(saved_support.const_data_ptr<int8_t>())
+                                       : nullptr};
     const Gradients gradients{from_codes ? from_codes->const_data_ptr() : nullptr,
                               from_values ? from_values->const_data_ptr() : nullptr,
                               pointer(need_x, grad_x),
@@ -159,11 +162,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
                               pointer(need_recurrent, grad_recurrent),
                               pointer(need_theta, grad_theta)};
     Tensor scratch = empty(x, {backward_scratch(sizes)}, type);
-    Tensor signs = empty(x, {straight_through ? 0 : sizes.experts * sizes.rows * sizes.atoms}, ScalarType::Char);
+    Tensor signs =
+        empty(x, {straight_through ? 0 : sizes.experts * sizes.rows * sizes.atoms}, ScalarType::Char);
     const TorchExecutor executor(x);
-    executor.check(kOp, kBackward(sizes, inputs.pointers(), codes, gradients, scratch.mutable_data_ptr(),
-                                  straight_through ? nullptr : signs.mutable_data_ptr<int8_t>(),
-                                  executor.get()));
+    executor.check(kOp,
+                   kBackward(sizes, inputs.pointers(), codes, gradients, scratch.mutable_data_ptr(),
+                             straight_through ? nullptr : signs.mutable_data_ptr<int8_t>(), executor.get()));
   }
   const ScalarType out = x.scalar_type();
   return {cast(grad_x, out), cast(grad_encoder, out), cast(grad_recurrent, out), cast(grad_theta, out)};
@@ -190,9 +194,12 @@ std::tuple<Tensor, Tensor, Tensor> topk_ste(const Tensor& x, int64_t k, bool /* 
   Tensor indices = empty(x, {sizes.rows, k}, ScalarType::Int);
   if (sizes.rows > 0) {
     const TorchExecutor executor(x);
-    const Selection selection{input.const_data_ptr(),    nullptr,
-                              nullptr,                   dense.mutable_data_ptr(),
-                              values.mutable_data_ptr(), indices.mutable_data_ptr<int32_t>(),
+    const Selection selection{input.const_data_ptr(),
+                              nullptr,
+                              nullptr,
+                              dense.mutable_data_ptr(),
+                              values.mutable_data_ptr(),
+                              indices.mutable_data_ptr<int32_t>(),
                               nullptr};
     executor.check(kName, kSelect(sizes, selection, executor.get()));
   }

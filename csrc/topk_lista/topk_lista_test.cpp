@@ -47,7 +47,8 @@ void test_selection_breaks_ties_to_the_lower_index() {
   std::vector<float> dense(10), values(6);
   std::vector<int32_t> indices(6);
   std::vector<int8_t> support(10);
-  select_cpu(sizes, {u.data(), nullptr, theta.data(), dense.data(), values.data(), indices.data(), support.data()},
+  select_cpu(sizes,
+             {u.data(), nullptr, theta.data(), dense.data(), values.data(), indices.data(), support.data()},
              test.executor);
   // expert 0, k = 2: of three equal magnitudes the first two; the third slot is a filler with value 0
   expect(indices == std::vector<int32_t>({1, 2, 0, 0, 1, 2}), "selected indices");
@@ -125,9 +126,10 @@ void test_masked_backward_is_the_gradient(Form form, bool per_step) {
   std::vector<int8_t> signs(run.dense.size());
   Codes codes = run.codes();
   codes.support = nullptr;
-  const Gradients gradients{weights.data(),        nullptr,           grad_x.data(), grad_encoder.data(),
+  const Gradients gradients{weights.data(),        nullptr,          grad_x.data(), grad_encoder.data(),
                             grad_recurrent.data(), grad_theta.data()};
-  backward_cpu(problem.sizes, problem.pointers(), codes, gradients, scratch.data(), signs.data(), test.executor);
+  backward_cpu(problem.sizes, problem.pointers(), codes, gradients, scratch.data(), signs.data(),
+               test.executor);
   check_gradient(problem, problem.x, grad_x, weights, test.executor, "gradient of x");
   check_gradient(problem, problem.encoder, grad_encoder, weights, test.executor, "gradient of encoder");
   check_gradient(problem, problem.recurrent, grad_recurrent, weights, test.executor, "gradient of recurrent");

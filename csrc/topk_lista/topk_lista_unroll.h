@@ -39,17 +39,20 @@ struct Layout {
   }
 };
 
-#define STRATCORE_TRY(expression)                     \
-  do {                                                \
-    const Status status_ = (expression);              \
-    if (status_ != kOk) return status_;               \
+#define STRATCORE_TRY(expression)        \
+  do {                                   \
+    const Status status_ = (expression); \
+    if (status_ != kOk) return status_;  \
   } while (0)
 
 template <class T, class Kernels>
 Status select_step(const Sizes& sizes, const Layout<T>& layout, const Parameters& in, const Codes& out,
                    const void* first, const void* second, int64_t step, const Kernels& kernels) {
-  Selection selection{first, second, layout.at(in.theta, step, sizes.threshold_per_step, layout.theta),
-                      out.dense, static_cast<T*>(out.values) + step * layout.slots,
+  Selection selection{first,
+                      second,
+                      layout.at(in.theta, step, sizes.threshold_per_step, layout.theta),
+                      out.dense,
+                      static_cast<T*>(out.values) + step * layout.slots,
                       out.indices + step * layout.slots,
                       out.support ? out.support + step * layout.code : nullptr};
   return kernels.select(sizes, selection);
@@ -64,8 +67,8 @@ Status unroll_forward(const Sizes& sizes, const Parameters& in, const Codes& out
   T* product = encoded + layout.code;
   T* residual = product + layout.code;
   const auto encode = [&](int64_t step, MatrixBatch input, T* target) {
-    return layout.multiply(executor, rows, atoms, dim, input, layout.encoder_at(in.encoder, step).transposed(),
-                           target);
+    return layout.multiply(executor, rows, atoms, dim, input,
+                           layout.encoder_at(in.encoder, step).transposed(), target);
   };
   STRATCORE_TRY(encode(0, layout.x(in.x), encoded));
   STRATCORE_TRY(select_step<T>(sizes, layout, in, out, encoded, nullptr, 0, kernels));
@@ -108,7 +111,8 @@ class UnrolledBackward {
     STRATCORE_TRY(kernels_.template copy_or_zero<T>(layout_.code, gradients_.codes, grad_code_));
     if (gradients_.x) STRATCORE_TRY(kernels_.template copy_or_zero<T>(layout_.input, nullptr, grad_input_));
     STRATCORE_TRY(clear(gradients_.encoder, layout_.encoder, sizes_.encoder_per_step, sizes_.num_steps + 1));
-    STRATCORE_TRY(clear(gradients_.recurrent, layout_.recurrent, sizes_.recurrent_per_step, sizes_.num_steps));
+    STRATCORE_TRY(clear(gradients_.recurrent, layout_.recurrent, sizes_.recurrent_per_step,
+                        sizes_.num_steps));
     STRATCORE_TRY(clear(gradients_.theta, layout_.theta, sizes_.threshold_per_step, sizes_.num_steps + 1));
     for (int64_t step = sizes_.num_steps; step >= 0; --step) STRATCORE_TRY(reverse(step));
     if (gradients_.x) {
@@ -148,7 +152,8 @@ class UnrolledBackward {
   // u = W input: adds to the gradient of W and adds (or writes) that of its input.
   Status reverse_encoder(int64_t step, MatrixBatch input, T* grad_input, bool accumulate) {
     if (gradients_.encoder) {
-      T* target = static_cast<T*>(gradients_.encoder) + (sizes_.encoder_per_step ? step * layout_.encoder : 0);
+      T* target =
+          static_cast<T*>(gradients_.encoder) + (sizes_.encoder_per_step ? step * layout_.encoder : 0);
       STRATCORE_TRY(layout_.multiply(executor_, sizes_.atoms, sizes_.dim, sizes_.rows,
                                      layout_.rows_of_atoms(grad_u_).transposed(), input, weight_));
       STRATCORE_TRY(kernels_.template add<T>(layout_.encoder, weight_, target));
@@ -181,8 +186,9 @@ class UnrolledBackward {
       STRATCORE_TRY(expand_previous(step));
       STRATCORE_TRY(add_recurrent(step, sizes_.atoms, layout_.rows_of_atoms(grad_u_)));
     }
-    return layout_.multiply(executor_, sizes_.rows, sizes_.atoms, sizes_.atoms, layout_.rows_of_atoms(grad_u_),
-                            layout_.recurrent_at(in_.recurrent, step), grad_code_);
+    return layout_.multiply(executor_, sizes_.rows, sizes_.atoms, sizes_.atoms,
+                            layout_.rows_of_atoms(grad_u_), layout_.recurrent_at(in_.recurrent, step),
+                            grad_code_);
   }
 
   // u = z + W r, r = x - D z; the gradient of r is W^T grad_u
@@ -213,9 +219,9 @@ class UnrolledBackward {
   const Executor& executor_;
   const Kernels& kernels_;
   const Layout<T> layout_;
-  T *grad_code_, *grad_u_, *code_;                // [E, B, m]
-  T *input_, *grad_input_, *grad_residual_;       // [E, B, d]
-  T* weight_;                                     // [E, m, max(m, d)]
+  T *grad_code_, *grad_u_, *code_;           // [E, B, m]
+  T *input_, *grad_input_, *grad_residual_;  // [E, B, d]
+  T* weight_;                                // [E, m, max(m, d)]
 };
 
 #undef STRATCORE_TRY

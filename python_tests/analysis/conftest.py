@@ -106,40 +106,61 @@ def run(one_thread):
     pca = analysis.fit_pca(train, 64)
     z_train, z_test = pca.transform(train), pca.transform(test)
     gate, assign, xhat, dictionaries = _model(z_train, z_test)
-    strata = np.array([f"E{expert}" for expert in assign])
-    by_domain, names = analysis.mean_gate(gate, domain)
-    histogram = analysis.assignment_histogram(assign, domain, len(LEVELS))
-    whole = analysis.stratum_dimensions(z_test, np.full(len(z_test), "all rows"), noise_variance=0.09)[0]
-    usage = np.random.default_rng(1).poisson(3.2, size=(7, 256))
+    agreement = {
+        "overall": analysis.agreement(assign, domain, FEW),
+        "within_length": analysis.within_bins(assign, domain, tokens, 5, FEW),
+        "baselines": analysis.cluster_baselines(z_train, z_test, domain, 7, seeds=(0, 1)),
+    }
     results = {
+        **_provenance(),
+        "data": _data(train_domain, domain, tokens),
+        "pca": analysis.pca_summary(pca, train, test),
+        "reconstruction": _reconstruction(pca, train, test, xhat, assign),
+        **_gate(gate, assign, domain),
+        "agreement": agreement,
+        **_strata(z_test, gate, assign),
+        "experts": _experts(dictionaries),
+    }
+    shares = pca.explained_variance_ratio_[:3]
+    view = View(points=z_test[:, :3], domains=domain, experts=assign, variance_shares=shares)
+    return results, view, _metrics()
+
+
+def _provenance():
+    return {
         "schema_version": 1,
         "recipe": "dictionary_moe",
         "command": "python -m stratcore.train dictionary_moe seed=0 output=runs/demo",
         "environment": {"stratcore": "0.1.0", "torch": "2.13.0", "device": "cpu", "threads": 2},
         "configuration": {"model": {"num_experts": 7, "sparsities": list(LEVELS)}, "seed": 0, "steps": 4000},
         "seeds": [0],
-        "data": {
-            "name": "made-up embeddings",
-            "num_train": len(train),
-            "num_test": len(test),
-            "num_features": 96,
-            "domains": [
-                {
-                    "name": name,
-                    "num_train": int((train_domain == name).sum()),
-                    "num_test": int((domain == name).sum()),
-                    "mean_tokens": tokens[domain == name].mean(),
-                }
-                for name in names
-            ],
+        "training": {
+            "steps": 4000,
+            "seconds": 63.4,
+            "final_losses": {"train/loss": 0.412, "test/loss": 0.437, "train/coherence": 0.0131},
         },
-        "pca": analysis.pca_summary(pca, train, test),
-        "reconstruction": _reconstruction(pca, train, test, xhat, assign),
-        "gate": {
-            "statistics": analysis.gate_statistics(gate),
-            "domains": names,
-            "mean_by_domain": by_domain,
-        },
+    }
+
+
+def _data(train_domain, domain, tokens):
+    domains = [
+        {
+            "name": name,
+            "num_train": int((train_domain == name).sum()),
+            "num_test": int((domain == name).sum()),
+            "mean_tokens": tokens[domain == name].mean(),
+        }
+        for name in sorted(DOMAINS)
+    ]
+    sizes = {"num_train": len(train_domain), "num_test": len(domain), "num_features": 96}
+    return {"name": "made-up embeddings", **sizes, "domains": domains}
+
+
+def _gate(gate, assign, domain):
+    by_domain, names = analysis.mean_gate(gate, domain)
+    histogram = analysis.assignment_histogram(assign, domain, len(LEVELS))
+    return {
+        "gate": {"statistics": analysis.gate_statistics(gate), "domains": names, "mean_by_domain": by_domain},
         "assignment": {
             "rule": "the expert of the largest gate probability",
             "domains": histogram.groups,
@@ -148,15 +169,17 @@ def run(one_thread):
             "purity": analysis.purity(histogram.counts),
             "concentration": analysis.concentration(histogram.counts),
         },
-        "agreement": {
-            "overall": analysis.agreement(assign, domain, FEW),
-            "within_length": analysis.within_bins(assign, domain, tokens, 5, FEW),
-            "baselines": analysis.cluster_baselines(z_train, z_test, domain, 7, seeds=(0, 1)),
-        },
+    }
+
+
+def _strata(z_test, gate, assign):
+    strata = np.array([f"E{expert}" for expert in assign])
+    whole = np.full(len(z_test), "all rows")
+    return {
         "dimensions": {
             "strata": "A stratum is the set of held-out rows of one expert.",
             "variance": 0.75,
-            "overall": whole,
+            "overall": analysis.stratum_dimensions(z_test, whole, noise_variance=0.09)[0],
             "per_stratum": analysis.stratum_dimensions(z_test, strata, noise_variance=0.09),
         },
         "sparsity": {
@@ -165,25 +188,17 @@ def run(one_thread):
             "mean": float((gate @ LEVELS).mean()),
             "per_stratum": analysis.weighted_sparsity(gate, LEVELS, strata),
         },
-        "experts": {
-            "num_atoms": 256,
-            "distances": analysis.expert_distances(dictionaries, rank=8),
-            "coherence": [analysis.mutual_coherence(atoms) for atoms in dictionaries],
-            "dead_atoms": analysis.dead_atom_share(usage),
-        },
-        "training": {
-            "steps": 4000,
-            "seconds": 63.4,
-            "final_losses": {"train/loss": 0.412, "test/loss": 0.437, "train/coherence": 0.0131},
-        },
     }
-    view = View(
-        points=z_test[:, :3],
-        domains=domain,
-        experts=assign,
-        variance_shares=pca.explained_variance_ratio_[:3],
-    )
-    return results, view, _metrics()
+
+
+def _experts(dictionaries):
+    usage = np.random.default_rng(1).poisson(3.2, size=(7, 256))
+    return {
+        "num_atoms": 256,
+        "distances": analysis.expert_distances(dictionaries, rank=8),
+        "coherence": [analysis.mutual_coherence(atoms) for atoms in dictionaries],
+        "dead_atoms": analysis.dead_atom_share(usage),
+    }
 
 
 @pytest.fixture(scope="session")

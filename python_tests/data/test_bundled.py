@@ -60,7 +60,7 @@ def test_files() -> None:
     with safe_open(path, framework="numpy") as file:
         assert sorted(file.keys()) == ["domain", "embeddings", "label", "token_count"]
         assert file.get_slice("embeddings").get_dtype() == "F16"
-        assert sorted(file.metadata()) == ["domain_names", "model"]
+        assert sorted(file.metadata()) == ["domain_names"]
     text = (FOLDER / "PROVENANCE.md").read_text(encoding="utf-8")
     assert text == build.provenance(load_bundled(), path), "PROVENANCE.md is not that of the asset beside it"
     assert all(carrier.sha256 in text for carrier in (*carriers.TEXT_CARRIERS, carriers.MODEL))

@@ -163,7 +163,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("half", [False, True])
 def test_safetensors_round_trip(tmp_path: Path, table: EmbeddingTable, half: bool) -> None:
-    save_table(table, tmp_path / "x.safetensors", half=half, note="free")
+    save_table(table, tmp_path / "x.safetensors", half=half)
     loaded = load_table(tmp_path / "x.safetensors")
     expected = VALUES.astype(np.float16).astype(np.float32) if half else VALUES
     np.testing.assert_array_equal(loaded.embeddings, expected)

@@ -93,7 +93,11 @@ def test_a_flagged_first_step_leaves_no_trace(name):
         if flagged:
             parameter.grad = torch.full((4,), math.nan)
             optimizer.found_inf = torch.ones(())
-            optimizer.step()
+            torch.use_deterministic_algorithms(True)  # fills uninitialized memory with NaN
+            try:
+                optimizer.step()
+            finally:
+                torch.use_deterministic_algorithms(False)
         optimizer.found_inf = torch.zeros(())
         for _ in range(3):
             parameter.grad = torch.arange(4.0)

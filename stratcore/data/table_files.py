@@ -82,17 +82,18 @@ def read_safetensors(path: Path) -> EmbeddingTable:
     return EmbeddingTable.from_arrays(values, domain_names=names, source=str(path), **columns)
 
 
-def save_table(table: EmbeddingTable, path: str | Path, half: bool = False, **metadata: str) -> None:
+def save_table(table: EmbeddingTable, path: str | Path, half: bool = False) -> None:
     """Write a table as safetensors, each column in the narrowest integer type that holds it.
 
     Args:
         table: the rows.
         path: file to write.
         half: store embeddings as float16 (relative error up to 2^-11).
-        metadata: further strings for the header.
 
     Raises:
         DataError: `half` and a value outside float16.
+
+    Determinism: the same table gives the same bytes.
     """
     from safetensors.numpy import save
 
@@ -109,7 +110,8 @@ def save_table(table: EmbeddingTable, path: str | Path, half: bool = False, **me
             t for t in (np.int8, np.int16, np.int32, np.int64) if column.max(initial=0) <= np.iinfo(t).max
         )
         arrays[key] = column.astype(smallest)
-    header = {"domain_names": json.dumps(list(table.domain_names)), **metadata}
+    # One metadata key and no more: safetensors writes several in an order that changes from run to run.
+    header = {"domain_names": json.dumps(list(table.domain_names))}
     Path(path).write_bytes(save(arrays, metadata=header))
 
 

