@@ -9,6 +9,7 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -46,6 +47,26 @@ def with_array() -> bool:
     return wanted != "off" and present
 
 
+def run(*command: object) -> None:
+    """Runs one step of the build; what went wrong in it has been printed by then."""
+    try:
+        status = subprocess.run([str(word) for word in command]).returncode
+    except FileNotFoundError:
+        sys.exit(
+            f"stratcore: no {command[0]} here: pip install cmake ninja nanobind, or leave build isolation on"
+        )
+    if status:
+        sys.exit(f"stratcore: {command[0]} {command[1]} ended with status {status}; the reason stands above")
+
+
+class FreshBuild(build):
+    """Starts from an empty build/lib: setuptools packs whatever lies there, a removed module or _array too."""
+
+    def run(self) -> None:
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
 class CMakeBuild(build_ext):
     """One CMake build for all extension modules."""
 
@@ -80,9 +101,9 @@ class CMakeBuild(build_ext):
         }
         arguments = [f"-D{key}={value}" for key, value in definitions.items() if value is not None]
         arguments += os.environ.get("CMAKE_ARGS", "").split()
-        subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *arguments], check=True)
+        run("cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *arguments)
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-        subprocess.run(["cmake", "--build", build, *jobs], check=True)
+        run("cmake", "--build", build, *jobs)
 
 
 TORCH, ARRAY = find_torch(), with_array()
@@ -96,6 +117,6 @@ else:
     modules = ["stratcore._C"] + (["stratcore._array"] if ARRAY else [])
     setup(
         ext_modules=[Extension(name, sources=[], py_limited_api=abi3 is not None) for name in modules],
-        cmdclass={"build_ext": CMakeBuild},
+        cmdclass={"build": FreshBuild, "build_ext": CMakeBuild},
         options={"bdist_wheel": {"py_limited_api": abi3}} if abi3 else {},
     )

@@ -24,6 +24,11 @@ if(NOT cuda_choice STREQUAL "off")
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES 80-real 90a-real 90-virtual)
   endif()
+  # CMake looks at CUDACXX, PATH and CUDA_PATH; torch users set CUDA_HOME, and toolkits lie in /usr/local/cuda.
+  # Searched again while there is none, so that a toolkit installed after a first build is found.
+  if(NOT DEFINED ENV{CUDACXX})
+    find_program(CMAKE_CUDA_COMPILER nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
+  endif()
   include(CheckLanguage)
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)

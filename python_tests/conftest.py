@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
+ROOT = Path(__file__).parents[1]
+if not (ROOT / "stratcore/_C.abi3.so").is_file():
+    # Bare sources, as a plain `pip install .` leaves them: the installed package must come before them, while the
+    # tests and benches are still found here.
+    sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != ROOT] + [str(ROOT)]
+
+import stratcore  # noqa: E402
+
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+def pytest_report_header() -> str:
+    return f"stratcore {stratcore.__version__} in {stratcore.__path__[0]}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def outside_the_sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An interpreter that a test starts looks for modules in its folder first; it must find this same package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("outside"))
+        patch.setenv("PYTHONPATH", str(Path(stratcore.__path__[0]).parent), prepend=os.pathsep)
+        yield
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

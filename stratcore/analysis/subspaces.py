@@ -14,6 +14,7 @@ def subspace_clusters(
 
     Two rows are neighbors where |cos| is among the `neighbors` largest of one of them; the graph with weights
     exp(-2 arccos |cos|) is cut spectrally. x and -x are one line, so strata that share a center come apart.
+    Small disconnected pieces are left out; a cut that isolates a few rows gives way to KMeans of directions.
 
     Args:
         x_Nd: rows.
@@ -31,6 +32,7 @@ def subspace_clusters(
     Determinism: a function of its arguments on one machine.
     Source: Heckel and Boelcskei 2015 (thresholding-based subspace clustering).
     """
+    from scipy.sparse.csgraph import connected_components
     from sklearn.cluster import KMeans, SpectralClustering
 
     if len(x_Nd) < num_clusters:
@@ -44,11 +46,18 @@ def subspace_clusters(
     weights = np.zeros_like(cosine)
     near = np.take_along_axis(cosine, nearest, axis=1)
     np.put_along_axis(weights, nearest, np.exp(-2 * np.arccos(np.clip(near, 0.0, 1.0))), axis=1)
+    weights = weights + weights.T
+    _, component = connected_components(weights > 0)
+    size = np.bincount(component)
+    # A piece of a few rows would be a cluster by itself: outliers start no expert.
+    large = size[component] >= max(2, len(rows) // (10 * num_clusters))
+    if large.sum() >= num_clusters:
+        rows, unit, weights = rows[large], unit[large], weights[np.ix_(large, large)]
     with warnings.catch_warnings():
         # Strata far apart leave the graph in pieces, which is what is sought.
         warnings.filterwarnings("ignore", "Graph is not fully connected", UserWarning)
         cut = SpectralClustering(num_clusters, affinity="precomputed", random_state=seed)
-        labels = cut.fit_predict(weights + weights.T)
-    if len(np.unique(labels)) < num_clusters:
+        labels = cut.fit_predict(weights)
+    if np.bincount(labels, minlength=num_clusters).min() < len(rows) // (20 * num_clusters) + 1:
         labels = KMeans(num_clusters, n_init=10, random_state=seed).fit_predict(unit)
     return rows, labels

@@ -46,7 +46,8 @@ class DictionaryExperts(nn.Module):
         """New atoms for one expert along the given directions, with encoder weights to match."""
         unit_RD = normalize(directions_RD, dim=-1)
         self.atoms[expert, :, which_R] = unit_RD.mT
-        self.encoder.directions[:, expert, which_R] = unit_RD
+        if self.encoder.directions is not None:
+            self.encoder.directions[:, expert, which_R] = unit_RD
 
     @torch.no_grad()
     def search_step(self, x_BD: Tensor) -> None:

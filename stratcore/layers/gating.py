@@ -23,18 +23,24 @@ class QueryKeyGate(nn.Module):
     Source: the query-key gate is that of arXiv 2502.13577; the energy term is ours.
     """
 
-    def __init__(self, input_dim: int, num_experts: int, *, query_dim: int = 128, energy_rank: int = 0) -> None:
+    def __init__(
+        self, input_dim: int, num_experts: int, *, query_dim: int = 128, energy_rank: int = 0
+    ) -> None:
         super().__init__()
         self.query = nn.Linear(input_dim, query_dim)
         self.keys = nn.Parameter(torch.empty(num_experts, query_dim))
         nn.init.xavier_uniform_(self.keys)
         self.energy_rank = energy_rank
         if energy_rank:
-            self.directions = nn.Parameter(torch.randn(num_experts, energy_rank, input_dim) / math.sqrt(input_dim))
+            self.directions = nn.Parameter(
+                torch.randn(num_experts, energy_rank, input_dim) / math.sqrt(input_dim)
+            )
             self.energies = nn.Parameter(torch.zeros(num_experts, energy_rank))
             self.centers = nn.Parameter(torch.zeros(num_experts, input_dim))
 
-    def fit(self, x_BD: Tensor, expert_B: Tensor, centers_ED: Tensor, *, steps: int = 200, lr: float = 1e-2) -> None:
+    def fit(
+        self, x_BD: Tensor, expert_B: Tensor, centers_ED: Tensor, *, steps: int = 200, lr: float = 1e-2
+    ) -> None:
         """Starts the gate as a classifier of the given rows into experts, by full-batch Adam."""
         with torch.no_grad():
             if self.energy_rank:
@@ -58,7 +64,9 @@ class QueryKeyGate(nn.Module):
         return logits_BE
 
 
-def expert_weights(logits_BE: Tensor, selection: str, sparsities: tuple[int, ...], threshold: float = 0.5) -> Tensor:
+def expert_weights(
+    logits_BE: Tensor, selection: str, sparsities: tuple[int, ...], threshold: float = 0.5
+) -> Tensor:
     """Mixture weights [B, E] from gate logits.
 
     Args:

@@ -20,6 +20,8 @@ class ListaOptions:
         sparsities: k of each expert, in [1, M]; their number is E.
         num_steps: T, steps after the first code. Literature that counts L layers from z = 0: L - 1.
         form: 'coupled' shares the dictionary with the decoder; 'classic' learns a matrix S of its own.
+        tied: the encoder's directions are the dictionary's atoms, W = step D^T, and only the step is learned; fewer
+            weights, and an encoder that cannot drift away from its dictionary.
         per_step: own encoder, threshold and S for every step instead of tied ones.
         threshold: initial soft threshold; None leaves the selection alone to make codes sparse.
         backward: gradient through the selection, 'straight_through' or 'masked'.
@@ -30,13 +32,16 @@ class ListaOptions:
     sparsities: tuple[int, ...] = (8, 12, 16, 20, 24, 28, 32)
     num_steps: int = 4
     form: str = "coupled"
+    tied: bool = False
     per_step: bool = False
     threshold: float | None = 1e-3
     backward: str = "straight_through"
 
     def __post_init__(self) -> None:
         if not self.sparsities or not all(1 <= k <= self.atoms for k in self.sparsities):
-            raise ValueError(f"sparsities: expected numbers in [1, atoms = {self.atoms}], got {self.sparsities}")
+            raise ValueError(
+                f"sparsities: expected numbers in [1, atoms = {self.atoms}], got {self.sparsities}"
+            )
         if self.form not in ("coupled", "classic"):
             raise ValueError(f"form: expected 'coupled' or 'classic', got {self.form!r}")
         if self.backward not in ("straight_through", "masked"):
@@ -75,7 +80,10 @@ class TopKLISTA(nn.Module):
         self.options = options
         steps = options.num_steps + 1 if options.per_step else 1
         experts, atoms, dim = options.num_experts, options.atoms, options.input_dim
-        self.directions = nn.Parameter(torch.empty(steps, experts, atoms, dim))
+        if options.tied:
+            self.register_parameter("directions", None)
+        else:
+            self.directions = nn.Parameter(torch.empty(steps, experts, atoms, dim))
         self.log_step = nn.Parameter(torch.empty(steps, experts))
         if options.form == "classic":
             products = options.num_steps if options.per_step else 1
@@ -96,27 +104,29 @@ class TopKLISTA(nn.Module):
         """
         if step_E is None:
             step_E = torch.linalg.matrix_norm(dictionary_EDM, 2).square().reciprocal()
-        self.directions.copy_(dictionary_EDM.mT)
+        if self.directions is not None:
+            self.directions.copy_(dictionary_EDM.mT)
         self.log_step.copy_(step_E.log())
         if self.recurrent is not None:
             identity = torch.eye(self.options.atoms, device=dictionary_EDM.device, dtype=dictionary_EDM.dtype)
             self.recurrent.copy_(identity - step_E[:, None, None] * dictionary_EDM.mT @ dictionary_EDM)
-        if self.log_threshold is not None:
+        if self.options.threshold is not None:
             self.log_threshold.fill_(self.options.threshold).log_()
 
-    def weight(self) -> Tensor:
+    def weight(self, dictionary_EDM: Tensor) -> Tensor:
         """W [1 or T + 1, E, M, D]: a step size times directions, so that both train at their own scale."""
-        return self.log_step.exp()[..., None, None] * self.directions
+        directions = dictionary_EDM.mT if self.directions is None else self.directions
+        return self.log_step.exp()[..., None, None] * directions
 
     def threshold(self) -> Tensor:
-        """theta [1 or T + 1, E, M], positive by its exponential parameterisation (or fixed at 0)."""
+        """Soft threshold [1 or T + 1, E, M], positive by its exponential parameterisation (or fixed at 0)."""
         return self.zero_threshold if self.log_threshold is None else self.log_threshold.exp()
 
     def forward(self, x: Tensor, dictionary_EDM: Tensor, *, input_per_expert: bool = False) -> Tensor:
         """Codes [E, ..., M] of x [..., D]; with `input_per_expert` x is [E, ..., D]."""
         return ops.topk_lista(
             x,
-            self.weight(),
+            self.weight(dictionary_EDM),
             dictionary_EDM if self.recurrent is None else self.recurrent,
             self.threshold(),
             self.options.sparsities,

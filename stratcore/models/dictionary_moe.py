@@ -22,6 +22,7 @@ class DictionaryMoEOptions:
         sparsities: k of each expert; their number is E.
         num_steps: steps of the encoder after its first code.
         form: 'coupled' or 'classic', see `ListaOptions`.
+        tied: the encoder's directions are the atoms; only its step sizes and thresholds are its own.
         per_step: own encoder weights for every step.
         threshold: initial soft threshold of the encoder, None for none.
         backward: gradient through the top-k, 'straight_through' or 'masked'.
@@ -39,6 +40,7 @@ class DictionaryMoEOptions:
     sparsities: tuple[int, ...] = (8, 12, 16, 20, 24, 28, 32)
     num_steps: int = 4
     form: str = "coupled"
+    tied: bool = False
     per_step: bool = False
     threshold: float | None = 1e-3
     backward: str = "straight_through"
@@ -70,6 +72,7 @@ class DictionaryMoEOptions:
             sparsities=self.sparsities,
             num_steps=self.num_steps,
             form=self.form,
+            tied=self.tied,
             per_step=self.per_step,
             threshold=self.threshold,
             backward=self.backward,
@@ -133,8 +136,11 @@ class DictionaryMoE(nn.Module):
             query_dim=options.query_dim,
             energy_rank=options.energy_rank,
         )
+        self.sparsities: Tensor
         self.log_variance = nn.Parameter(torch.zeros(()))
-        self.register_buffer("sparsities", torch.tensor(options.sparsities, dtype=torch.float32), persistent=False)
+        self.register_buffer(
+            "sparsities", torch.tensor(options.sparsities, dtype=torch.float32), persistent=False
+        )
         self.head = None
         if options.head is not None:
             hidden, out = options.head
@@ -217,7 +223,12 @@ def _effective_dim(variance: Tensor, noise_floor: float) -> float:
 
 
 def _starting_atoms(
-    rows: Tensor, variance: Tensor, directions_DN: Tensor, count: int, noise_floor: float, generator: torch.Generator
+    rows: Tensor,
+    variance: Tensor,
+    directions_DN: Tensor,
+    count: int,
+    noise_floor: float,
+    generator: torch.Generator,
 ) -> Tensor:
     """[D, count]: principal directions above the floor, then centered rows, then random directions."""
     leading = directions_DN[:, variance > 4 * noise_floor][:, :count]

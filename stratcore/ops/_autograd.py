@@ -15,7 +15,7 @@ def transforms_active() -> bool:
 
 
 def differentiable(
-    op: Callable[..., Any],
+    op: torch._ops.OpOverload,
     *,
     setup_context: Callable[..., None],
     backward: Callable[..., Any],
@@ -46,13 +46,13 @@ def differentiable(
     shared: dict[str, Any] = {"backward": staticmethod(backward)}
     if jvp is not None:
         shared["jvp"] = staticmethod(jvp)
-    eager = type("Eager", (Function,), {"forward": staticmethod(forward_and_save), **shared})
+    eager: Any = type("Eager", (Function,), {"forward": staticmethod(forward_and_save), **shared})
     transform_only = {
         "forward": staticmethod(lambda *args: op(*args)),
         "setup_context": staticmethod(setup_context),
         "generate_vmap_rule": True,
     }
-    transform = type("Transform", (Function,), transform_only | shared)
+    transform: Any = type("Transform", (Function,), transform_only | shared)
 
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():

@@ -116,6 +116,8 @@ class Replay:
 
     @staticmethod
     def _collect(parts: dict[int, list[Tensor]], parameter: Tensor) -> Tensor:
-        zero = torch.zeros_like(parameter[:1].squeeze(0)) if parameter.shape[0] else None
-        rows = [sum(parts.get(step, []), start=zero) for step in range(parameter.shape[0])]
+        rows = [
+            sum(parts.get(step, []), start=torch.zeros_like(parameter[step]))
+            for step in range(parameter.shape[0])
+        ]
         return torch.stack(rows) if rows else torch.zeros_like(parameter)

@@ -5,7 +5,6 @@ Legend: E experts, B rows, D input size, M atoms, K code width (largest k), T st
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,12 +13,10 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 import stratcore.ops._library  # noqa: F401
-from stratcore.ops._autograd import differentiable, transforms_active
+from stratcore.ops._autograd import differentiable
 from stratcore.ops._checks import check_choice, check_floating
+from stratcore.ops._topk_lista_call import FORMS, Call, check_shapes
 from stratcore.ops._topk_lista_replay import Replay
-
-BACKWARDS = ("straight_through", "masked")
-FORMS = ("classic", "coupled")
 
 
 class SparseCode(NamedTuple):
@@ -82,8 +79,8 @@ def topk_lista(
     Cost: O(B E (M D + T M^2)) for classic, O(B E T M D) for coupled; about 2 B E M floats of scratch.
     Source: Gregor and LeCun 2010; coupling: Chen et al. 2018 (arXiv 1808.10038); csrc/topk_lista/README.md.
     """
-    call = _Call(x, (encoder, recurrent, theta), k, num_steps, form, backward, input_per_expert)
-    return call.restore(call.run(dense=True)[0])
+    call = Call(x, (encoder, recurrent, theta), k, num_steps, form, backward, input_per_expert)
+    return call.restore(_call(*call.arguments(dense=True))[0])
 
 
 def topk_lista_sparse(
@@ -123,8 +120,8 @@ def topk_lista_sparse(
     Gradient: flows through the values. Entries that the returned code does not hold get none; inside the
     recurrence `backward` rules as in `topk_lista`.
     """
-    call = _Call(x, (encoder, recurrent, theta), k, num_steps, form, backward, input_per_expert)
-    _, values, indices, _ = call.run(dense=False)
+    call = Call(x, (encoder, recurrent, theta), k, num_steps, form, backward, input_per_expert)
+    _, values, indices, _ = _call(*call.arguments(dense=False))
     if not every_step:
         return SparseCode(call.restore(indices[-1]), call.restore(values[-1]))
     return SparseCode(
@@ -132,65 +129,12 @@ def topk_lista_sparse(
     )
 
 
-class _Call:
-    """The arguments of one call in the op's own layout: x [1 or E, B, D], parameters [P, E, ...]."""
-
-    def __init__(
-        self,
-        x: Tensor,
-        parameters: tuple[Tensor, Tensor, Tensor],
-        k: int | Sequence[int],
-        num_steps: int,
-        form: str,
-        backward: str,
-        input_per_expert: bool,
-    ) -> None:
-        check_choice("topk_lista", "form", form, FORMS)
-        check_choice("topk_lista", "backward", backward, BACKWARDS)
-        named = list(zip(("encoder", "recurrent", "theta"), parameters, (4, 4, 3), strict=True))
-        for name, tensor in [("x", x), *((name, tensor) for name, tensor, _ in named)]:
-            check_floating("topk_lista", name, tensor)
-            if tensor.dtype != x.dtype:
-                raise TypeError(f"topk_lista: expected {name} of dtype {x.dtype} as x, got {tensor.dtype}")
-        self.single = parameters[0].ndim == 2
-        self.parameters = [_with_leading(name, tensor, ndim) for name, tensor, ndim in named]
-        experts, _, dim = self.parameters[0].shape[1:]
-        wanted = f"[{experts}, ..., {dim}]" if input_per_expert else f"[..., {dim}]"
-        if (
-            x.ndim < 1 + input_per_expert
-            or x.shape[-1] != dim
-            or (input_per_expert and x.shape[0] != experts)
-        ):
-            raise ValueError(
-                f"topk_lista: expected x of shape {wanted} as encoder has it, got {list(x.shape)}"
-            )
-        self.batch = x.shape[int(input_per_expert) : -1]
-        self.x = x.reshape(experts if input_per_expert else 1, math.prod(self.batch), dim)
-        self.k = [k] * experts if isinstance(k, int) else list(k)
-        self.num_steps, self.form, self.backward = num_steps, form, backward
-        _check_shapes(self.x, *self.parameters, self.k, form, num_steps, ValueError)
-
-    def run(self, dense: bool) -> Any:
-        inputs = (self.x, *self.parameters)
-        learns = transforms_active() or (torch.is_grad_enabled() and any(t.requires_grad for t in inputs))
-        save_support = learns and self.backward == "straight_through"
-        return _call(*inputs, self.k, self.form, self.num_steps, dense, save_support)
-
-    def restore(self, code: Tensor) -> Tensor:
-        """[E, B, n] -> [E, ..., n], or [..., n] for a single expert."""
-        shape = (*self.batch, code.shape[-1])
-        return code.reshape(shape if self.single else (code.shape[0], *shape))
+_op = torch.ops.stratcore.topk_lista.default
+_backward_op = torch.ops.stratcore.topk_lista_backward.default
 
 
-def _with_leading(name: str, tensor: Tensor, ndim: int) -> Tensor:
-    if not ndim - 2 <= tensor.ndim <= ndim:
-        raise ValueError(
-            f"topk_lista: expected {name} with {ndim - 2} to {ndim} dimensions, got {list(tensor.shape)}"
-        )
-    return tensor.reshape((1,) * (ndim - tensor.ndim) + tensor.shape)
-
-
-def _check_shapes(
+@torch.library.register_fake("stratcore::topk_lista")
+def _fake(
     x: Tensor,
     encoder: Tensor,
     recurrent: Tensor,
@@ -198,56 +142,12 @@ def _check_shapes(
     k: Sequence[int],
     form: str,
     num_steps: int,
-    error: type[Exception],
-) -> None:
-    """The conditions of check() in topk_lista_op.cpp, in its words, for every route that is no kernel."""
-    experts, atoms, dim = encoder.shape[1:]
-
-    def require(condition: bool, text: str) -> None:
-        if not condition:
-            raise error(f"topk_lista: expected {text}")
-
-    require(num_steps >= 0, f"num_steps >= 0, got {num_steps}")
-    steps = {
-        "encoder": (encoder, num_steps + 1),
-        "recurrent": (recurrent, num_steps),
-        "theta": (theta, num_steps + 1),
-    }
-    for name, (tensor, count) in steps.items():
-        require(
-            tensor.shape[0] in (1, count),
-            f"{name} with 1 (tied) or {count} (per step) leading entries, got {tensor.shape[0]}",
-        )
-    require(
-        min(experts, atoms, dim) > 0,
-        f"at least one expert, atom and input dimension, got {list(encoder.shape)}",
-    )
-    require(x.shape[0] in (1, experts), f"x with 1 or {experts} leading entries, got {x.shape[0]}")
-    require(x.shape[-1] == dim, f"x of shape [..., {dim}], got {list(x.shape)}")
-    wanted = [experts, atoms if form == "classic" else dim, atoms]
-    require(
-        list(recurrent.shape[1:]) == wanted,
-        f"recurrent of shape {[recurrent.shape[0], *wanted]}, got {list(recurrent.shape)}",
-    )
-    require(
-        list(theta.shape[1:]) == [experts, atoms],
-        f"theta of shape {[theta.shape[0], experts, atoms]}, got {list(theta.shape)}",
-    )
-    require(len(k) == experts, f"k with {experts} entries, got {len(k)}")
-    require(all(1 <= width <= atoms for width in k), f"every k in [1, {atoms}], got {list(k)}")
-
-
-# ---- registration: topk_lista
-
-_op = torch.ops.stratcore.topk_lista.default
-_backward_op = torch.ops.stratcore.topk_lista_backward.default
-
-
-@torch.library.register_fake("stratcore::topk_lista")
-def _fake(x, encoder, recurrent, theta, k, form, num_steps, dense, save_support):
+    dense: bool,
+    save_support: bool,
+) -> tuple[Tensor, ...]:
     check_choice("topk_lista", "form", form, FORMS)
     check_floating("topk_lista", "x", x)
-    _check_shapes(x, encoder, recurrent, theta, k, form, num_steps, RuntimeError)
+    check_shapes(x, encoder, recurrent, theta, k, form, num_steps, RuntimeError)
     code = (encoder.shape[1], x.shape[1], encoder.shape[2])
     slots = (num_steps + 1, *code[:2], max(k))
     return (
@@ -260,19 +160,19 @@ def _fake(x, encoder, recurrent, theta, k, form, num_steps, dense, save_support)
 
 @torch.library.register_fake("stratcore::topk_lista_backward")
 def _fake_backward(
-    grad_codes,
-    grad_values,
-    x,
-    encoder,
-    recurrent,
-    theta,
-    values,
-    indices,
-    support,
-    k,
-    form,
-    *needs,
-):
+    grad_codes: Tensor | None,
+    grad_values: Tensor | None,
+    x: Tensor,
+    encoder: Tensor,
+    recurrent: Tensor,
+    theta: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    support: Tensor,
+    k: Sequence[int],
+    form: str,
+    *needs: bool,
+) -> tuple[Tensor, ...]:
     return tuple(
         x.new_empty(t.shape if need else (0,))
         for t, need in zip((x, encoder, recurrent, theta), needs, strict=True)
@@ -322,9 +222,18 @@ _call = differentiable(_op, setup_context=_save, backward=_gradient)
 
 
 @torch.library.register_vmap("stratcore::topk_lista")
-def _vmap(info, in_dims, x, encoder, recurrent, theta, k, form, num_steps, dense, save_support):
+def _vmap(
+    info: Any,
+    in_dims: tuple,
+    x: Tensor,
+    encoder: Tensor,
+    recurrent: Tensor,
+    theta: Tensor,
+    k: Sequence[int],
+    *options: Any,
+) -> tuple:
     """Batched inputs become rows; batched parameters become experts."""
-    size, options = info.batch_size, (form, num_steps, dense, save_support)
+    size = info.batch_size
     if all(dim is None for dim in in_dims[1:4]):
         x_XVBD = x.movedim(in_dims[0], 1)
         outputs = _op(x_XVBD.flatten(1, 2), encoder, recurrent, theta, k, *options)
@@ -374,28 +283,38 @@ def _product_flops(
 
 
 @register_flop_formula(torch.ops.stratcore.topk_lista)
-def _flops(x, encoder, recurrent, theta, k, form, num_steps, *args, **kwargs) -> int:
+def _flops(
+    x: Sequence[int],
+    encoder: Sequence[int],
+    recurrent: Sequence[int],
+    theta: Sequence[int],
+    k: Sequence[int],
+    form: str,
+    num_steps: int,
+    *args: Any,
+    **kwargs: Any,
+) -> int:
     return _product_flops(x, encoder, recurrent, form, num_steps)
 
 
 @register_flop_formula(torch.ops.stratcore.topk_lista_backward)
 def _backward_flops(
-    grad_codes,
-    grad_values,
-    x,
-    encoder,
-    recurrent,
-    theta,
-    values,
-    indices,
-    support,
-    k,
-    form,
-    need_x,
-    need_encoder,
-    need_recurrent,
-    *args,
-    **kwargs,
+    grad_codes: Any,
+    grad_values: Any,
+    x: Sequence[int],
+    encoder: Sequence[int],
+    recurrent: Sequence[int],
+    theta: Sequence[int],
+    values: Sequence[int],
+    indices: Sequence[int],
+    support: Sequence[int],
+    k: Sequence[int],
+    form: str,
+    need_x: bool,
+    need_encoder: bool,
+    need_recurrent: bool,
+    *args: Any,
+    **kwargs: Any,
 ) -> int:
     forward = _product_flops(x, encoder, recurrent, form, values[0] - 1)
     return forward * (1 + int(need_encoder or need_recurrent))

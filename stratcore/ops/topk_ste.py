@@ -45,7 +45,7 @@ _op = torch.ops.stratcore.topk_ste.default
 
 
 @torch.library.register_fake("stratcore::topk_ste")
-def _fake(x, k, masked):
+def _fake(x: Tensor, k: int, masked: bool) -> tuple[Tensor, ...]:
     check_floating("topk_ste", "x", x)
     if x.ndim != 2:
         raise RuntimeError(f"topk_ste: expected x with 2 dimensions, got {list(x.shape)}")
@@ -90,7 +90,7 @@ _call = differentiable(_op, setup_context=_save, backward=_gradient, jvp=_tangen
 
 
 @torch.library.register_vmap("stratcore::topk_ste")
-def _vmap(info, in_dims, x, k, masked):
+def _vmap(info: Any, in_dims: tuple, x: Tensor, k: int, masked: bool) -> tuple:
     rows = x.movedim(in_dims[0], 0)
     outputs = _op(rows.flatten(0, 1), k, masked)
     return tuple(t.unflatten(0, rows.shape[:2]) for t in outputs), (0, 0, 0)

@@ -35,7 +35,10 @@ class StepResult:
 class Task(Protocol):
     """One family: its loss, metrics and state. A task places its batches on the runtime's device itself."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """The module to train."""
+        ...
 
     def parameter_groups(self) -> ParameterGroups:
         """Return the groups to train: dicts with `params`, and `lr` or `weight_decay` where they differ."""

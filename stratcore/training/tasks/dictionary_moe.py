@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -132,11 +132,15 @@ class DictionaryMoETask:
             cost_B = losses.expected_cost(output.cost, output.weights)
         fit = cost_B.mean() / dim
         loss, metrics = fit, {"fit": fit.detach()}
-        terms = {
+        terms: dict[str, Callable[[], Tensor]] = {
             "balance": lambda: losses.load_balance(output.probabilities),
-            "contrastive": lambda: losses.contrastive_margin(output.projection, domain_B, objective.margin),
             "coherence": lambda: losses.coherence(self.model.experts.atoms),
         }
+        if output.projection is not None:
+            projection_BP = output.projection
+            terms["contrastive"] = lambda: losses.contrastive_margin(
+                projection_BP, domain_B, objective.margin
+            )
         for name, term in terms.items():
             weight = getattr(objective, name)
             if weight:

@@ -1,0 +1,90 @@
+"""Rows for a dictionary mixture: load, split, reduce, scale. Legend: N rows, D features, R reduced features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stratcore.analysis.pca import fit_pca
+from stratcore.data import EmbeddingTable, Split, load_table, require_domains, require_rows, split_rows
+from stratcore.recipes.dictionary_moe import DataOptions, DictionaryMoERun
+from stratcore.training.tasks import Rows
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedData:
+    """Rows of a run in the model's space.
+
+    table: as loaded. split: row indices. pca: fitted on the training rows; None where nothing was reduced.
+    center, scale: of the training rows, applied after the PCA; the model sees (z - center) / scale.
+    """
+
+    table: EmbeddingTable
+    split: Split
+    pca: Any
+    center: np.ndarray
+    scale: float
+
+    def reduced(self, part: str) -> np.ndarray:
+        """Rows of 'train', 'validation' or 'test' after the PCA, [N, R] float64."""
+        rows = self.table.embeddings[getattr(self.split, part)].astype(np.float64)
+        return rows if self.pca is None else self.pca.transform(rows)
+
+    def rows(self, part: str) -> Rows:
+        """Rows of a part as the model sees them."""
+        x = (self.reduced(part) - self.center) / self.scale
+        domain = self.table.domain[getattr(self.split, part)]
+        return Rows(torch.from_numpy(x.astype(np.float32)), torch.from_numpy(domain.copy()))
+
+    def unscale(self, x: torch.Tensor) -> np.ndarray:
+        """From the model's space back to the reduced space, [N, R] float64."""
+        return x.double().cpu().numpy() * self.scale + self.center
+
+    def restore(self, reduced: np.ndarray) -> np.ndarray:
+        """From the reduced space to the original one, [N, D]."""
+        return reduced if self.pca is None else self.pca.inverse_transform(reduced)
+
+
+def load(options: DataOptions, folder: Path) -> EmbeddingTable:
+    """Loads or makes the embeddings that the options name."""
+    if options.encoder is None:
+        return load_table(options.source)
+    from stratcore.data import embed_table, join_texts, load_texts
+
+    texts = join_texts([load_texts(name, rows=options.rows) for name in options.texts])
+    cache = options.cache or folder / "embeddings"
+    return embed_table(texts, options.encoder, options=options.embed, cache_dir=cache)
+
+
+def prepare(run: DictionaryMoERun, folder: Path) -> PreparedData:
+    """Loads, checks, splits, reduces and scales the rows of a run.
+
+    Raises:
+        DataError: the rows cannot be read or are too few, in one line.
+        ValueError: the model's input size does not fit.
+    """
+    table = load(run.data, folder)
+    require_domains(table)
+    experts, wanted = len(run.model.sparsities), run.model.input_dim
+    least = max(20 * experts, run.batch_size, wanted + 1 if run.data.reduce else 1)
+    require_rows(table, int(np.ceil(least / run.data.fractions[0])))
+    split = split_rows(table, run.data.fractions, seed=run.seed)
+    pca = None
+    if run.data.reduce:
+        if wanted > table.dim:
+            raise ValueError(
+                f"model.input_dim: expected at most {table.dim}, the size of {table.source}, got {wanted}"
+            )
+        pca = fit_pca(table.embeddings[split.train], wanted)
+    elif wanted != table.dim:
+        raise ValueError(
+            f"model.input_dim: expected {table.dim}, the size of {table.source} (data.reduce is off), got {wanted}"
+        )
+    data = PreparedData(table, split, pca, np.zeros(1), 1.0)
+    train = data.reduced("train")
+    center = train.mean(0)
+    return PreparedData(table, split, pca, center, float(np.sqrt(((train - center) ** 2).mean())))
