@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -24,6 +26,13 @@ PROGRAM = "python -m stratcore.train"
 
 class UsageError(ValueError):
     """A mistake in the arguments, told in one line."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake like every other one, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; --help shows the options")
 
 
 def train(argv: Sequence[str]) -> int:
@@ -36,7 +45,7 @@ def train(argv: Sequence[str]) -> int:
             return 0
         folder = _open_folder(arguments.output, run.recipe, arguments.resume)
         return _execute(run, folder, arguments.resume, shlex.join([PROGRAM, *argv]))
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+    except (ValueError, OSError) as error:
         print(f"stratcore: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
@@ -47,7 +56,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     listing = "\n".join(
         f"  {name:22}{(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()
     )
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=PROGRAM,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -93,6 +102,8 @@ def load_run(recipe: str | None, config: Path | None, settings: Iterable[str]) -
 
     values = _read_config(config) if config is not None else {}
     named = values.pop("recipe", None)
+    if named is not None and not isinstance(named, str):
+        raise UsageError(f"{config}: recipe: expected a name, got {named!r}")
     if recipe is not None and named is not None and recipe != named:
         raise UsageError(f"{config}: expected recipe {recipe!r} as on the command line, got {named!r}")
     name = recipe or named or "dictionary_moe"
@@ -100,7 +111,7 @@ def load_run(recipe: str | None, config: Path | None, settings: Iterable[str]) -
         raise UsageError(f"unknown recipe {name!r}{_nearest(name, RECIPES)}; recipes: {', '.join(RECIPES)}")
     base = RECIPES[name]()
     tree = asdict(base)
-    _merge(tree, values, str(config))
+    _merge(type(base), tree, values, f"{config}: ")
     for setting in settings:
         key, _, text = setting.partition("=")
         if key == "recipe":
@@ -109,7 +120,9 @@ def load_run(recipe: str | None, config: Path | None, settings: Iterable[str]) -
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UsageError(f"{setting}: the value is not YAML") from error
-        _set(tree, key.split("."), value)
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        _merge(type(base), tree, value)
     return _build(type(base), tree)
 
 
@@ -128,19 +141,48 @@ def _build(kind: type, tree: Mapping[str, Any]) -> Any:
         parsed = parser.parse_object({"run": _plain(tree)})
         return parser.instantiate(parsed).run
     except (jsonargparse.ArgumentError, TypeError) as error:
-        raise UsageError(_first_reason(str(error))) from error
+        raise UsageError(_wrong_type(kind, tree, str(error))) from error
+    except ValueError as error:
+        raise UsageError(_with_whole_key(kind, str(error))) from error
 
 
-def _first_reason(text: str) -> str:
-    """The useful line of jsonargparse's message."""
-    lines = [line.strip(" -") for line in text.splitlines() if line.strip(" -")]
-    wanted = [line for line in lines if "Parser key" in line or "xpected" in line]
-    return "; ".join(dict.fromkeys(wanted[:2])) if wanted else lines[0]
+def _wrong_type(kind: type, tree: Mapping[str, Any], message: str) -> str:
+    """'key: expected ..., got ...' out of jsonargparse's message of several lines."""
+    found = re.search(r'Parser key "run\.([\w.]+)"', message)
+    if found is None:
+        return message
+    hint, value = kind, tree
+    for part in found[1].split("."):
+        hint, value = get_type_hints(hint)[part], value[part]
+    return f"{found[1]}: expected {_words(hint)}, got {value!r}"
+
+
+def _with_whole_key(kind: type, message: str) -> str:
+    """The message of an option class, which knows its own name of a key, with the key as users write it."""
+    name, colon, rest = message.partition(":")
+    keys = _keys(kind)
+    if name in keys or not re.fullmatch(r"[\w.]+", name):
+        return message
+    for ending in (name, name.rsplit(".", 1)[-1]):
+        whole = [key for key in keys if f".{key}".endswith(f".{ending}")]
+        if len(whole) == 1:
+            return f"{whole[0]}{colon}{rest}"
+    return message
+
+
+def _words(hint: Any) -> str:
+    """A type as users know it."""
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    plain = isinstance(hint, type) and not get_args(hint)
+    return hint.__name__ if plain else str(hint).replace("pathlib.", "")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
@@ -150,38 +192,40 @@ def _read_config(path: Path) -> dict[str, Any]:
     return values
 
 
-def _merge(tree: dict[str, Any], values: Mapping[str, Any], where: str, prefix: str = "") -> None:
+def _merge(
+    kind: type, tree: dict[str, Any], values: Mapping[str, Any], where: str = "", prefix: str = ""
+) -> None:
+    """Overrides part of a tree of options; every key must be one of the option class `kind`."""
+    hints = get_type_hints(kind)
     for key, value in values.items():
         name = f"{prefix}{key}"
-        if key not in tree:
-            raise UsageError(f"{where}: unknown key {name!r}{_nearest(name, _keys(tree, prefix))}")
-        if isinstance(tree[key], dict) and isinstance(value, Mapping):
-            _merge(tree[key], value, where, f"{name}.")
-        else:
+        if key not in hints:
+            raise UsageError(f"{where}unknown key {name!r}{_nearest(name, _keys(kind, prefix))}")
+        part, optional = _part(hints[key]), type(None) in get_args(hints[key])
+        if value is None and not optional:
+            raise UsageError(f"{where}{name}: expected {_words(hints[key])}, got nothing")
+        if part is None or value is None:
             tree[key] = value
+        elif isinstance(value, Mapping):
+            tree[key] = tree[key] or {}
+            _merge(part, tree[key], value, where, f"{name}.")
+        else:
+            first = next(iter(get_type_hints(part)))
+            raise UsageError(f"{where}{name}: expected keys below it, such as {name}.{first}, got {value!r}")
 
 
-def _set(tree: dict[str, Any], parts: Sequence[str], value: Any) -> None:
-    node, name = tree, ".".join(parts)
-    for depth, part in enumerate(parts):
-        if not isinstance(node, dict) or part not in node:
-            raise UsageError(f"unknown key {name!r}{_nearest(name, _keys(tree))}")
-        if depth < len(parts) - 1:
-            node = node[part]
-    if isinstance(node[parts[-1]], dict) and not isinstance(value, dict):
-        raise UsageError(f"{name}: expected keys below it, such as {name}.{next(iter(node[parts[-1]]))}=...")
-    if isinstance(value, dict) and isinstance(node[parts[-1]], dict):
-        _merge(node[parts[-1]], value, name, f"{name}.")
-    else:
-        node[parts[-1]] = value
+def _part(hint: Any) -> type | None:
+    """The option class of a key that holds further keys; None for a plain value."""
+    return next((each for each in (hint, *get_args(hint)) if is_dataclass(each)), None)
 
 
-def _keys(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _keys(kind: type, prefix: str = "") -> list[str]:
     names = []
-    for key, value in tree.items():
+    for key, hint in get_type_hints(kind).items():
         names.append(f"{prefix}{key}")
-        if isinstance(value, dict):
-            names += _keys(value, f"{prefix}{key}.")
+        part = _part(hint)
+        if part is not None:
+            names += _keys(part, f"{prefix}{key}.")
     return names
 
 
@@ -209,12 +253,14 @@ def _plain(value: Any) -> Any:
 
 
 def _open_folder(output: Path | None, recipe: str, resume: bool) -> Path:
-    """The run folder; a new name beside earlier runs where none was given."""
+    """The run folder; a new name beside earlier runs where none was given. Makes nothing yet."""
     if output is None:
         output, number = Path("runs") / recipe, 1
         while output.exists():
             number += 1
             output = Path("runs") / f"{recipe}-{number}"
+    elif output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"{output}: expected a folder, got a file")
     elif resume and not (output / "config.yaml").is_file():
         raise UsageError(f"--resume: {output} holds no run (no config.yaml)")
     elif not resume and (output / "config.yaml").exists():
@@ -226,32 +272,24 @@ def _open_folder(output: Path | None, recipe: str, resume: bool) -> Path:
 
 def _execute(run: Any, folder: Path, resume: bool, command: str) -> int:
     from stratcore.recipes.dictionary_moe_run import execute
+    from stratcore.training import NonFiniteError
 
-    created = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.yaml"
     text = dump(run)
     if resume and config.read_text(encoding="utf-8") != text:
         raise UsageError(
             f"--resume: the settings differ from those in {config}; give the same ones, or --config {config}"
         )
+
+    def record() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        config.write_text(text, encoding="utf-8")
+
     try:
-        execute(
-            run,
-            folder,
-            resume=resume,
-            command=command,
-            before_training=lambda: config.write_text(text, encoding="utf-8"),
-        )
-    except BaseException:
-        if created and not config.exists():
-            _remove_empty(folder)
-        raise
-    print(f"report: {folder / 'report.html'}")
+        execute(run, folder, resume=resume, command=command, before_training=record)
+    except NonFiniteError as error:
+        print(f"stratcore: {error}", file=sys.stderr)
+        return 1
+    if os.environ.get("RANK", "0") == "0":
+        print(f"report: {folder / 'report.html'}")
     return 0
-
-
-def _remove_empty(folder: Path) -> None:
-    """Leaves no empty run folder behind where the input was refused before any training."""
-    if not any(folder.iterdir()):
-        folder.rmdir()

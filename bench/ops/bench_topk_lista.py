@@ -383,12 +383,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+def _indexed(name: str) -> torch.device:
+    """The device; the current GPU where no index is given."""
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     command = shlex.join(["python", "-m", "bench.ops.bench_topk_lista", *arguments])
     budget = Budget(options.warm_up, options.measure)
-    recorder = Recorder(torch.device(options.device), budget, command, options.out)
+    recorder = Recorder(_indexed(options.device), budget, command, options.out)
     for case in CASES:
         if case.name in options.cases or case.group in options.cases:
             run_case(case, recorder, options)

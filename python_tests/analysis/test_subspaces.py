@@ -41,6 +41,15 @@ def test_the_sign_and_the_length_of_a_row_do_not_matter():
     assert adjusted_rand_score(cluster, cluster_scaled) == 1.0
 
 
+def test_x_and_minus_x_are_one_line():
+    """Two far caps on each of three lines are three clusters, not six."""
+    rng = np.random.default_rng(3)
+    line = np.repeat(np.arange(3), 40)
+    x = rng.choice([-1.0, 1.0], 120)[:, None] * np.eye(12)[line] + 0.05 * rng.standard_normal((120, 12))
+    rows, cluster = subspace_clusters(x.astype(np.float32), 3)
+    assert len(rows) == 120 and adjusted_rand_score(line, cluster) == 1.0
+
+
 def test_one_call_like_another():
     x, _ = planes()
     np.random.seed(1)

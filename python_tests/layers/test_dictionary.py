@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +15,15 @@ from stratcore.layers import DictionaryExperts, ListaOptions
 
 K = (2, 4, 6)
 FORMS = ["coupled", "classic"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def single_thread() -> Iterator[None]:
+    """At these sizes a second thread costs more than it gives."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def experts(*, centers: bool = True, **changes: Any) -> DictionaryExperts:
@@ -74,6 +85,20 @@ def test_every_expert_of_every_parameter_gets_a_finite_gradient(form):
         axis = 1 if name.startswith("encoder.") else 0
         size = gradient.movedim(axis, 0).flatten(1).abs().amax(1)
         assert gradient.isfinite().all() and (size > 0).all(), f"{name}: {size.tolist()}"
+
+
+def test_a_code_worse_than_the_center_gives_way_to_it():
+    """A step far beyond 2 / L diverges."""
+    module, x = experts(), rows()
+    with torch.no_grad():
+        module.centers.copy_(rows(3, seed=5))
+        module.encoder.log_step[:, 1] = math.log(20.0)
+    codes, each = module(x)
+    assert not codes[1].any() and torch.equal(each[1], module.centers[1].expand(60, -1))
+    torch.testing.assert_close(each, module.decode(codes))
+    (each - x).square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad.isfinite().all(), name
 
 
 def test_frozen_centers_stay_at_zero():

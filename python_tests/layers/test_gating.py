@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,6 +12,15 @@ from torch import Tensor
 from stratcore.layers import QueryKeyGate, expert_weights
 
 LEVELS = (8, 12, 16)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def single_thread() -> Iterator[None]:
+    """At these sizes a second thread costs more than it gives."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def two_lines(count: int = 100, dim: int = 6, noise: float = 0.05) -> tuple[Tensor, Tensor]:
@@ -41,7 +51,8 @@ def test_logits_are_those_of_the_formula():
         query = gate.query.weight @ x[b] + gate.query.bias
         for e in range(3):
             energy = sum(
-                gate.energies[e, r] * (gate.directions[e, r] @ (x[b] - gate.centers[e])) ** 2 for r in range(2)
+                gate.energies[e, r] * (gate.directions[e, r] @ (x[b] - gate.centers[e])) ** 2
+                for r in range(2)
             )
             torch.testing.assert_close(logits[b, e], query @ gate.keys[e] / math.sqrt(4) + energy)
 
@@ -150,5 +161,7 @@ def test_hard_choices_have_the_gradient_of_the_softmax(selection):
 
 
 def test_an_unknown_selection_is_one_clear_line():
-    with pytest.raises(ValueError, match="selection: expected one of soft, straight_through, threshold, got 'top'"):
+    with pytest.raises(
+        ValueError, match="selection: expected one of soft, straight_through, threshold, got 'top'"
+    ):
         expert_weights(LOGITS, "top", LEVELS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,15 @@ from stratcore.layers import ListaOptions, TopKLISTA
 
 K = (2, 4, 12)
 FORMS = ["coupled", "classic"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def single_thread() -> Iterator[None]:
+    """At these sizes a second thread costs more than it gives."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def options(**changes: Any) -> ListaOptions:
@@ -59,7 +69,13 @@ def iterative_thresholding(x_BD: Tensor, dictionary_DM: Tensor, k: int, theta: f
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_start_is_iterative_thresholding(form, per_step, threshold, num_steps, tied):
     dictionary, x = dictionaries(), rows()
-    changes = {"form": form, "per_step": per_step, "threshold": threshold, "num_steps": num_steps, "tied": tied}
+    changes = {
+        "form": form,
+        "per_step": per_step,
+        "threshold": threshold,
+        "num_steps": num_steps,
+        "tied": tied,
+    }
     lista = started(dictionary, **changes)
     wanted = torch.stack(
         [iterative_thresholding(x, dictionary[e], k, threshold or 0.0, num_steps) for e, k in enumerate(K)]
@@ -89,7 +105,13 @@ def test_more_steps_reconstruct_better(form):
     errors = []
     for num_steps in (0, 2, 8, 32):
         lista = started(
-            dictionary, input_dim=16, atoms=24, sparsities=(3,), form=form, num_steps=num_steps, threshold=None
+            dictionary,
+            input_dim=16,
+            atoms=24,
+            sparsities=(3,),
+            form=form,
+            num_steps=num_steps,
+            threshold=None,
         )
         errors.append(float((x - lista(x, dictionary)[0] @ dictionary[0].mT).square().mean().detach()))
     assert all(one > 1.2 * more for one, more in zip(errors, errors[1:], strict=False)), errors

@@ -14,6 +14,9 @@ class DictionaryExperts(nn.Module):
 
         z_e = LISTA_e(x - b_e),    xhat_e = b_e + D_e z_e,    |z_e|_0 <= k_e
 
+    Safeguard: where the code would reconstruct worse than the center alone, it is 0. The encoder was learned for
+    an expert's own rows and may diverge on others.
+
     Shapes: input [B, D]; codes [E, B, M]; reconstructions [E, B, D].
     Gradient: atoms learn through the decoder (and, coupled, through the encoder); their norm is kept at 1 by
     `normalize_atoms` after every optimizer step.
@@ -77,6 +80,9 @@ class DictionaryExperts(nn.Module):
         return torch.baddbmm(self.centers[:, None, :], codes_EBM, self.atoms.mT)
 
     def forward(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes [E, B, M] and reconstructions [E, B, D]."""
+        """Codes [E, B, M] and reconstructions [E, B, D], safeguarded."""
         codes_EBM = self.encode(x_BD)
-        return codes_EBM, self.decode(codes_EBM)
+        each_EBD = self.decode(codes_EBM)
+        center_E1D = self.centers[:, None, :]
+        worse_EB1 = (x_BD - each_EBD).square().sum(-1, True) > (x_BD - center_E1D).square().sum(-1, True)
+        return codes_EBM.masked_fill(worse_EB1, 0.0), torch.where(worse_EB1, center_E1D, each_EBD)

@@ -30,6 +30,7 @@ class DictionaryMoEOptions:
         query_dim: size of the gate's query.
         energy_rank: directions an expert of the gate's even term; 0: the gate is affine.
         selection: mixture weights from the gate: 'soft', 'straight_through' or 'threshold'.
+        candidates: experts that are run on a row, those of largest weight; the one of least cost is chosen.
         eligibility: share of the largest probability that makes an expert eligible, for 'threshold'.
         rate: nats that one active atom costs, in the choice between experts and in the loss.
         head: hidden and output size of a head on the mixed code (for contrastive losses); None: no head.
@@ -48,6 +49,7 @@ class DictionaryMoEOptions:
     query_dim: int = 128
     energy_rank: int = 16
     selection: str = "soft"
+    candidates: int = 2
     eligibility: float = 0.5
     rate: float = 2.0
     head: tuple[int, int] | None = None
@@ -58,6 +60,10 @@ class DictionaryMoEOptions:
         if self.query_dim < 1 or self.energy_rank < 0:
             raise ValueError(
                 f"query_dim and energy_rank: expected >= 1 and >= 0, got {self.query_dim} and {self.energy_rank}"
+            )
+        if not 1 <= self.candidates <= len(self.sparsities):
+            raise ValueError(
+                f"candidates: expected 1 to {len(self.sparsities)} experts, got {self.candidates}"
             )
         if self.rate < 0:
             raise ValueError(f"rate: expected a number >= 0, got {self.rate}")
@@ -87,10 +93,10 @@ class DictionaryMoEOptions:
 
     @property
     def active_flops_per_row(self) -> float:
-        """FLOPs a row when only the chosen expert runs: gate, encoder, and a decoder of its mean k atoms."""
+        """FLOPs a row: the gate, and encoder and decoder (of the mean k atoms) of the candidates."""
         decode = 2 * self.input_dim * sum(self.sparsities) / len(self.sparsities)
         gate = self.gate_flops_per_row if len(self.sparsities) > 1 else 0
-        return gate + self.lista.flops_per_row + decode
+        return gate + self.candidates * (self.lista.flops_per_row + decode)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +172,15 @@ class DictionaryMoE(nn.Module):
             weights=weights_BE,
             projection=projection,
         )
+
+    def choose(self, output: DictionaryMoEOutput) -> Tensor:
+        """Expert of each row, [B]: of the `candidates` experts of largest weight the one of least cost."""
+        if self.options.candidates == 1:
+            return output.weights.argmax(-1)
+        order_BE = (output.weights + output.probabilities).sort(dim=-1, descending=True, stable=True).indices
+        among_BC = order_BE[:, : self.options.candidates]
+        best_B1 = output.cost.gather(1, among_BC).argmin(-1, keepdim=True)
+        return among_BC.gather(1, best_B1).squeeze(-1)
 
     def cost(self, residuals_BE: Tensor) -> Tensor:
         """Penalized residuals [B, E] in nats: |x - xhat_e|^2 / (2 s^2) + D/2 log s^2 + rate k_e.

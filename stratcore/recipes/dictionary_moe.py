@@ -12,6 +12,8 @@ from stratcore.training.optimizer import OptimizerOptions
 from stratcore.training.task import Intervals, Retention, Stage
 from stratcore.training.tasks.dictionary_moe import ObjectiveOptions
 
+METRICS = ("fvu", "fvu_gate", "fvu_best_expert", "fvu_mixture", "cost")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
@@ -42,6 +44,8 @@ class DataOptions:
             raise ValueError("data.texts and data.encoder: expected both or neither")
         if self.rows is not None and self.rows < 1:
             raise ValueError(f"data.rows: expected a number >= 1 or None, got {self.rows}")
+        if not all(share > 0 for share in self.fractions) or abs(sum(self.fractions) - 1) > 1e-6:
+            raise ValueError(f"data.fractions: expected three shares > 0 that sum to 1, got {self.fractions}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,18 +83,25 @@ class DictionaryMoERun:
             raise ValueError(f"batch_size: expected a number >= 1, got {self.batch_size}")
         if self.seed < 0:
             raise ValueError(f"seed: expected a number >= 0, got {self.seed}")
+        if self.stage.seed:
+            raise ValueError(f"stage.seed: expected 0, the run's own seed is used; got {self.stage.seed}")
+        best = self.stage.retention.best_metric
+        if best is not None and best not in METRICS:
+            raise ValueError(
+                f"stage.retention.best_metric: expected one of {', '.join(METRICS)} or null, got {best!r}"
+            )
 
 
 def dictionary_moe() -> DictionaryMoERun:
     """Seven experts of 256 atoms with 8 to 32 active ones, trained as a mixture, on the bundled embeddings."""
     return DictionaryMoERun(
         recipe="dictionary_moe",
-        model=DictionaryMoEOptions(input_dim=64, backward="masked"),
-        objective=ObjectiveOptions(kind="mixture", revive_every=50),
+        model=DictionaryMoEOptions(input_dim=64, tied=True, backward="masked", rate=1.0),
+        objective=ObjectiveOptions(kind="mixture", noise=0.3, revive_every=50),
         stage=Stage(
             steps=400,
             optimizer=OptimizerOptions(
-                name="adam", lr=3e-3, betas=(0.9, 0.99), schedule="cosine", clip_norm=1.0
+                name="adam", lr=1e-2, betas=(0.9, 0.99), schedule="cosine", clip_norm=1.0
             ),
             intervals=Intervals(log_every=20, eval_every=50, save_every=100),
             retention=Retention(best_metric="fvu"),
@@ -121,6 +132,7 @@ def dictionary_moe_seed() -> DictionaryMoERun:
             centers=False,
             energy_rank=0,
             selection="threshold",
+            candidates=1,
             rate=0.0,
             head=(32, 64),
         ),

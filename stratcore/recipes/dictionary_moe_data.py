@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from stratcore.analysis.pca import fit_pca
-from stratcore.data import EmbeddingTable, Split, load_table, require_domains, require_rows, split_rows
+from stratcore.data import DataError, EmbeddingTable, Split, load_table, require_domains, split_rows
 from stratcore.recipes.dictionary_moe import DataOptions, DictionaryMoERun
 from stratcore.training.tasks import Rows
 
@@ -71,8 +71,12 @@ def prepare(run: DictionaryMoERun, folder: Path) -> PreparedData:
     require_domains(table)
     experts, wanted = len(run.model.sparsities), run.model.input_dim
     least = max(20 * experts, run.batch_size, wanted + 1 if run.data.reduce else 1)
-    require_rows(table, int(np.ceil(least / run.data.fractions[0])))
     split = split_rows(table, run.data.fractions, seed=run.seed)
+    if len(split.train) < least:
+        raise DataError(
+            f"{table.source}: at least {least} training rows are needed for {experts} experts (model.sparsities), "
+            f"batch_size {run.batch_size}, model.input_dim {wanted}; {table.num_rows} rows leave {len(split.train)}"
+        )
     pca = None
     if run.data.reduce:
         if wanted > table.dim:

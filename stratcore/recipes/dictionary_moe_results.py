@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from stratcore.recipes.dictionary_moe_run import Trained, count_parameters
 from stratcore.training.tasks import Rows
 
 RULES = {
-    "soft": "the expert of the largest gate probability",
-    "straight_through": "the expert of the largest gate probability",
-    "threshold": "of the experts with at least half of the largest gate probability, the one of lowest sparsity",
+    "soft": "largest gate probability",
+    "straight_through": "largest gate probability",
+    "threshold": "lowest sparsity among those with at least half of the largest gate probability",
 }
 
 
@@ -30,6 +30,7 @@ RULES = {
 class Evaluated:
     """A model on rows: gate [N, E], chosen and cheapest expert [N], reconstructions [N, R], active atoms [N].
 
+    reconstruction: of the chosen expert; soft: of all experts, weighted by the gate's probabilities.
     usage: [E, M], how many rows use an atom in the expert of their choice; energy: [E, M], root mean square of
     the codes.
     """
@@ -49,18 +50,18 @@ def evaluate(model: DictionaryMoE, rows: Rows, data: PreparedData, device: torch
     """Runs a trained model on all rows of a part."""
     x_ND = rows.x.to(device)
     output = model(x_ND)
-    chosen_N = output.weights.argmax(-1)
+    chosen_N = model.choose(output)
     index_N = torch.arange(x_ND.shape[0], device=device)
     codes_NM = output.codes[chosen_N, index_N]
     usage_EM = torch.zeros(output.codes.shape[0], codes_NM.shape[1], device=device)
     usage_EM.index_add_(0, chosen_N, (codes_NM != 0).float())
-    own_ND = model.experts.decode(output.codes)[chosen_N, index_N]
+    each_END = model.experts.decode(output.codes)
     return Evaluated(
         gate=output.probabilities.double().cpu().numpy(),
         chosen=chosen_N.cpu().numpy(),
         cheapest=output.cost.argmin(-1).cpu().numpy(),
-        reconstruction=data.unscale(own_ND),
-        soft=data.unscale(output.reconstruction),
+        reconstruction=data.unscale(each_END[chosen_N, index_N]),
+        soft=data.unscale(torch.einsum("ne,end->nd", output.probabilities, each_END)),
         active=(codes_NM != 0).sum(-1).double().cpu().numpy(),
         usage=usage_EM.long().cpu().numpy(),
         energy=output.codes.square().mean(1).sqrt().double().cpu().numpy(),
@@ -120,13 +121,17 @@ class Evaluation:
 
     def view(self) -> View:
         """Held-out rows in their first three principal components."""
-        points = self.z_test[:, :3]
-        if self.data.pca is None:
-            pca = analysis.fit_pca(self.z_train, 3)
-            points, shares = pca.transform(self.z_test), pca.explained_variance_ratio_
-        else:
-            shares = self.data.pca.explained_variance_ratio_[:3]
-        return View(points=points, domains=self.domain, experts=self.test.chosen, variance_shares=shares)
+        points, pca = self.z_test, self.data.pca
+        if pca is None:
+            pca = analysis.fit_pca(self.z_train, min(3, self.z_train.shape[1]))
+            points = pca.transform(self.z_test)
+        missing = max(0, 3 - points.shape[1])  # a flat view of fewer than three dimensions
+        return View(
+            points=np.pad(points[:, :3], ((0, 0), (0, missing))),
+            domains=self.domain,
+            experts=self.test.chosen,
+            variance_shares=np.pad(pca.explained_variance_ratio_[:3], (0, missing)),
+        )
 
     def _data(self) -> dict[str, Any]:
         known = self.tokens >= 0
@@ -175,16 +180,14 @@ class Evaluation:
                 else dict.fromkeys(("pca_space", "original_space"))
             )
             experts.append({"expert": expert, "sparsity": level, **scores})
-        components = max(1, round(active))
         dim = self.z_train.shape[1]
-        all_experts = model.options.gate_flops_per_row + len(self.levels) * (
-            model.options.active_flops_per_row - model.options.gate_flops_per_row
-        )
+        components = min(dim, max(1, round(active)))
+        everything = replace(model.options, candidates=len(self.levels)).active_flops_per_row
         peers = [
             ("PCA of equal dimension", "pca_equal_dimension",
              analysis.pca_reconstruction(self.z_train, self.z_test, components),
              (components + 1) * dim, 4.0 * components * dim, float(components)),
-            ("all experts mixed by the gate", "other", self.test.soft, count_parameters(model), all_experts, None),
+            ("all experts mixed by the gate", "other", self.test.soft, count_parameters(model), everything, None),
         ]  # fmt: skip
         for name, title in (("topk_equal_flops", "one TopK dictionary, equal active FLOPs"),
                             ("topk_equal_parameters", "one TopK dictionary, equal parameters")):  # fmt: skip
@@ -224,7 +227,7 @@ class Evaluation:
                 "mean_by_domain": by_domain,
             },
             "assignment": {
-                "rule": RULES[self.run.model.selection],
+                "rule": self._rule(),
                 "domains": histogram.groups,
                 "counts": histogram.counts,
                 "shares": histogram.shares,
@@ -232,6 +235,12 @@ class Evaluation:
                 "concentration": analysis.concentration(histogram.counts),
             },
         }
+
+    def _rule(self) -> str:
+        first, candidates = RULES[self.run.model.selection], self.run.model.candidates
+        if candidates == 1:
+            return f"the expert of {first}"
+        return f"of the {candidates} experts of {first}, the one of least penalized residual"
 
     def _agreement(self) -> dict[str, Any]:
         within = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -43,7 +44,7 @@ def execute(
         folder: run folder; exists.
         resume: go on with what the folder holds.
         command: as typed, for the report.
-        before_training: called once the rows are found good.
+        before_training: called once rows and options are found good.
 
     Raises:
         FileExistsError: the folder holds an earlier run and `resume` is off.
@@ -54,17 +55,15 @@ def execute(
 
     with Runtime.create(run.device) as runtime:
         data = prepare(run, folder)
-        if runtime.is_main:
-            before_training()
         rows = {part: data.rows(part) for part in ("train", "validation", "test")}
         mode: Literal["auto"] | None = "auto" if resume else None
-        mixture = train(run, run.model, run.objective, rows, runtime, folder, mode)
+        mixture = train(run, run.model, run.objective, rows, runtime, folder, mode, before_training)
         peers = {}
         if run.baselines:
             for name, options in single_dictionaries(
-                mixture.model, rows["train"].x.to(runtime.device)
+                mixture.model, rows["validation"].x.to(runtime.device)
             ).items():
-                objective = ObjectiveOptions(kind="mixture", revive_every=run.objective.revive_every)
+                objective = replace(run.objective, kind="mixture", contrastive=0.0, balance=0.0)
                 peer_folder = folder / "baselines" / name
                 peer_folder.mkdir(parents=True, exist_ok=True)
                 peers[name] = train(run, options, objective, rows, runtime, peer_folder, mode)
@@ -82,8 +81,9 @@ def train(
     runtime: Runtime,
     folder: Path,
     resume: Literal["auto"] | None,
+    before_training: Callable[[], object] = lambda: None,
 ) -> Trained:
-    """Builds, starts and trains one model; returns it with its best weights by validation FVU."""
+    """Builds, starts and trains one model; returns it with its best weights, or its last where none is best."""
     seed_everything(run.seed)
     model = build(run, options, rows["train"].x)
     task = DictionaryMoETask(
@@ -92,10 +92,16 @@ def train(
     stage = replace(run.stage, seed=run.seed)
     started = time.perf_counter()
     trainer = Trainer(task, stage, runtime, folder)
+    if runtime.is_main:
+        before_training()
     result = trainer.fit(resume)
     seconds = time.perf_counter() - started
-    best = resolve_checkpoint(folder / "checkpoint-best")
-    model.load_state_dict(open_checkpoint(best).read("model", runtime.device))
+    best = result.checkpoint if result.best_step is None else resolve_checkpoint(folder / "checkpoint-best")
+    checkpoint = open_checkpoint(best)
+    state = checkpoint.read("model", runtime.device)
+    if stage.average is not None:
+        state |= checkpoint.read("average", runtime.device)["weights"]
+    model.load_state_dict(state)
     model.eval()
     losses = {f"validation/{name}": value for name, value in result.metrics.items()}
     losses["best_step"] = float(result.best_step or result.step)
@@ -118,16 +124,26 @@ def build(run: DictionaryMoERun, options: DictionaryMoEOptions, x_BD: torch.Tens
 
 
 def single_dictionaries(model: DictionaryMoE, x_BD: torch.Tensor) -> dict[str, DictionaryMoEOptions]:
-    """One TopK dictionary of equal active FLOPs and one of equal parameters, with the mixture's mean k."""
+    """One TopK dictionary of equal active FLOPs and one of equal parameters.
+
+    Their k is the mixture's mean number of active atoms on the given rows, rounded up. These must be rows that it
+    was not trained on: it needs fewer atoms on those that it was.
+    """
     with torch.no_grad():
         output = model(x_BD)
-    chosen_B = output.weights.argmax(-1)
+    chosen_B = model.choose(output)
     active = output.codes[chosen_B, torch.arange(x_BD.shape[0], device=x_BD.device)].count_nonzero(-1)
-    k = max(1, round(float(active.double().mean())))
+    k = max(1, math.ceil(float(active.double().mean())))
 
     def single(atoms: int) -> DictionaryMoEOptions:
         return replace(
-            model.options, atoms=atoms, sparsities=(k,), energy_rank=0, selection="soft", head=None
+            model.options,
+            atoms=atoms,
+            sparsities=(k,),
+            energy_rank=0,
+            selection="soft",
+            candidates=1,
+            head=None,
         )
 
     def parameters(atoms: int) -> int:

@@ -26,6 +26,8 @@ class ObjectiveOptions:
         balance: weight of the load balance.
         contrastive: weight of the contrastive loss on the head's output, with the domains as labels.
         margin: of the contrastive loss.
+        noise: standard deviation of Gaussian noise on every training input, as a share of the rows' own root mean
+            square (1 after the scaling of the recipes); keeps experts from learning rows by heart.
         coherence: weight of the mean squared cosine between atoms.
         revive_every: steps between revivals of atoms that no row used since the last one; 0: never.
     """
@@ -34,13 +36,14 @@ class ObjectiveOptions:
     balance: float = 0.0
     contrastive: float = 0.0
     margin: float = 1.0
+    noise: float = 0.0
     coherence: float = 0.0
     revive_every: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in ("mixture", "expected"):
             raise ValueError(f"objective.kind: expected 'mixture' or 'expected', got {self.kind!r}")
-        for name in ("balance", "contrastive", "margin", "coherence", "revive_every"):
+        for name in ("balance", "contrastive", "margin", "noise", "coherence", "revive_every"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"objective.{name}: expected a number >= 0, got {getattr(self, name)}")
 
@@ -116,6 +119,8 @@ class DictionaryMoETask:
         """Loss of the rows with these indices."""
         train = self._splits["train"]
         x_BD, domain_B = train.x[batch], train.domain[batch]
+        if self._objective.noise:
+            x_BD = x_BD + self._objective.noise * torch.randn_like(x_BD)
         output: DictionaryMoEOutput = model(x_BD)
         loss, metrics = self._loss(x_BD, domain_B, output)
         self._note_use(output)
@@ -184,7 +189,7 @@ class DictionaryMoETask:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
-        """FVU of the gate's choice, of the best expert by cost, of the mixture; and the mixture's cost."""
+        """FVU of the chosen expert, the gate's first, the cheapest of all, the mixture; and the mixture's cost."""
         x_BD = self._splits[split].x
         output: DictionaryMoEOutput = model(x_BD)
         total = (x_BD - self._splits["train"].x.mean(0)).square().sum()
@@ -193,7 +198,8 @@ class DictionaryMoETask:
             return float(output.residuals.gather(1, chosen_B[:, None]).sum() / total)
 
         return {
-            "fvu": share(output.logits.argmax(-1)),
+            "fvu": share(self.model.choose(output)),
+            "fvu_gate": share(output.weights.argmax(-1)),
             "fvu_best_expert": share(output.cost.argmin(-1)),
             "fvu_mixture": float((x_BD - output.reconstruction).square().sum() / total),
             "cost": float(losses.mixture_cost(output.cost, output.logits).mean() / x_BD.shape[1]),
