@@ -110,8 +110,8 @@ def load_run(recipe: str | None, config: Path | None, settings: Iterable[str]) -
     if name not in RECIPES:
         raise UsageError(f"unknown recipe {name!r}{_nearest(name, RECIPES)}; recipes: {', '.join(RECIPES)}")
     base = RECIPES[name]()
-    tree = asdict(base)
-    _merge(type(base), tree, values, f"{config}: ")
+    tree, known = asdict(base), _keys(type(base))
+    _merge(type(base), tree, values, known, f"{config}: ")
     for setting in settings:
         key, _, text = setting.partition("=")
         if key == "recipe":
@@ -122,7 +122,7 @@ def load_run(recipe: str | None, config: Path | None, settings: Iterable[str]) -
             raise UsageError(f"{setting}: the value is not YAML") from error
         for part in reversed(key.split(".")):
             value = {part: value}
-        _merge(type(base), tree, value)
+        _merge(type(base), tree, value, known)
     return _build(type(base), tree)
 
 
@@ -193,14 +193,28 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _merge(
-    kind: type, tree: dict[str, Any], values: Mapping[str, Any], where: str = "", prefix: str = ""
+    kind: type,
+    tree: dict[str, Any],
+    values: Mapping[str, Any],
+    known: Sequence[str],
+    where: str = "",
+    prefix: str = "",
 ) -> None:
-    """Overrides part of a tree of options; every key must be one of the option class `kind`."""
+    """Overrides part of a tree of options; every key must be one of the option class `kind`.
+
+    Args:
+        kind: option class of the tree.
+        tree: is changed.
+        values: what to set.
+        known: all keys of the run, for suggestions.
+        where: where the values stand, for messages.
+        prefix: key of the tree in the run.
+    """
     hints = get_type_hints(kind)
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in hints:
-            raise UsageError(f"{where}unknown key {name!r}{_nearest(name, _keys(kind, prefix))}")
+            raise UsageError(f"{where}unknown key {name!r}{_nearest(name, known)}")
         part, optional = _part(hints[key]), type(None) in get_args(hints[key])
         if value is None and not optional:
             raise UsageError(f"{where}{name}: expected {_words(hints[key])}, got nothing")
@@ -208,13 +222,13 @@ def _merge(
             tree[key] = value
         elif isinstance(value, Mapping):
             tree[key] = tree[key] or {}
-            _merge(part, tree[key], value, where, f"{name}.")
+            _merge(part, tree[key], value, known, where, f"{name}.")
         else:
             first = next(iter(get_type_hints(part)))
             raise UsageError(f"{where}{name}: expected keys below it, such as {name}.{first}, got {value!r}")
 
 
-def _part(hint: Any) -> type | None:
+def _part(hint: Any) -> Any:
     """The option class of a key that holds further keys; None for a plain value."""
     return next((each for each in (hint, *get_args(hint)) if is_dataclass(each)), None)
 
@@ -230,15 +244,11 @@ def _keys(kind: type, prefix: str = "") -> list[str]:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(name, known, 1, 0.6)
-    if not close:
-        last = name.rsplit(".", 1)[-1]
-        close = [
-            key
-            for key in known
-            if key.rsplit(".", 1)[-1] in difflib.get_close_matches(last, [key.rsplit(".", 1)[-1]], 1, 0.7)
-        ][:1]
+    """', did you mean ...?' with a key that ends alike, else one that is spelt alike, else nothing."""
+    by_end = {key.rsplit(".", 1)[-1]: key for key in known}
+    end = name.rsplit(".", 1)[-1]
+    close = [by_end[end]] if end in by_end else difflib.get_close_matches(name, known, 1, 0.6)
+    close = close or [by_end[each] for each in difflib.get_close_matches(end, by_end, 1, 0.7)]
     return f", did you mean {close[0]!r}?" if close else ""
 
 

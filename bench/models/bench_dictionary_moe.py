@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from scipy import stats
 from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
 
 from bench.harness import surroundings
 from stratcore import analysis
@@ -57,13 +58,13 @@ def strata_rows(kind: str, center_distance: float, seed: int, runtime: Runtime) 
     row: dict[str, Any] = {"case": "strata", "kind": kind, "center_distance": center_distance, "seed": seed}
     for name, gate in (("", options), ("affine_", replace(options, energy_rank=0))):
         assigned, chosen = assign(run, gate, rows, runtime)
-        row[f"{name}ari_gate"] = analysis.adjusted_rand_index(chosen, held_out)
+        row[f"{name}ari_gate"] = adjusted_rand_score(chosen, held_out)
         if not name:
-            row["ari"] = analysis.adjusted_rand_index(assigned, held_out)
+            row["ari"] = adjusted_rand_score(assigned, held_out)
             row["dimensions"] = dimensions(strata.points[cut[2] :], assigned, strata.options.noise)
     row["span_dimensions"] = list(strata.span_dims)
     clusters = KMeans(5, n_init=10, random_state=seed).fit(x[: cut[1]])
-    row["ari_kmeans"] = analysis.adjusted_rand_index(clusters.predict(x[cut[2] :]), held_out)
+    row["ari_kmeans"] = adjusted_rand_score(clusters.predict(x[cut[2] :]), held_out)
     return row
 
 
@@ -80,8 +81,8 @@ def assign(run: Any, options: DictionaryMoEOptions, rows: dict[str, Rows], runti
 def dimensions(points: np.ndarray, assigned: np.ndarray, noise: float) -> list[int]:
     """Eigenvalues above the noise floor of every expert's points, by expert (experts are in order of k)."""
     found = analysis.stratum_dimensions(points, assigned, noise_variance=noise**2, margin=0.5)
-    by_expert = {int(each.name): each for each in found}
-    return [by_expert[e].noise_floor_dimension if e in by_expert else 0 for e in range(5)]
+    by_expert = {int(each.stratum): each for each in found}
+    return [(by_expert[e].noise_floor_dimension or 0) if e in by_expert else 0 for e in range(5)]
 
 
 def bundled_rows(seed: int, device: str) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def main() -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "-m", "bench.models.bench_dictionary_moe", *sys.argv[1:]])
     with options.out.open("w") as file, Runtime.create(options.device) as runtime:
-        about = surroundings(runtime.device) | {"command": command}
+        about = surroundings(runtime.device, command)
         jobs = []
         if "strata" in options.cases.split(","):
             jobs += [(strata_rows, (kind, distance, seed, runtime)) for kind in ("plane", "sphere")

@@ -37,6 +37,8 @@ def subspace_clusters(
 
     if len(x_Nd) < num_clusters:
         raise ValueError(f"subspace_clusters: expected at least {num_clusters} rows, got {len(x_Nd)}")
+    if len(x_Nd) == num_clusters:
+        return np.arange(num_clusters), np.arange(num_clusters)
     rows = np.sort(np.random.default_rng(seed).permutation(len(x_Nd))[:max_rows])
     unit = x_Nd[rows] / np.maximum(np.linalg.norm(x_Nd[rows], axis=1, keepdims=True), 1e-30)
     cosine = np.abs(unit @ unit.T)

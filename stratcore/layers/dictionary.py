@@ -41,7 +41,10 @@ class DictionaryExperts(nn.Module):
 
     @torch.no_grad()
     def normalize_atoms(self) -> None:
-        """Projects every atom onto the unit sphere."""
+        """Projects every atom onto the unit sphere; an atom of 0 becomes a random direction."""
+        norm_E1M = self.atoms.norm(dim=1, keepdim=True)
+        if (norm_E1M == 0).any():
+            self.atoms.copy_(torch.where(norm_E1M == 0, torch.randn_like(self.atoms), self.atoms))
         self.atoms.copy_(normalize(self.atoms, dim=1))
 
     @torch.no_grad()
@@ -49,8 +52,7 @@ class DictionaryExperts(nn.Module):
         """New atoms for one expert along the given directions, with encoder weights to match."""
         unit_RD = normalize(directions_RD, dim=-1)
         self.atoms[expert, :, which_R] = unit_RD.mT
-        if self.encoder.directions is not None:
-            self.encoder.directions[:, expert, which_R] = unit_RD
+        self.encoder.match_atoms(expert, which_R, self.atoms[expert])
 
     @torch.no_grad()
     def search_step(self, x_BD: Tensor) -> None:
@@ -84,5 +86,7 @@ class DictionaryExperts(nn.Module):
         codes_EBM = self.encode(x_BD)
         each_EBD = self.decode(codes_EBM)
         center_E1D = self.centers[:, None, :]
-        worse_EB1 = (x_BD - each_EBD).square().sum(-1, True) > (x_BD - center_E1D).square().sum(-1, True)
+        error_EB1 = (x_BD - each_EBD).square().sum(-1, True)
+        # Not "greater": NaN is worse, too.
+        worse_EB1 = ~(error_EB1 <= (x_BD - center_E1D).square().sum(-1, True))
         return codes_EBM.masked_fill(worse_EB1, 0.0), torch.where(worse_EB1, center_E1D, each_EBD)

@@ -35,13 +35,16 @@ class QueryKeyGate(nn.Module):
             self.directions = nn.Parameter(
                 torch.randn(num_experts, energy_rank, input_dim) / math.sqrt(input_dim)
             )
-            self.energies = nn.Parameter(torch.zeros(num_experts, energy_rank))
+            self.energies = nn.Parameter(0.01 * torch.randn(num_experts, energy_rank))
             self.centers = nn.Parameter(torch.zeros(num_experts, input_dim))
 
     def fit(
         self, x_BD: Tensor, expert_B: Tensor, centers_ED: Tensor, *, steps: int = 200, lr: float = 1e-2
     ) -> None:
-        """Starts the gate as a classifier of the given rows into experts, by full-batch Adam."""
+        """Starts the gate as a classifier of the given rows into experts, by full-batch Adam.
+
+        Smoothed labels keep it from saturating, so that a wrong start can still be undone.
+        """
         with torch.no_grad():
             if self.energy_rank:
                 self.centers.copy_(centers_ED)
@@ -49,7 +52,7 @@ class QueryKeyGate(nn.Module):
         with torch.enable_grad():
             for _ in range(steps):
                 optimizer.zero_grad(set_to_none=True)
-                cross_entropy(self(x_BD), expert_B).backward()
+                cross_entropy(self(x_BD), expert_B, label_smoothing=0.02).backward()
                 optimizer.step()
         self.zero_grad(set_to_none=True)
 
@@ -95,4 +98,4 @@ def expert_weights(
         eligible_BE = p_BE >= threshold * p_BE.amax(-1, keepdim=True)
         chosen_B = torch.where(eligible_BE, cost_E, torch.inf).argmin(-1)
     hard_BE = torch.zeros_like(p_BE).scatter(-1, chosen_B[:, None], 1.0)
-    return hard_BE + p_BE - p_BE.detach()
+    return hard_BE + (p_BE - p_BE.detach())  # in this order the sum is exactly one-hot

@@ -51,7 +51,7 @@ class ListaOptions:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.num_steps < 0:
             raise ValueError(f"num_steps: expected at least 0, got {self.num_steps}")
-        if self.threshold is not None and self.threshold <= 0:
+        if self.threshold is not None and not self.threshold > 0:
             raise ValueError(f"threshold: expected a positive number or None, got {self.threshold}")
 
     @property
@@ -112,6 +112,23 @@ class TopKLISTA(nn.Module):
             self.recurrent.copy_(identity - step_E[:, None, None] * dictionary_EDM.mT @ dictionary_EDM)
         if self.options.threshold is not None:
             self.log_threshold.fill_(self.options.threshold).log_()
+
+    @torch.no_grad()
+    def match_atoms(self, expert: int, which_R: Tensor, dictionary_DM: Tensor) -> None:
+        """Sets the weights of some atoms of one expert as `initialize` would, for its new dictionary."""
+        new_RD = dictionary_DM[:, which_R].mT
+        if self.directions is not None:
+            self.directions[:, expert, which_R] = new_RD
+        if self.recurrent is not None:
+            gram_RM = new_RD @ dictionary_DM
+            identity_RM = torch.eye(dictionary_DM.shape[1], device=gram_RM.device, dtype=gram_RM.dtype)[
+                which_R
+            ]
+            for product in range(self.recurrent.shape[0]):
+                step = self.log_step[min(product + 1, self.log_step.shape[0] - 1), expert].exp()
+                rows_RM = identity_RM - step * gram_RM
+                self.recurrent[product, expert, which_R] = rows_RM
+                self.recurrent[product, expert, :, which_R] = rows_RM.mT
 
     def weight(self, dictionary_EDM: Tensor) -> Tensor:
         """W [1 or T + 1, E, M, D]: a step size times directions, so that both train at their own scale."""

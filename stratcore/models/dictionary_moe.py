@@ -30,7 +30,8 @@ class DictionaryMoEOptions:
         query_dim: size of the gate's query.
         energy_rank: directions an expert of the gate's even term; 0: the gate is affine.
         selection: mixture weights from the gate: 'soft', 'straight_through' or 'threshold'.
-        candidates: experts that are run on a row, those of largest weight; the one of least cost is chosen.
+        candidates: experts that are run on a row (at most all), those of largest weight; the one of least cost is
+            chosen.
         eligibility: share of the largest probability that makes an expert eligible, for 'threshold'.
         rate: nats that one active atom costs, in the choice between experts and in the loss.
         head: hidden and output size of a head on the mixed code (for contrastive losses); None: no head.
@@ -61,13 +62,15 @@ class DictionaryMoEOptions:
             raise ValueError(
                 f"query_dim and energy_rank: expected >= 1 and >= 0, got {self.query_dim} and {self.energy_rank}"
             )
-        if not 1 <= self.candidates <= len(self.sparsities):
-            raise ValueError(
-                f"candidates: expected 1 to {len(self.sparsities)} experts, got {self.candidates}"
-            )
-        if self.rate < 0:
+        self.lista  # noqa: B018  checks its part
+        if self.candidates < 1:
+            raise ValueError(f"candidates: expected at least 1, got {self.candidates}")
+        if not 0 <= self.eligibility <= 1:
+            raise ValueError(f"eligibility: expected a share in [0, 1], got {self.eligibility}")
+        if self.head is not None and min(self.head) < 1:
+            raise ValueError(f"head: expected two sizes >= 1, got {self.head}")
+        if not self.rate >= 0:
             raise ValueError(f"rate: expected a number >= 0, got {self.rate}")
-        self.lista  # noqa: B018  checks the rest
 
     @property
     def lista(self) -> ListaOptions:
@@ -96,7 +99,7 @@ class DictionaryMoEOptions:
         """FLOPs a row: the gate, and encoder and decoder (of the mean k atoms) of the candidates."""
         decode = 2 * self.input_dim * sum(self.sparsities) / len(self.sparsities)
         gate = self.gate_flops_per_row if len(self.sparsities) > 1 else 0
-        return gate + self.candidates * (self.lista.flops_per_row + decode)
+        return gate + min(self.candidates, len(self.sparsities)) * (self.lista.flops_per_row + decode)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +153,9 @@ class DictionaryMoE(nn.Module):
         self.head = None
         if options.head is not None:
             hidden, out = options.head
-            self.head = nn.Sequential(nn.Linear(options.atoms, hidden), nn.ReLU(), nn.Linear(hidden, out))
+            self.head = nn.Sequential(
+                nn.Linear(options.atoms, hidden), nn.ReLU(), nn.Linear(hidden, out, bias=False)
+            )
 
     def forward(self, x_BD: Tensor) -> DictionaryMoEOutput:
         """Runs every expert on every row."""

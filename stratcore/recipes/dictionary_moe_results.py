@@ -130,7 +130,7 @@ class Evaluation:
             points=np.pad(points[:, :3], ((0, 0), (0, missing))),
             domains=self.domain,
             experts=self.test.chosen,
-            variance_shares=np.pad(pca.explained_variance_ratio_[:3], (0, missing)),
+            variance_shares=np.pad(pca.explained_variance_ratio_[:3], (0, missing)).tolist(),
         )
 
     def _data(self) -> dict[str, Any]:

@@ -18,7 +18,10 @@ def mixture_cost(cost_BE: Tensor, logits_BE: Tensor) -> Tensor:
     The negative log-likelihood of a mixture whose experts have cost_e as their own. By Jensen's inequality at
     most `expected_cost`; its gradient weighs the experts by their posterior, as expectation maximization does.
     """
-    return -torch.logsumexp(logits_BE.log_softmax(-1) - cost_BE, -1)
+    # Only differences decide between experts: without the common part they survive float32.
+    common_B1 = cost_BE.detach().amin(-1, keepdim=True)
+    joint_BE = logits_BE.log_softmax(-1) - (cost_BE - common_B1)
+    return common_B1.squeeze(-1) - torch.logsumexp(joint_BE, -1)
 
 
 def load_balance(probabilities_BE: Tensor) -> Tensor:
@@ -46,4 +49,6 @@ def coherence(atoms_EDM: Tensor) -> Tensor:
     """Mean squared cosine between two atoms of one expert, a scalar; atoms have unit norm."""
     gram_EMM = atoms_EDM.mT @ atoms_EDM
     atoms = atoms_EDM.shape[-1]
-    return (gram_EMM.square().sum((-1, -2)) - atoms).mean() / max(atoms * (atoms - 1), 1)
+    itself_MM = torch.eye(atoms, dtype=torch.bool, device=gram_EMM.device)
+    total = gram_EMM.masked_fill(itself_MM, 0.0).square().sum((-1, -2)).mean()
+    return total / max(atoms * (atoms - 1), 1)

@@ -200,8 +200,16 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(kind):
 
 def test_noise_has_the_stated_size_and_is_off_in_evaluation():
     """A share of the rows' own root mean square, whatever their scale."""
-    task = small_task(noise=0.5)
-    task._splits["train"] = Rows(100 * torch.randn(4000, 6), torch.zeros(4000, dtype=torch.long))
+    rows = Rows(100 * torch.randn(4000, 6), torch.zeros(4000, dtype=torch.long))
+    task = DictionaryMoETask(
+        small_task().model,
+        rows,
+        drawn(20, seed=3),
+        ObjectiveOptions(noise=0.5),
+        Runtime.create("cpu"),
+        batch_size=8,
+        seed=0,
+    )
     seen = []
     task.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     task.step(task.model, torch.arange(4000), 0)
@@ -287,14 +295,14 @@ def test_atoms_have_unit_norm_after_every_step():
     torch.testing.assert_close(task.model.experts.atoms.norm(dim=1), torch.ones(3, 10))
 
 
-def test_use_is_noted_for_the_expert_of_least_cost():
+def test_use_is_noted_for_the_chosen_expert():
     task = small_task(kind="mixture")
     batch = torch.arange(0, 30, 3)
     task.step(task.model, batch, 0)
     output = task.model(drawn().x[batch])
     wanted = torch.zeros(3, 10, dtype=torch.bool)
     for b in range(10):
-        expert = int(output.cost[b].argmin())
+        expert = int(task.model.choose(output)[b])
         wanted[expert] |= output.codes[expert, b] != 0
     assert torch.equal(task.state_dict()["used"], wanted) and 0 < wanted.sum() < 30
     task.step(task.model, torch.arange(30, 40), 0)

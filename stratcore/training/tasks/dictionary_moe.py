@@ -21,13 +21,14 @@ class ObjectiveOptions:
     """What is minimized, per row; the first term is in nats per input dimension.
 
     Args:
-        kind: 'mixture': negative log-likelihood of the mixture. 'expected': sum_e g_e cost_e with the model's
-            mixture weights g (soft or straight-through).
+        kind: 'mixture': negative log-likelihood of the mixture. 'expected': sum_e p_e cost_e with the gate's
+            probabilities, so that every expert learns, whatever the rule that chooses one.
         balance: weight of the load balance.
         contrastive: weight of the contrastive loss on the head's output, with the domains as labels.
         margin: of the contrastive loss.
-        noise: standard deviation of Gaussian noise on every training input, as a share of the rows' own root mean
-            square (1 after the scaling of the recipes); keeps experts from learning rows by heart.
+        noise: standard deviation of Gaussian noise on the training rows, as a share of their root mean square;
+            keeps experts from learning rows by heart. It is part of what is reconstructed, so the learned
+            variance includes it.
         coherence: weight of the mean squared cosine between atoms.
         revive_every: steps between revivals of atoms that no row used since the last one; 0: never.
     """
@@ -96,6 +97,7 @@ class DictionaryMoETask:
             name: rows.to(runtime.device) for name, rows in (("train", train), ("validation", validation))
         }
         self._objective, self._runtime, self._batch_size, self._seed = objective, runtime, batch_size, seed
+        self._noise = objective.noise * float(train.x.square().mean().sqrt())
         options = model.options
         self._used = torch.zeros(
             len(options.sparsities), options.atoms, dtype=torch.bool, device=runtime.device
@@ -120,7 +122,7 @@ class DictionaryMoETask:
         train = self._splits["train"]
         x_BD, domain_B = train.x[batch], train.domain[batch]
         if self._objective.noise:
-            x_BD = x_BD + self._objective.noise * torch.randn_like(x_BD)
+            x_BD = x_BD + self._noise * torch.randn_like(x_BD)
         output: DictionaryMoEOutput = model(x_BD)
         loss, metrics = self._loss(x_BD, domain_B, output)
         self._note_use(output)
@@ -134,7 +136,7 @@ class DictionaryMoETask:
         if objective.kind == "mixture":
             cost_B = losses.mixture_cost(output.cost, output.logits)
         else:
-            cost_B = losses.expected_cost(output.cost, output.weights)
+            cost_B = losses.expected_cost(output.cost, output.probabilities)
         fit = cost_B.mean() / dim
         loss, metrics = fit, {"fit": fit.detach()}
         terms: dict[str, Callable[[], Tensor]] = {
@@ -157,7 +159,7 @@ class DictionaryMoETask:
     @torch.no_grad()
     def _note_use(self, output: DictionaryMoEOutput) -> None:
         """Marks the atoms that rows used in the expert of their choice."""
-        chosen_B = output.cost.argmin(-1)
+        chosen_B = self.model.choose(output)
         active_EM = torch.zeros_like(self._used, dtype=output.codes.dtype)
         rows_B = torch.arange(chosen_B.shape[0], device=chosen_B.device)
         active_EM.index_add_(0, chosen_B, (output.codes[chosen_B, rows_B] != 0).to(active_EM.dtype))
@@ -182,6 +184,7 @@ class DictionaryMoETask:
         for expert in range(used_EM.shape[0]):
             dead = (~used_EM[expert]).nonzero().squeeze(-1)
             own_RD = residual_EBD[expert][chosen_B == expert]
+            own_RD = own_RD[own_RD.norm(dim=1) > 0]
             count = min(dead.numel(), own_RD.shape[0])
             if count:
                 worst = own_RD.square().sum(-1).sort(descending=True, stable=True).indices[:count]
