@@ -276,6 +276,12 @@ def _output_of(*command: str) -> str | None:
     return finished.stdout.strip() if finished.returncode == 0 else None
 
 
+def device_of(name: str) -> torch.device:
+    """The device of that name; 'cuda' is the current GPU."""
+    device = torch.device(name)
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else device
+
+
 def commit() -> str:
     """The checked-out commit, '-dirty' where files differ from it; 'unknown' outside a git checkout."""
     return _output_of("git", "describe", "--always", "--dirty", "--abbrev=12") or "unknown"

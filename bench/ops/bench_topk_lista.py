@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from bench.compare import summarize
-from bench.harness import Budget, Call, Job, Recorder, Tolerance, check
+from bench.harness import Budget, Call, Job, Recorder, Tolerance, check, device_of
 from stratcore import ops
 from stratcore.ops import reference
 
@@ -383,20 +383,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _indexed(name: str) -> torch.device:
-    """The device; the current GPU where no index is given."""
-    device = torch.device(name)
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     command = shlex.join(["python", "-m", "bench.ops.bench_topk_lista", *arguments])
     budget = Budget(options.warm_up, options.measure)
-    recorder = Recorder(_indexed(options.device), budget, command, options.out)
+    recorder = Recorder(device_of(options.device), budget, command, options.out)
     for case in CASES:
         if case.name in options.cases or case.group in options.cases:
             run_case(case, recorder, options)

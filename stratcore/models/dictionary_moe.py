@@ -178,12 +178,14 @@ class DictionaryMoE(nn.Module):
             projection=projection,
         )
 
+    def candidates(self, output: DictionaryMoEOutput) -> Tensor:
+        """Experts that are run on each row, [B, C], by falling weight, equal weights by probability."""
+        order_BE = (output.weights + output.probabilities).sort(dim=-1, descending=True, stable=True).indices
+        return order_BE[:, : self.options.candidates]
+
     def choose(self, output: DictionaryMoEOutput) -> Tensor:
         """Expert of each row, [B]: of the `candidates` experts of largest weight the one of least cost."""
-        if self.options.candidates == 1:
-            return output.weights.argmax(-1)
-        order_BE = (output.weights + output.probabilities).sort(dim=-1, descending=True, stable=True).indices
-        among_BC = order_BE[:, : self.options.candidates]
+        among_BC = self.candidates(output)
         best_B1 = output.cost.gather(1, among_BC).argmin(-1, keepdim=True)
         return among_BC.gather(1, best_B1).squeeze(-1)
 
