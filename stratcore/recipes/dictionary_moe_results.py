@@ -31,8 +31,8 @@ class Evaluated:
     """A model on rows: gate [N, E], chosen and cheapest expert [N], reconstructions [N, R], active atoms [N].
 
     reconstruction: of the chosen expert; soft: of all experts, weighted by the gate's probabilities.
-    usage: [E, M], how many rows use an atom in the expert of their choice; energy: [E, M], root mean square of
-    the codes.
+    usage: [E, M], how many of the rows that an expert is run on use an atom; energy: [E, M], root mean square
+    of the codes.
     """
 
     gate: np.ndarray
@@ -53,8 +53,8 @@ def evaluate(model: DictionaryMoE, rows: Rows, data: PreparedData, device: torch
     chosen_N = model.choose(output)
     index_N = torch.arange(x_ND.shape[0], device=device)
     codes_NM = output.codes[chosen_N, index_N]
-    usage_EM = torch.zeros(output.codes.shape[0], codes_NM.shape[1], device=device)
-    usage_EM.index_add_(0, chosen_N, (codes_NM != 0).float())
+    run_NE = torch.zeros_like(output.weights, dtype=torch.bool).scatter_(1, model.candidates(output), True)
+    usage_EM = ((output.codes != 0) & run_NE.mT[..., None]).sum(1)
     each_END = model.experts.decode(output.codes)
     return Evaluated(
         gate=output.probabilities.double().cpu().numpy(),
@@ -63,7 +63,7 @@ def evaluate(model: DictionaryMoE, rows: Rows, data: PreparedData, device: torch
         reconstruction=data.unscale(each_END[chosen_N, index_N]),
         soft=data.unscale(torch.einsum("ne,end->nd", output.probabilities, each_END)),
         active=(codes_NM != 0).sum(-1).double().cpu().numpy(),
-        usage=usage_EM.long().cpu().numpy(),
+        usage=usage_EM.cpu().numpy(),
         energy=output.codes.square().mean(1).sqrt().double().cpu().numpy(),
     )
 
