@@ -22,7 +22,7 @@ class DataOptions:
     Args:
         source: 'bundled', or a file of embeddings (.npy, .safetensors, .parquet, .csv). Not read with `texts`.
         texts: text sets by name or file (.txt, .csv, .jsonl, .parquet), embedded with `encoder`.
-        encoder: local folder or hub name of a Hugging Face model, for `texts`.
+        encoder: local folder, .gguf file or hub name of a Hugging Face model, for `texts`.
         rows: texts drawn from each set; None: all.
         embed: pooling, lengths and arithmetic of the embedding.
         cache: folder for embeddings in progress; None: inside the run folder.
