@@ -110,3 +110,10 @@ def test_audit_without_labels() -> None:
     table = EmbeddingTable.from_arrays(make(50, 2).embeddings)
     report = audit(table, split_rows(table, seed=0))
     assert report["label_domain_bits"] == 0.0 and report["warnings"] == []
+
+
+def test_values_do_not_decide_the_split():
+    """The same rows in other coordinates (as from another encoder) are split alike."""
+    rows = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    parts = [split_rows(EmbeddingTable.from_arrays(x), seed=1) for x in (rows, -3 * rows[:, ::-1])]
+    assert np.array_equal(parts[0].train, parts[1].train)

@@ -339,3 +339,13 @@ def test_from_arrays_rejects_types() -> None:
             EmbeddingTable.from_arrays(values)
     with pytest.raises(DataError, match="^arrays: key 'label' must hold integers, got float64$"):
         EmbeddingTable.from_arrays(VALUES, label=np.zeros(6))
+
+
+def test_npy_takes_its_domains_from_the_file_beside_it(tmp_path):
+    np.save(tmp_path / "x.npy", np.eye(3, dtype=np.float32))
+    (tmp_path / "x.domains.txt").write_text("news\ntweets\nnews\n")
+    table = load_table(tmp_path / "x.npy")
+    assert table.domain.tolist() == [0, 1, 0] and table.domain_names == ("news", "tweets")
+    (tmp_path / "x.domains.txt").write_text("news\n\nnews\n")
+    with pytest.raises(DataError, match="x.domains.txt: expected one domain a line for 3 rows, got 2"):
+        load_table(tmp_path / "x.npy")

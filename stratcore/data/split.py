@@ -73,10 +73,17 @@ def split_rows(
 
 
 def duplicate_groups(embeddings: np.ndarray) -> np.ndarray:
-    """Return a group number per row [N] int64; identical rows, and only they, share one."""
+    """Return a group number per row [N] int64; identical rows, and only they, share one.
+
+    Groups are numbered in the order of their first row, so that the values decide nothing: the same texts under
+    two encoders are split alike.
+    """
     rows = np.ascontiguousarray(embeddings + np.float32(0))  # -0 becomes +0: equal values, equal bytes
     keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).reshape(-1)
-    return np.unique(keys, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    _, first_row, group = np.unique(keys, return_index=True, return_inverse=True)
+    number = np.empty(len(first_row), np.int64)
+    number[np.argsort(first_row)] = np.arange(len(first_row))
+    return number[group.reshape(-1)]
 
 
 def audit(table: EmbeddingTable, split: Split) -> dict[str, Any]:

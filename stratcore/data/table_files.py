@@ -31,8 +31,11 @@ HEADER_ERRORS = (
 def read_npy(path: Path) -> EmbeddingTable:
     """Read a 2-D array of floats; the header is checked against the size of the file first.
 
+    An .npy file has no place for domains: a file `NAME.domains.txt` beside `NAME.npy`, one domain a line, names them.
+
     Raises:
-        DataError: not an .npy file, wrong type or shape, truncated, bytes after the array, rows not finite.
+        DataError: not an .npy file, wrong type or shape, truncated, bytes after the array, rows not finite, or
+            another number of domains than of rows.
     """
     with open(path, "rb") as file:
         try:
@@ -57,7 +60,16 @@ def read_npy(path: Path) -> EmbeddingTable:
             )
         flat = np.fromfile(file, dtype=dtype, count=prod(shape))
     values = flat.reshape(shape[::-1]).T if fortran_order else flat.reshape(shape)
-    return EmbeddingTable.from_arrays(values, source=str(path))
+    domains = path.with_suffix(".domains.txt")
+    if not domains.is_file():
+        return EmbeddingTable.from_arrays(values, source=str(path))
+    lines = [line.strip() for line in domains.read_text(encoding="utf-8").splitlines()]
+    if len(lines) != len(values) or "" in lines:
+        filled = sum(bool(line) for line in lines)
+        raise DataError(f"{domains}: expected one domain a line for {len(values)} rows, got {filled}")
+    names = tuple(dict.fromkeys(lines))
+    domain = np.array([names.index(line) for line in lines], np.int64)
+    return EmbeddingTable.from_arrays(values, domain, names, source=str(path))
 
 
 def read_safetensors(path: Path) -> EmbeddingTable:

@@ -97,7 +97,7 @@ def dictionary_moe() -> DictionaryMoERun:
     return DictionaryMoERun(
         recipe="dictionary_moe",
         model=DictionaryMoEOptions(input_dim=64, tied=True, backward="masked", rate=1.0),
-        objective=ObjectiveOptions(kind="mixture", noise=0.3, revive_every=50),
+        objective=ObjectiveOptions(kind="mixture", balance=0.05, noise=0.3, revive_every=50),
         stage=Stage(
             steps=400,
             optimizer=OptimizerOptions(
