@@ -40,9 +40,9 @@ and either the same active FLOPs or the same parameters. Intervals are 95 % t in
 Dead atoms: used by no training row that their expert is run on.
 
 Read with care. The single dictionary of equal FLOPs has two modes: about .073 in three seeds, where it equals the
-mixture, and .095 to .101 in the others. The cause is found: there the search for the encoder's first step size ends on
-.05 instead of .09, and the step, which moves slowly, has not caught up after 400 steps (.30 instead of .39); started
-1.5 times larger, the poor seeds reach .075 too. So the mean difference is one of starts, its interval holds 0, and a
+mixture, and .095 to .101 in the others. The cause is found: there the search for the encoder's first step size ends
+on .05 instead of .09, and the step, which moves slowly, has not caught up after 400 steps (.30 instead of .39); started
+1.5 times larger, a poor seed (2) reaches .075 too. So the mean difference is one of starts, its interval holds 0, and a
 gain in reconstruction is not shown. Experts follow the domains less than plain clustering does (ARI {ari:.2f} on
 average, where spherical KMeans reaches about .6; see the report), so nothing here says that strata are domains.
 
