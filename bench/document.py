@@ -39,12 +39,13 @@ row; its TopK peers have the same mean number of active atoms (rounded up, on va
 and either the same active FLOPs or the same parameters. Intervals are 95 % t intervals of the paired difference.
 Dead atoms: used by no training row that their expert is run on.
 
-Read with care. The single dictionary of equal FLOPs has two modes: about .073 in three seeds, where it equals the
-mixture, and .095 to .101 in the others. The cause is found: there the search for the encoder's first step size ends
-on .05 instead of .09, and the step, which moves slowly, has not caught up after 400 steps (.30 instead of .39); started
-1.5 times larger, a poor seed (2) reaches .075 too. So the mean difference is one of starts, its interval holds 0, and a
-gain in reconstruction is not shown. Experts follow the domains less than plain clustering does (ARI {ari:.2f} on
-average, where spherical KMeans reaches about .6; see the report), so nothing here says that strata are domains.
+Read with care. The single dictionary of equal FLOPs has two modes: about .073 in three seeds, where it
+equals the mixture, and .095 to .101 in the others. The cause is found: there the search for the
+encoder's first step size ends on .05 instead of .09, and the step, which moves slowly, has not caught up
+after 400 steps (.30 instead of .39); started 1.5 times larger, a poor seed (2) reaches .075 too. So the
+mean difference is one of starts, its interval holds 0, and a gain in reconstruction is not shown.
+Experts follow the domains less than plain clustering does (ARI {ari:.2f} on average, where spherical
+KMeans reaches about .6; see the report), so nothing here says that strata are domains.
 
 What shaped the recipe: with 2,450 training rows, 256 atoms an expert learn rows by heart without the input noise;
 without the balance term up to 6 % of the atoms stay dead; the straight-through backward trained worse than the masked
