@@ -100,8 +100,10 @@ def bundled_rows(seed: int, device: str) -> dict[str, Any]:
         row[f"flops_{model['role']}"] = model["active_flops"]
         row[f"parameters_{model['role']}"] = model["parameters"]
         row[f"active_{model['role']}"] = model["mean_active_atoms"]
-    row["dead_atoms"] = float(np.mean(results["experts"]["dead_atoms"]))
+    for name in ("dead_atoms", "dead_atoms_chosen"):
+        row[name] = float(np.mean(results["experts"][name]))
     row["ari"], row["nmi"] = (results["agreement"]["overall"][name]["value"] for name in ("ari", "nmi"))
+    row["fvu_gate_validation"] = results["training"]["final_losses"]["validation/fvu_gate"]
     row["training_seconds"] = results["training"]["seconds"]
     return row
 
@@ -128,7 +130,8 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
             f"{np.mean([r[f'fvu_{peer}'] for r in own]):.4f}, difference {difference.mean():.4f} +- {half:.4f}"
         )
     if own:
-        lines.append(f"bundled: dead atoms at most {max(r['dead_atoms'] for r in own):.3f}")
+        dead, chosen = (max(r[name] for r in own) for name in ("dead_atoms", "dead_atoms_chosen"))
+        lines.append(f"bundled: dead atoms at most {dead:.3f}; counting only chosen experts {chosen:.3f}")
     return lines
 
 
@@ -137,6 +140,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", default="strata,bundled")
     parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -146,11 +150,12 @@ def main() -> int:
     with options.out.open("w") as file, Runtime.create(options.device) as runtime:
         about = surroundings(runtime.device, command)
         jobs = []
+        seeds = range(options.first_seed, options.first_seed + options.seeds)
         if "strata" in options.cases.split(","):
             jobs += [(strata_rows, (kind, distance, seed, runtime)) for kind in ("plane", "sphere")
-                     for distance in (2.0, 0.0) for seed in range(options.seeds)]  # fmt: skip
+                     for distance in (2.0, 0.0) for seed in seeds]  # fmt: skip
         if "bundled" in options.cases.split(","):
-            jobs += [(bundled_rows, (seed, runtime.device.type)) for seed in range(options.seeds)]
+            jobs += [(bundled_rows, (seed, runtime.device.type)) for seed in seeds]
         for job, arguments in jobs:
             begin = time.perf_counter()
             row = job(*arguments)

@@ -198,6 +198,7 @@ def _experts(dictionaries):
         "distances": analysis.expert_distances(dictionaries, rank=8),
         "coherence": [analysis.mutual_coherence(atoms) for atoms in dictionaries],
         "dead_atoms": analysis.dead_atom_share(usage),
+        "dead_atoms_chosen": analysis.dead_atom_share(usage // 2),
     }
 
 

@@ -22,9 +22,13 @@ def test_no_evidence_when_an_interval_touches_the_floor(results):
     )
 
 
-@pytest.mark.parametrize(("value", "word"), [(0.05, "slightly"), (0.2, "moderately"), (0.6, "strongly")])
-def test_degree_follows_nmi(results, value, word):
-    results["agreement"]["overall"]["nmi"] = _estimate(value, value - 0.02, value + 0.02, 0.01)
+@pytest.mark.parametrize(
+    ("ari", "nmi", "word"),
+    [(0.05, 0.6, "slightly"), (0.6, 0.05, "slightly"), (0.2, 0.6, "moderately"), (0.6, 0.6, "strongly")],
+)
+def test_degree_follows_the_smaller_score(results, ari, nmi, word):
+    for name, value in (("ari", ari), ("nmi", nmi)):
+        results["agreement"]["overall"][name] = _estimate(value, value - 0.02, value + 0.02, 0.01)
     assert plain_answer(results)[0].startswith(f"Experts follow domains {word}: ")
 
 

@@ -147,6 +147,22 @@ def test_search_step_is_never_worse_than_one_over_l(form, num_steps):
     assert ((step >= 1 / lipschitz - 1e-12) & (step <= 1 + 1e-12)).all()
 
 
+def test_search_step_is_as_good_as_a_fine_grid():
+    """Within the coarse grid's best cell and its neighbors, a quarter of the coarse spacing apart."""
+    module, x = experts(atoms=32, sparsities=(4,) * 3), rows(200)
+    lipschitz = torch.linalg.matrix_norm(module.atoms, 2).square()
+    coarse, fine = [], []
+    for index in range(33):
+        module.encoder.initialize(module.atoms, lipschitz ** (index / 32 - 1))
+        fine.append(best_rows_error(module, x))
+        coarse += fine[-1:] if index % 4 == 0 else []
+    module.search_step(x)
+    found = best_rows_error(module, x)
+    assert (found <= torch.stack(coarse).amin(0) + 1e-12).all()
+    assert (found < torch.stack(coarse).amin(0) - 1e-9).any()
+    torch.testing.assert_close(found, torch.stack(fine).amin(0), rtol=0.02, atol=0)
+
+
 def test_search_step_survives_steps_that_diverge():
     """64 steps of size 1 with coherent atoms overflow; the safe step must win."""
     module = experts(atoms=64, sparsities=(64,) * 3, num_steps=400)

@@ -194,13 +194,15 @@ def test_usage_and_dead_atoms_are_those_of_the_training_rows(
 ) -> None:
     case = request.getfixturevalue(name)
     made = own(case, "train")
-    usage = np.zeros((2, case.run.model.atoms), int)
+    usage, usage_chosen = np.zeros((2, 2, case.run.model.atoms), int)
     for row, chosen in enumerate(made.chosen):
         for expert in [chosen] if name == "by_threshold" else [0, 1]:  # the experts that run on the row
             usage[expert] += made.codes[expert, row] != 0
+        usage_chosen[chosen] += made.codes[chosen, row] != 0
     np.testing.assert_array_equal(case.evaluation.train.usage, usage)
     experts = case.results["experts"]
     np.testing.assert_allclose(experts["dead_atoms"], (usage == 0).mean(1))
+    np.testing.assert_allclose(experts["dead_atoms_chosen"], (usage_chosen == 0).mean(1))
     assert any(experts["dead_atoms"]) is (name == "by_threshold"), "64 atoms are more than 210 rows need"
     energy = np.sqrt((made.codes.astype(np.float64) ** 2).mean(1))
     np.testing.assert_allclose(case.evaluation.train.energy, energy, rtol=1e-5)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stratcore.analysis.results import Results, to_plain
 
-SLIGHT_NMI, STRONG_NMI = 0.1, 0.4
+SLIGHT, STRONG = 0.1, 0.4
 
 CAPTIONS = {
     "results_summary": (
@@ -74,8 +74,8 @@ def plain_answer(results: Results) -> list[str]:
     """The answer in plain words, a sentence a question, derived from the numbers.
 
     Rules: experts follow domains if the whole interval of ARI and of NMI lies above the upper quantile of
-    shuffled labels; slightly below `SLIGHT_NMI`, strongly from `STRONG_NMI`. A baseline is beaten, or beats
-    the model, if the paired interval of the difference in FVU excludes zero.
+    shuffled labels; slightly where the smaller of the two is below `SLIGHT`, strongly from `STRONG` on. A
+    baseline is beaten, or beats the model, if the paired interval of the difference in FVU excludes zero.
     """
     r = to_plain(results)
     return [
@@ -89,7 +89,7 @@ def key_numbers(results: Results) -> list[tuple[str, str, str]]:
     """Name, value and comparison of the numbers to see first."""
     r = to_plain(results)
     score, gate = r["reconstruction"]["overall"], r["gate"]["statistics"]
-    dead = [share for share in r["experts"]["dead_atoms"] if share is not None]
+    dead, dead_chosen = (_mean(r["experts"][name]) for name in ("dead_atoms", "dead_atoms_chosen"))
     peers = [
         f"{peer['name']} {format_number(peer['pca_space']['fvu'])}"
         for peer in r["reconstruction"]["baselines"]
@@ -116,8 +116,8 @@ def key_numbers(results: Results) -> list[tuple[str, str, str]]:
         ),
         (
             "Dead atoms",
-            format_percent(sum(dead) / len(dead) if dead else None),
-            f"of {format_count(r['experts']['num_atoms'])} atoms an expert",
+            format_percent(dead),
+            f"on rows that an expert is run on; {format_percent(dead_chosen)} on rows that it is chosen for",
         ),
         ("Training", f"{r['training']['seconds']:.0f} s", f"{format_count(r['training']['steps'])} steps"),
     ]
@@ -194,6 +194,11 @@ def format_interval(estimate: Mapping[str, Any] | None) -> str:
     )
 
 
+def _mean(shares: Sequence[float | None]) -> float | None:
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known) if known else None
+
+
 def _above_floor(estimate: Mapping[str, Any]) -> bool:
     return estimate["low"] > estimate["floor_high"]
 
@@ -232,9 +237,8 @@ def _overall_sentence(overall: Mapping[str, Any]) -> str:
     )
     if not (_above_floor(ari) and _above_floor(nmi)):
         return f"There is no clear evidence that experts follow domains: {numbers}."
-    degree = (
-        "slightly" if nmi["value"] < SLIGHT_NMI else "moderately" if nmi["value"] < STRONG_NMI else "strongly"
-    )
+    smaller = min(ari["value"], nmi["value"])
+    degree = "slightly" if smaller < SLIGHT else "moderately" if smaller < STRONG else "strongly"
     return f"Experts follow domains {degree}: {numbers}."
 
 

@@ -140,6 +140,7 @@ class ExpertsResult(TypedDict):
     distances: ExpertDistances
     coherence: list[float]
     dead_atoms: list[float]
+    dead_atoms_chosen: list[float]
 
 
 class TrainingResult(TypedDict):
@@ -276,6 +277,7 @@ def _check_experts(plain: Mapping[str, Any]) -> None:
         "reconstruction.per_expert": plain["reconstruction"]["per_expert"],
         "experts.coherence": plain["experts"]["coherence"],
         "experts.dead_atoms": plain["experts"]["dead_atoms"],
+        "experts.dead_atoms_chosen": plain["experts"]["dead_atoms_chosen"],
         "experts.distances.chordal": plain["experts"]["distances"]["chordal"],
     }
     for path, entries in by_expert.items():

@@ -58,19 +58,26 @@ class DictionaryExperts(nn.Module):
     def search_step(self, x_BD: Tensor) -> None:
         """Starts the encoder at the dictionary, each expert with the step size that fits its best rows best.
 
-        The best rows of an expert are the share 1 / E that it reconstructs best; 1 / L alone is safe but slow.
+        The best rows of an expert are the share 1 / E that it reconstructs best. 1 / L alone is safe but slow, so
+        steps from 1 / L to 1 are tried, first coarsely and then around the best of them.
         """
         lipschitz_E = torch.linalg.matrix_norm(self.atoms, 2).square()
+        count = max(1, x_BD.shape[0] // self.options.num_experts)
         best_E = torch.full_like(lipschitz_E, torch.inf)
         chosen_E = lipschitz_E.reciprocal()
-        count = max(1, x_BD.shape[0] // self.options.num_experts)
-        for share in torch.linspace(0, 1, 9).tolist():
-            step_E = lipschitz_E ** (share - 1)  # from 1 / L to 1
-            self.encoder.initialize(self.atoms, step_E)
-            error_EB = (x_BD - self(x_BD)[1]).square().sum(-1)
-            error_E = error_EB.sort(-1).values[:, :count].mean(-1)
-            better_E = error_E < best_E
-            best_E, chosen_E = torch.where(better_E, error_E, best_E), torch.where(better_E, step_E, chosen_E)
+        spacing_E = lipschitz_E.log() / 8
+        for grid in (torch.arange(9.0), torch.arange(-3.0, 4.0) / 4):
+            from_E = chosen_E
+            for index in grid.tolist():
+                step_E = (from_E * (index * spacing_E).exp()).clamp(
+                    1 / lipschitz_E, torch.ones_like(lipschitz_E)
+                )
+                self.encoder.initialize(self.atoms, step_E)
+                error_EB = (x_BD - self(x_BD)[1]).square().sum(-1)
+                error_E = error_EB.sort(-1).values[:, :count].mean(-1)
+                better_E = error_E < best_E
+                best_E = torch.where(better_E, error_E, best_E)
+                chosen_E = torch.where(better_E, step_E, chosen_E)
         self.encoder.initialize(self.atoms, chosen_E)
 
     def encode(self, x_BD: Tensor) -> Tensor:

@@ -96,8 +96,10 @@ def dictionary_moe() -> DictionaryMoERun:
     """Seven experts of 256 atoms with 8 to 32 active ones, trained as a mixture, on the bundled embeddings."""
     return DictionaryMoERun(
         recipe="dictionary_moe",
-        model=DictionaryMoEOptions(input_dim=64, tied=True, backward="masked", rate=1.0),
-        objective=ObjectiveOptions(kind="mixture", balance=0.05, noise=0.3, revive_every=50),
+        model=DictionaryMoEOptions(input_dim=64, tied=True, backward="masked", candidates=4, rate=1.0),
+        objective=ObjectiveOptions(
+            kind="mixture", balance=0.01, noise=0.3, step_lr_scale=3.0, revive_every=50, revive_until=300
+        ),
         stage=Stage(
             steps=400,
             optimizer=OptimizerOptions(

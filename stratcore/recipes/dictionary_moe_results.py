@@ -31,8 +31,8 @@ class Evaluated:
     """A model on rows: gate [N, E], chosen and cheapest expert [N], reconstructions [N, R], active atoms [N].
 
     reconstruction: of the chosen expert; soft: of all experts, weighted by the gate's probabilities.
-    usage: [E, M], how many of the rows that an expert is run on use an atom; energy: [E, M], root mean square
-    of the codes.
+    usage: [E, M], how many of the rows that an expert is run on use an atom; usage_chosen: of the rows that it
+    is chosen for; energy: [E, M], root mean square of the codes.
     """
 
     gate: np.ndarray
@@ -42,6 +42,7 @@ class Evaluated:
     soft: np.ndarray
     active: np.ndarray
     usage: np.ndarray
+    usage_chosen: np.ndarray
     energy: np.ndarray
 
 
@@ -54,7 +55,8 @@ def evaluate(model: DictionaryMoE, rows: Rows, data: PreparedData, device: torch
     index_N = torch.arange(x_ND.shape[0], device=device)
     codes_NM = output.codes[chosen_N, index_N]
     run_NE = torch.zeros_like(output.weights, dtype=torch.bool).scatter_(1, model.candidates(output), True)
-    usage_EM = ((output.codes != 0) & run_NE.mT[..., None]).sum(1)
+    is_chosen_NE = torch.zeros_like(run_NE).scatter_(1, chosen_N[:, None], True)
+    active_ENM = output.codes != 0
     each_END = model.experts.decode(output.codes)
     return Evaluated(
         gate=output.probabilities.double().cpu().numpy(),
@@ -63,7 +65,8 @@ def evaluate(model: DictionaryMoE, rows: Rows, data: PreparedData, device: torch
         reconstruction=data.unscale(each_END[chosen_N, index_N]),
         soft=data.unscale(torch.einsum("ne,end->nd", output.probabilities, each_END)),
         active=(codes_NM != 0).sum(-1).double().cpu().numpy(),
-        usage=usage_EM.cpu().numpy(),
+        usage=(active_ENM & run_NE.mT[..., None]).sum(1).cpu().numpy(),
+        usage_chosen=(active_ENM & is_chosen_NE.mT[..., None]).sum(1).cpu().numpy(),
         energy=output.codes.square().mean(1).sqrt().double().cpu().numpy(),
     )
 
@@ -237,7 +240,8 @@ class Evaluation:
         }
 
     def _rule(self) -> str:
-        first, candidates = RULES[self.run.model.selection], self.run.model.candidates
+        first = RULES[self.run.model.selection]
+        candidates = min(self.run.model.candidates, len(self.levels))
         if candidates == 1:
             return f"the expert of {first}"
         return f"of the {candidates} experts of {first}, the one of least penalized residual"
@@ -285,6 +289,7 @@ class Evaluation:
             "distances": analysis.expert_distances(atoms, rank=min(self.levels), weights=self.train.energy),
             "coherence": [analysis.mutual_coherence(each) for each in atoms],
             "dead_atoms": analysis.dead_atom_share(self.train.usage),
+            "dead_atoms_chosen": analysis.dead_atom_share(self.train.usage_chosen),
         }
 
 

@@ -81,7 +81,8 @@ def build_optimizer(groups: ParameterGroups, options: OptimizerOptions) -> torch
     """Build a fused optimizer over `groups`.
 
     Args:
-        groups: Dictionaries with `params` and, where a group differs, `lr` or `weight_decay`.
+        groups: Dictionaries with `params` and, where a group differs, `lr`, `weight_decay` or `lr_scale`, a
+            factor on `options.lr`.
         options: The defaults of every group.
 
     Returns:
@@ -94,6 +95,9 @@ def build_optimizer(groups: ParameterGroups, options: OptimizerOptions) -> torch
     """
     kept = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
     kept = [group for group in kept if group["params"]]
+    for group in kept:
+        if "lr_scale" in group:
+            group["lr"] = group.pop("lr_scale") * options.lr
     if not kept:
         raise ValueError("the task's parameter groups hold no parameter that requires a gradient")
     for group in kept:

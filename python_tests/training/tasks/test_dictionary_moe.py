@@ -20,6 +20,7 @@ from python_tests.training.toy import finished_files, timeless_records
 from stratcore.data.synthetic import StrataOptions, union_of_strata
 from stratcore.models import DictionaryMoE, DictionaryMoEOptions
 from stratcore.training import Intervals, OptimizerOptions, Runtime, Stage, Trainer, TrainingInterrupted
+from stratcore.training.optimizer import build_optimizer
 from stratcore.training.tasks import DictionaryMoETask, ObjectiveOptions, Rows
 
 LEVELS = (8, 12, 16, 20, 24, 28, 32)
@@ -337,6 +338,23 @@ def test_revival_replaces_exactly_the_dead_atoms_by_the_worst_residuals():
     assert not task.state_dict()["used"].any()
 
 
+def test_nothing_is_revived_after_the_last_step_of_revival():
+    task = small_task(replace(SMALL, rate=0.0), rows=60, revive_every=10, revive_until=10)
+    before = task.model.experts.atoms.detach().clone()
+    task.after_step(20)
+    torch.testing.assert_close(task.model.experts.atoms.detach(), before)
+    task.after_step(10)
+    assert (task.model.experts.atoms.detach() - before).abs().max() > 1e-3
+
+
+def test_step_sizes_learn_at_their_own_rate():
+    task = small_task(SMALL, rows=60, step_lr_scale=3.0)
+    optimizer = build_optimizer(task.parameter_groups(), OptimizerOptions(name="adam", lr=1e-3))
+    others, steps = optimizer.param_groups
+    assert (others["lr"], steps["lr"]) == (1e-3, 3e-3)
+    assert steps["params"] == [task.model.experts.encoder.log_step]
+
+
 def test_revival_makes_at_most_one_atom_a_row():
     task = small_task(replace(SMALL, rate=0.0), rows=9, batch_size=9, revive_every=1)
     with torch.no_grad():
@@ -426,6 +444,8 @@ def test_state_dict_round_trip():
         ({"coherence": float("nan")}, "objective.coherence"),
         ({"revive_every": -1}, "objective.revive_every"),
         ({"noise": -0.1}, "objective.noise"),
+        ({"step_lr_scale": -1.0}, "objective.step_lr_scale"),
+        ({"revive_until": -1}, "objective.revive_until: expected a step >= 0 or None, got -1"),
         ({"contrastive": 1.0}, r"objective.contrastive: expected 0 for a model without a head"),
     ],
 )

@@ -30,7 +30,10 @@ class ObjectiveOptions:
             keeps experts from learning rows by heart. It is part of what is reconstructed, so the learned
             variance includes it.
         coherence: weight of the mean squared cosine between atoms.
+        step_lr_scale: learning rate of the encoder's step sizes over that of all else. They have far to go: the
+            start is what the first dictionary, rows in all their coherence, can bear.
         revive_every: steps between revivals of atoms that no row used since the last one; 0: never.
+        revive_until: last step with a revival, so that the new atoms have time to learn; None: to the end.
     """
 
     kind: Literal["mixture", "expected"] = "mixture"
@@ -39,14 +42,26 @@ class ObjectiveOptions:
     margin: float = 1.0
     noise: float = 0.0
     coherence: float = 0.0
+    step_lr_scale: float = 1.0
     revive_every: int = 0
+    revive_until: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("mixture", "expected"):
             raise ValueError(f"objective.kind: expected 'mixture' or 'expected', got {self.kind!r}")
-        for name in ("balance", "contrastive", "margin", "noise", "coherence", "revive_every"):
+        for name in (
+            "balance",
+            "contrastive",
+            "margin",
+            "noise",
+            "coherence",
+            "step_lr_scale",
+            "revive_every",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"objective.{name}: expected a number >= 0, got {getattr(self, name)}")
+        if self.revive_until is not None and self.revive_until < 0:
+            raise ValueError(f"objective.revive_until: expected a step >= 0 or None, got {self.revive_until}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +119,10 @@ class DictionaryMoETask:
         )
 
     def parameter_groups(self) -> ParameterGroups:
-        """All parameters, alike."""
-        return [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
+        """The encoder's step sizes, which learn at a rate of their own, and all other parameters."""
+        step = self.model.experts.encoder.log_step
+        others = [p for p in self.model.parameters() if p.requires_grad and p is not step]
+        return [{"params": others}, {"params": [step], "lr_scale": self._objective.step_lr_scale}]
 
     def batches(self, epoch: int, start: int) -> Iterator[Tensor]:
         """Row indices of this rank's micro-batches; the last, smaller batch of an epoch is left out."""
@@ -168,8 +185,8 @@ class DictionaryMoETask:
     def after_step(self, step: int) -> None:
         """Unit atoms after every step; from time to time new ones for those that were never used."""
         self.model.experts.normalize_atoms()
-        every = self._objective.revive_every
-        if every and step % every == 0:
+        every, until = self._objective.revive_every, self._objective.revive_until
+        if every and step % every == 0 and (until is None or step <= until):
             self._revive(step)
 
     @torch.no_grad()
