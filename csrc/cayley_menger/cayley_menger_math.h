@@ -5,8 +5,9 @@
 
 #include "../common/macros.h"
 
-// One simplex from the Gram matrix of its edges, in float64. Legend as in cayley_menger.h. A symmetric k x k
-// matrix is packed by rows of its lower triangle: entry (i, j), i >= j, at i (i + 1) / 2 + j.
+// One simplex from the Gram matrix of its edges or from its squared distances, in float64. Legend as in
+// cayley_menger.h. A symmetric k x k matrix is packed by rows of its lower triangle: entry (i, j), i >= j, at
+// i (i + 1) / 2 + j.
 namespace stratcore::cayley_menger {
 
 // A pivot below this share of its diagonal entry is rounding: the simplex is degenerate. Its root, 1e-7, is
@@ -31,131 +32,184 @@ STRATCORE_HOST_DEVICE constexpr int pair_index(int k, int i, int j) {
   return i * (2 * k + 1 - i) / 2 + (j - i - 1);
 }
 
-// G = L diag(d) L^T in place: d on the diagonal, L (unit diagonal) below. False where a pivot is rounding;
-// NaN is not.
+STRATCORE_HOST_DEVICE inline double square_root(double value) { return sqrt(value); }
+STRATCORE_HOST_DEVICE inline bool any(bool condition) { return condition; }
+
+#include "cayley_menger_gram.h"
+
+// log V of the k pivots of a matrix of full rank, or of its k eigenvalues: one logarithm of the product of
+// mantissas, so nothing overflows.
 template <int K>
-STRATCORE_HOST_DEVICE inline bool factor(double (&g)[K * (K + 1) / 2]) {
-  bool full = true;
-#pragma unroll
+STRATCORE_HOST_DEVICE inline double log_volume_of_pivots(const double (&pivots)[K]) {
+  double mantissas = 1.0;
+  int exponents = 0;
+  STRATCORE_UNROLL
   for (int j = 0; j < K; ++j) {
-    const double diagonal = g[packed(j, j)];
-    double pivot = diagonal, scaled[K];
-#pragma unroll
-    for (int p = 0; p < j; ++p) {
-      scaled[p] = g[packed(j, p)] * g[packed(p, p)];
-      pivot -= g[packed(j, p)] * scaled[p];
-    }
-    if (pivot <= kDegenerate * diagonal) full = false;
-    g[packed(j, j)] = pivot;
-    const double inverse = 1.0 / pivot;
-#pragma unroll
-    for (int i = j + 1; i < K; ++i) {
-      double sum = g[packed(i, j)];
-#pragma unroll
-      for (int p = 0; p < j; ++p) sum -= g[packed(i, p)] * scaled[p];
-      g[packed(i, j)] = sum * inverse;
-    }
+    int exponent = 0;
+    mantissas *= frexp(pivots[j], &exponent);
+    exponents += exponent;
   }
-  return full;
-}
-
-// V^2 = prod d_j / (k!)^2 of a factored Gram matrix of full rank.
-template <int K>
-STRATCORE_HOST_DEVICE inline double squared_volume(const double (&factored)[K * (K + 1) / 2]) {
-  double product = 1.0;
-#pragma unroll
-  for (int j = 0; j < K; ++j) product *= factored[packed(j, j)];
-  return product * (1.0 / (factorial(K) * factorial(K)));
-}
-
-// V as the product of heights: no overflow or underflow where V itself has none.
-template <int K>
-STRATCORE_HOST_DEVICE inline double volume(const double (&factored)[K * (K + 1) / 2]) {
-  double product = 1.0 / factorial(K);
-#pragma unroll
-  for (int j = 0; j < K; ++j) product *= sqrt(factored[packed(j, j)]);
-  return product;
+  return 0.5 * (log(mantissas) + exponents * 0.693147180559945309) - log(factorial(K));
 }
 
 template <int K>
 STRATCORE_HOST_DEVICE inline double log_volume(const double (&factored)[K * (K + 1) / 2]) {
-  double sum = 0.0;
-#pragma unroll
-  for (int j = 0; j < K; ++j) sum += log(factored[packed(j, j)]);
-  return 0.5 * sum - log(factorial(K));
+  double pivots[K];
+  STRATCORE_UNROLL
+  for (int j = 0; j < K; ++j) pivots[j] = factored[packed(j, j)];
+  return log_volume_of_pivots<K>(pivots);
 }
 
-// |x_i - x_j|^2, in the order of pair_index, of a Gram matrix that is not factored.
+// ---- from given squared distances
+
+// Points with these distances exist where no eigenvalue of G is below -kEuclidean k u largest, u the unit
+// roundoff of the given type: distances rounded once move the eigenvalues by at most 6 k u largest.
+constexpr double kEuclidean = 32.0;
+
+// G_ij = (d_0i + d_0j - d_ij) / 2, G = U diag(values) U^T; column j of U belongs to values[j].
 template <int K>
-STRATCORE_HOST_DEVICE inline double squared_distance(const double (&gram)[K * (K + 1) / 2], int i, int j) {
-  if (i == 0) return gram[packed(j - 1, j - 1)];
-  const double value =
-      gram[packed(i - 1, i - 1)] + gram[packed(j - 1, j - 1)] - 2 * gram[packed(j - 1, i - 1)];
-  return value < 0 ? 0.0 : value;
-}
-
-// scale G^-1 of a factored Gram matrix of full rank, packed.
-template <int K>
-STRATCORE_HOST_DEVICE inline void scaled_inverse(const double (&factored)[K * (K + 1) / 2], double scale,
-                                                 double (&inverse)[K * (K + 1) / 2]) {
-  double lower[K * (K + 1) / 2];  // L^-1, unit diagonal
-#pragma unroll
-  for (int j = 0; j < K; ++j) {
-    lower[packed(j, j)] = 1.0;
-#pragma unroll
-    for (int i = j + 1; i < K; ++i) {
-      double sum = 0.0;
-#pragma unroll
-      for (int p = j; p < i; ++p) sum -= factored[packed(i, p)] * lower[packed(p, j)];
-      lower[packed(i, j)] = sum;
-    }
-  }
-  double weight[K];
-#pragma unroll
-  for (int p = 0; p < K; ++p) weight[p] = scale / factored[packed(p, p)];
-#pragma unroll
-  for (int i = 0; i < K; ++i) {
-#pragma unroll
-    for (int j = 0; j <= i; ++j) {
-      double sum = 0.0;
-#pragma unroll
-      for (int p = i; p < K; ++p) sum += lower[packed(p, i)] * weight[p] * lower[packed(p, j)];
-      inverse[packed(i, j)] = sum;
-    }
-  }
-}
-
-// Cotangents of one simplex, without those of the distances.
-struct Cotangent {
-  double volume, log_volume, squared_volume, determinant;
+struct Spectrum {
+  double values[K], vectors[K][K];
 };
 
-// The symmetric M with dL/dE = M E (E: edges from vertex 0), of all measures but the distances. `gram` is
-// factored in place. From d log V / dE = G^-1 E. A degenerate simplex gets 0: right for V^2 and the
-// determinant; V and log V have no derivative there.
 template <int K>
-STRATCORE_HOST_DEVICE inline void gradient_matrix(double (&gram)[K * (K + 1) / 2], const Cotangent& cotangent,
-                                                  double (&matrix)[K * (K + 1) / 2]) {
-  if (!factor<K>(gram)) {
-#pragma unroll
-    for (int p = 0; p < K * (K + 1) / 2; ++p) matrix[p] = 0.0;
-    return;
+STRATCORE_HOST_DEVICE inline void gram_of_distances(const double (&distances)[K * (K + 1) / 2],
+                                                    double (&gram)[K][K]) {
+  STRATCORE_UNROLL
+  for (int i = 0; i < K; ++i) {
+    STRATCORE_UNROLL
+    for (int j = 0; j <= i; ++j) {
+      const double between = j < i ? distances[pair_index(K, j + 1, i + 1)] : 0.0;
+      gram[i][j] = gram[j][i] = 0.5 * (distances[i] + distances[j] - between);
+    }
   }
-  const double squared = cotangent.squared_volume + determinant_coefficient(K) * cotangent.determinant;
-  double scale = cotangent.log_volume;
-  if (cotangent.volume != 0) scale += cotangent.volume * volume<K>(gram);
-  if (squared != 0) scale += 2 * squared * squared_volume<K>(gram);
-  scaled_inverse<K>(gram, scale, matrix);
 }
 
-// Adds the part of one squared distance |x_i - x_j|^2, i < j, with cotangent `value`, to M.
+// Turns the plane (p, q) so that G_pq becomes 0; `u` collects the turns.
 template <int K>
-STRATCORE_HOST_DEVICE inline void add_distance(int i, int j, double value,
-                                               double (&matrix)[K * (K + 1) / 2]) {
-  matrix[packed(j - 1, j - 1)] += 2 * value;
-  if (i == 0) return;
-  matrix[packed(i - 1, i - 1)] += 2 * value;
-  matrix[packed(j - 1, i - 1)] -= 2 * value;
+STRATCORE_HOST_DEVICE inline void rotate(int p, int q, double (&g)[K][K], double (&u)[K][K]) {
+  if (g[p][q] == 0.0) return;
+  const double ratio = (g[q][q] - g[p][p]) / (2.0 * g[p][q]);
+  const double tangent = copysign(1.0, ratio) / (fabs(ratio) + sqrt(ratio * ratio + 1.0));
+  const double cosine = 1.0 / sqrt(tangent * tangent + 1.0), sine = tangent * cosine;
+  const double shift = tangent * g[p][q];
+  g[p][p] -= shift;
+  g[q][q] += shift;
+  g[p][q] = g[q][p] = 0.0;
+  STRATCORE_UNROLL
+  for (int r = 0; r < K; ++r) {
+    const double up = u[r][p], uq = u[r][q];
+    u[r][p] = cosine * up - sine * uq;
+    u[r][q] = sine * up + cosine * uq;
+    if (r == p || r == q) continue;
+    const double gp = g[r][p], gq = g[r][q];
+    g[r][p] = g[p][r] = cosine * gp - sine * gq;
+    g[r][q] = g[q][r] = sine * gp + cosine * gq;
+  }
+}
+
+// Cyclic Jacobi: right for singular and indefinite matrices alike. Anything not finite gives NaN.
+template <int K>
+STRATCORE_HOST_DEVICE inline Spectrum<K> decompose(const double (&distances)[K * (K + 1) / 2]) {
+  constexpr int kSweeps = 12;
+  Spectrum<K> spectrum;
+  double g[K][K], total = 0.0;
+  gram_of_distances<K>(distances, g);
+  for (int i = 0; i < K; ++i) {
+    for (int j = 0; j < K; ++j) {
+      spectrum.vectors[i][j] = i == j ? 1.0 : 0.0;
+      total += g[i][j] * g[i][j];
+    }
+  }
+  for (int sweep = 0; sweep < kSweeps; ++sweep) {
+    double rest = 0.0;
+    for (int i = 1; i < K; ++i) {
+      for (int j = 0; j < i; ++j) rest += g[i][j] * g[i][j];
+    }
+    if (rest <= 1e-36 * total) break;
+    for (int p = 0; p < K - 1; ++p) {
+      for (int q = p + 1; q < K; ++q) rotate<K>(p, q, g, spectrum.vectors);
+    }
+  }
+  double sum = 0.0;
+  for (int p = 0; p < K * (K + 1) / 2; ++p) sum += distances[p];
+  const double poison = sum - sum;  // 0, or NaN where a distance is not finite
+  for (int j = 0; j < K; ++j) spectrum.values[j] = g[j][j] + poison;
+  return spectrum;
+}
+
+template <int K>
+STRATCORE_HOST_DEVICE inline bool is_euclidean(const Spectrum<K>& spectrum, double roundoff) {
+  double least = spectrum.values[0], most = least, sum = 0.0;
+  for (int j = 0; j < K; ++j) {
+    least = spectrum.values[j] < least ? spectrum.values[j] : least;
+    most = spectrum.values[j] > most ? spectrum.values[j] : most;
+    sum += spectrum.values[j];
+  }
+  return sum == sum && least >= -kEuclidean * K * roundoff * most;
+}
+
+// With its sign; not positive: there is no volume.
+template <int K>
+STRATCORE_HOST_DEVICE inline double squared_volume_of(const Spectrum<K>& spectrum) {
+  double product = 1.0 / (factorial(K) * factorial(K));
+  for (int j = 0; j < K; ++j) product *= spectrum.values[j];
+  return product;
+}
+
+// Whether the squared volume is positive, also where it underflows. NaN counts, so that it is passed on.
+template <int K>
+STRATCORE_HOST_DEVICE inline bool has_volume(const Spectrum<K>& spectrum) {
+  bool positive = true, zero = false;
+  for (int j = 0; j < K; ++j) {
+    positive = positive != (spectrum.values[j] < 0.0);
+    zero = zero || spectrum.values[j] == 0.0;
+  }
+  return positive && !zero;
+}
+
+template <int K>
+STRATCORE_HOST_DEVICE inline double volume_of(const Spectrum<K>& spectrum) {
+  double product = has_volume<K>(spectrum) ? 1.0 / factorial(K) : 0.0;
+  for (int j = 0; j < K; ++j) product *= sqrt(fabs(spectrum.values[j]));
+  return product;
+}
+
+template <int K>
+STRATCORE_HOST_DEVICE inline double log_volume_of(const Spectrum<K>& spectrum) {
+  double magnitudes[K];
+  for (int j = 0; j < K; ++j) magnitudes[j] = fabs(spectrum.values[j]);
+  return has_volume<K>(spectrum) ? log_volume_of_pivots<K>(magnitudes) : -INFINITY;
+}
+
+// Gradient with respect to the squared distances. d V^2 = adj(G) dG / (k!)^2 with the adjugate
+// U diag(prod of the other eigenvalues) U^T, which is finite and right for singular G; for V and log V, where
+// V^2 > 0, its share 1 / (2 V) and 1 / (2 V^2).
+template <int K>
+STRATCORE_HOST_DEVICE inline void distances_gradient(const Spectrum<K>& spectrum,
+                                                     const Cotangent<double>& cotangent,
+                                                     double (&gradient)[K * (K + 1) / 2]) {
+  const double logarithmic = cotangent.log_volume + cotangent.volume * volume_of<K>(spectrum);
+  const double inner = has_volume<K>(spectrum) ? 0.5 * logarithmic : 0.0;
+  const double squared = (cotangent.squared_volume + determinant_coefficient(K) * cotangent.determinant) /
+                         (factorial(K) * factorial(K));
+  double weights[K];
+  for (int j = 0; j < K; ++j) {
+    double others = 1.0;
+    for (int i = 0; i < K; ++i) others *= i == j ? 1.0 : spectrum.values[i];
+    weights[j] = squared * others + (inner == 0.0 ? 0.0 : inner / spectrum.values[j]);
+  }
+  for (int p = 0; p < K * (K + 1) / 2; ++p) gradient[p] = 0.0;
+  for (int i = 0; i < K; ++i) {
+    for (int j = 0; j <= i; ++j) {
+      double entry = 0.0;
+      for (int r = 0; r < K; ++r) entry += spectrum.vectors[i][r] * weights[r] * spectrum.vectors[j][r];
+      gradient[i] += entry;
+      if (j == i) continue;
+      gradient[j] += entry;
+      gradient[pair_index(K, j + 1, i + 1)] -= entry;
+    }
+  }
 }
 
 }  // namespace stratcore::cayley_menger

@@ -1,12 +1,7 @@
 // Includes STRATCORE_LANES_FILE once for every instruction set, each time in a namespace of its own (baseline,
 // avx2, avx512) and compiled for that set, so that one loop is written once. What it includes itself must have
-// been included before. Vectors of STRATCORE_LANES doubles come from lanes.h. No include guard: a file names its
+// been included before, instruction_set.h too. Vectors of STRATCORE_LANES doubles come from lanes.h. No include guard: a file names its
 // loops and includes this.
-#include "instruction_set.h"
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #define STRATCORE_LANES 2
 namespace baseline {
 #include "lanes.h"

@@ -3,6 +3,9 @@
 #include <cstdint>
 
 #include "macros.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace stratcore {
 

@@ -7,6 +7,27 @@ typedef double Doubles __attribute__((vector_size(8 * STRATCORE_LANES)));
 typedef int64_t DoublesMask __attribute__((vector_size(8 * STRATCORE_LANES)));
 typedef float Floats __attribute__((vector_size(4 * STRATCORE_LANES)));
 
+// One instruction each, where __builtin_convertvector of GCC makes several.
+inline Doubles widen(Floats value) {
+#if defined(__x86_64__) && STRATCORE_LANES == 8
+  return (Doubles)_mm512_maskz_cvtps_pd(0xff, (__m256)value);
+#elif defined(__x86_64__) && STRATCORE_LANES == 4
+  return (Doubles)_mm256_cvtps_pd((__m128)value);
+#else
+  return __builtin_convertvector(value, Doubles);
+#endif
+}
+
+inline Floats narrow(Doubles value) {
+#if defined(__x86_64__) && STRATCORE_LANES == 8
+  return (Floats)_mm512_maskz_cvtpd_ps(0xff, (__m512d)value);
+#elif defined(__x86_64__) && STRATCORE_LANES == 4
+  return (Floats)_mm256_cvtpd_ps((__m256d)value);
+#else
+  return __builtin_convertvector(value, Floats);
+#endif
+}
+
 inline Doubles broadcast(double value) { return Doubles{} + value; }
 
 inline Doubles load(const double* from) {
@@ -18,14 +39,14 @@ inline Doubles load(const double* from) {
 inline Doubles load(const float* from) {
   Floats value;
   __builtin_memcpy(&value, from, sizeof(value));
-  return __builtin_convertvector(value, Doubles);
+  return widen(value);
 }
 
 inline void store(double* to, Doubles value) { __builtin_memcpy(to, &value, sizeof(value)); }
 
 inline void store(float* to, Doubles value) {
-  const Floats narrow = __builtin_convertvector(value, Floats);
-  __builtin_memcpy(to, &narrow, sizeof(narrow));
+  const Floats rounded = narrow(value);
+  __builtin_memcpy(to, &rounded, sizeof(rounded));
 }
 
 // The first `count` lanes; the others are 0.
@@ -43,19 +64,9 @@ inline void store_first(T* to, Doubles value, int64_t count) {
   for (int lane = 0; lane < count; ++lane) to[lane] = static_cast<T>(value[lane]);
 }
 
-// All ones in the last `count` lanes.
-inline DoublesMask last_lanes(int64_t count) {
-  DoublesMask mask{};
-  for (int lane = 0; lane < kLanes; ++lane) mask[lane] = lane >= kLanes - count ? -1 : 0;
-  return mask;
-}
-
-// 0 where the mask is; NaN too.
-inline Doubles masked(Doubles value, DoublesMask mask) { return (Doubles)((DoublesMask)value & mask); }
-
 inline Doubles square_root(Doubles value) {
 #if defined(__x86_64__) && STRATCORE_LANES == 8
-  return (Doubles)_mm512_sqrt_pd((__m512d)value);
+  return (Doubles)_mm512_maskz_sqrt_pd(0xff, (__m512d)value);
 #elif defined(__x86_64__) && STRATCORE_LANES == 4
   return (Doubles)_mm256_sqrt_pd((__m256d)value);
 #else
