@@ -9,7 +9,8 @@ that is not row-major is copied, other memory is used as it is. Outputs are fres
 those of `stratcore.ops`, on plain threads and with a plain matrix product instead of torch's: for large problems
 where torch is installed, `stratcore.ops` is faster.
 
-Legend of the codes: E experts, B rows, D input size, M atoms, K code width (largest k), T steps, P 1 or the number of steps.
+Legend of the codes: E experts, B rows, D input size, M atoms, K code width (largest k), T steps, P 1 or the number
+of steps.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class SimplexMeasures(NamedTuple):
 
 
 class DistanceMeasures(NamedTuple):
-    """Measures [...] of simplices whose distances were given; `euclidean` (bool): points with these distances exist."""
+    """Measures [...] of simplices with given distances; `euclidean` (bool): points with these distances exist."""
 
     volume: NDArray[Any]
     log_volume: NDArray[Any]
@@ -222,9 +223,7 @@ def _vertices(
     """The batch shape, and the checked indices [B, k + 1] or None."""
     rows = None if indices is None else np.asarray(indices)
     if rows is None and points.ndim < 2:
-        raise ValueError(
-            f"cayley_menger: expected points of shape [..., k + 1, D], got {list(points.shape)}"
-        )
+        raise ValueError(f"cayley_menger: expected points of shape [..., k + 1, D], got {list(points.shape)}")
     if rows is not None and not np.issubdtype(rows.dtype, np.integer):
         raise TypeError(f"cayley_menger: expected indices of integers, got {rows.dtype}")
     if rows is not None and (points.ndim != 2 or rows.ndim < 1):
@@ -234,9 +233,7 @@ def _vertices(
         )
     vertices = points.shape[-2] if rows is None else rows.shape[-1]
     if not 2 <= vertices <= _MAX_ORDER + 1:
-        raise ValueError(
-            f"cayley_menger: expected 2 to {_MAX_ORDER + 1} vertices a simplex, got {vertices}"
-        )
+        raise ValueError(f"cayley_menger: expected 2 to {_MAX_ORDER + 1} vertices a simplex, got {vertices}")
     if rows is None:
         return points.shape[:-2], None
     outside = rows[(rows < 0) | (rows >= len(points))]
@@ -254,8 +251,8 @@ def measures_from_distances(squared_distances: ArrayLike, k: int | None = None) 
         k: the order, 1..8; None takes it from P.
 
     Returns:
-        DistanceMeasures of the dtype of `squared_distances`; where the squared volume is not positive, volume is 0 and
-        log-volume -inf.
+        DistanceMeasures of the dtype of `squared_distances`; where the squared volume is not positive, volume is 0
+        and log-volume -inf.
 
     Raises:
         ValueError: a number of distances that belongs to no order, or to another than k.
@@ -263,8 +260,8 @@ def measures_from_distances(squared_distances: ArrayLike, k: int | None = None) 
     """
     given = _as_array("cayley_menger_distances", "squared_distances", squared_distances)
     pairs = given.shape[-1] if given.ndim else 0
-    order = (math.isqrt(8 * pairs + 1) - 1) // 2
-    if not (1 <= order <= _MAX_ORDER and order * (order + 1) // 2 == pairs and k in (None, order)):
+    order = next((k for k in range(1, _MAX_ORDER + 1) if k * (k + 1) // 2 == pairs), 0)
+    if order == 0 or k not in (None, order):
         wanted = f"k (k + 1) / 2 with k in [1, {_MAX_ORDER}]" if k is None else f"{k} ({k} + 1) / 2"
         raise ValueError(
             f"cayley_menger_distances: expected squared_distances [..., P], P = {wanted}, got {list(given.shape)}"

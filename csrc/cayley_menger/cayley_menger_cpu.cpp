@@ -30,10 +30,10 @@ Loops<T> best_loops(int32_t order) {
   return STRATCORE_BEST(loops<T>)(order);
 }
 
-constexpr int64_t kBlock = 8;            // simplices that the widest loops do side by side
-constexpr int64_t kTaskWork = 1 << 18;   // multiplications that are worth a thread
-constexpr int64_t kChunk = 2048;         // simplices whose matrices wait for their additions
-constexpr int64_t kColumns = 16;         // of a table's gradient, the least share of a thread
+constexpr int64_t kBlock = 8;           // simplices that the widest loops do side by side
+constexpr int64_t kTaskWork = 1 << 18;  // multiplications that are worth a thread
+constexpr int64_t kChunk = 2048;        // simplices whose matrices wait for their additions
+constexpr int64_t kColumns = 16;        // of a table's gradient, the least share of a thread
 
 int64_t grain_of(int64_t work_each, int64_t multiple) {
   const int64_t count = kTaskWork / std::max<int64_t>(work_each, 1) + 1;
@@ -48,9 +48,8 @@ int64_t work_of(const Points& points) {
 template <class Body>
 void for_blocks(const Executor& executor, int64_t count, int64_t work_each, const Body& body) {
   const int64_t blocks = (count + kBlock - 1) / kBlock;
-  parallel_for(executor, blocks, grain_of(work_each * kBlock, 1), [&](int64_t begin, int64_t end) {
-    body(begin * kBlock, std::min(count, end * kBlock));
-  });
+  parallel_for(executor, blocks, grain_of(work_each * kBlock, 1),
+               [&](int64_t begin, int64_t end) { body(begin * kBlock, std::min(count, end * kBlock)); });
 }
 
 template <class T>
@@ -99,13 +98,12 @@ void distances_range(const Distances& distances, const Measures& out, uint8_t* e
   for (int64_t simplex = begin; simplex < end; ++simplex) {
     double given[pairs_of(K)];
     std::copy_n(static_cast<const T*>(distances.data) + simplex * pairs_of(K), pairs_of(K), given);
-    const Spectrum<K> spectrum = decompose<K>(given);
-    const double squared = squared_volume_of<K>(spectrum);
-    put(out.volume, simplex, volume_of<K>(spectrum));
-    put(out.log_volume, simplex, log_volume_of<K>(spectrum));
-    put(out.squared_volume, simplex, squared);
-    put(out.determinant, simplex, determinant_coefficient(K) * squared);
-    if (euclidean) euclidean[simplex] = is_euclidean<K>(spectrum, kRoundoff);
+    const GivenMeasures measures = measure_distances<K>(given, kRoundoff);
+    put(out.volume, simplex, measures.volume);
+    put(out.log_volume, simplex, measures.log_volume);
+    put(out.squared_volume, simplex, measures.squared_volume);
+    put(out.determinant, simplex, determinant_coefficient(K) * measures.squared_volume);
+    if (euclidean) euclidean[simplex] = measures.euclidean;
   }
 }
 
@@ -121,7 +119,7 @@ void distances_backward_range(const Distances& distances, const Cotangents& cota
     const Cotangent<double> cotangent{get(cotangents.volume, simplex), get(cotangents.log_volume, simplex),
                                       get(cotangents.squared_volume, simplex),
                                       get(cotangents.determinant, simplex)};
-    distances_gradient<K>(decompose<K>(given), cotangent, gradient);
+    distances_gradient<K>(given, cotangent, gradient);
     std::copy_n(gradient, pairs_of(K), static_cast<T*>(grad) + simplex * pairs_of(K));
   }
 }
@@ -130,20 +128,28 @@ void distances_backward_range(const Distances& distances, const Cotangents& cota
 template <class Body>
 void with_order(int32_t order, const Body& body) {
   switch (order) {
-    case 1: return body(std::integral_constant<int, 1>());
-    case 2: return body(std::integral_constant<int, 2>());
-    case 3: return body(std::integral_constant<int, 3>());
-    case 4: return body(std::integral_constant<int, 4>());
-    case 5: return body(std::integral_constant<int, 5>());
-    case 6: return body(std::integral_constant<int, 6>());
-    case 7: return body(std::integral_constant<int, 7>());
-    case 8: return body(std::integral_constant<int, 8>());
+    case 1:
+      return body(std::integral_constant<int, 1>());
+    case 2:
+      return body(std::integral_constant<int, 2>());
+    case 3:
+      return body(std::integral_constant<int, 3>());
+    case 4:
+      return body(std::integral_constant<int, 4>());
+    case 5:
+      return body(std::integral_constant<int, 5>());
+    case 6:
+      return body(std::integral_constant<int, 6>());
+    case 7:
+      return body(std::integral_constant<int, 7>());
+    case 8:
+      return body(std::integral_constant<int, 8>());
   }
 }
 
 template <class T, class Body>
 void for_distances(const Distances& distances, const Executor& executor, const Body& body) {
-  const int64_t work = 64 * distances.order * distances.order * distances.order;
+  const int64_t work = 16 * distances.order * distances.order * distances.order;
   with_order(distances.order, [&](auto order) {
     parallel_for(executor, distances.simplices, grain_of(work, 1),
                  [&](int64_t begin, int64_t end) { body(order, T(), begin, end); });

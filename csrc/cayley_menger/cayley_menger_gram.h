@@ -1,12 +1,14 @@
-// What the Gram matrix of the edges of a simplex says, for one simplex (Real = double) or a vector of them. No
-// include guard: cayley_menger_math.h includes it for host and device, cayley_menger_lanes.h once more for every
-// instruction set, since a template is compiled for the one in which it is defined. The namespace around it
-// brings square_root(Real) and any(mask). Legend as in cayley_menger.h; packing as in cayley_menger_math.h.
+// What the Gram matrix of the edges of a simplex says, for one simplex (Real = double) or a vector of them.
+// No include guard: cayley_menger_math.h includes it for host and device, cayley_menger_lanes.h once more for
+// every instruction set, since a template is compiled for the one in which it is defined. The namespace
+// around it brings square_root(Real) and any(mask). Legend as in cayley_menger.h; packing as in
+// cayley_menger_math.h.
 
 // G = L diag(d) L^T in place: d on the diagonal, L (unit diagonal) below. Returns whether it has full rank:
-// false where a pivot is rounding. NaN anywhere counts as full rank, so that it is passed on.
+// false where a pivot is below that share of its diagonal entry. NaN anywhere counts as full rank, so that it
+// is passed on.
 template <int K, class Real>
-STRATCORE_HOST_DEVICE inline auto factor(Real (&g)[K * (K + 1) / 2]) {
+STRATCORE_HOST_DEVICE inline auto factor(Real (&g)[K * (K + 1) / 2], double share = kDegenerate) {
   using Mask = decltype(g[0] <= g[0]);
   Mask full = Mask{} == Mask{};
   Real trace{};
@@ -20,7 +22,7 @@ STRATCORE_HOST_DEVICE inline auto factor(Real (&g)[K * (K + 1) / 2]) {
       scaled[p] = g[packed(j, p)] * g[packed(p, p)];
       pivot -= g[packed(j, p)] * scaled[p];
     }
-    full &= !(pivot <= kDegenerate * diagonal);
+    full &= !(pivot <= share * diagonal);
     g[packed(j, j)] = pivot;
     const Real inverse = 1.0 / pivot;
     STRATCORE_UNROLL

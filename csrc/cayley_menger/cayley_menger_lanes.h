@@ -1,6 +1,6 @@
 // The loops over simplices given by their points, for the instruction set in whose namespace
-// cayley_menger_cpu.cpp includes this: no include guard. kLanes simplices are a block: their Gram matrices are
-// summed one after the other and factored side by side, one lane each. Legend as in cayley_menger.h; T is
+// cayley_menger_cpu.cpp includes this: no include guard. kLanes simplices are a block: their Gram matrices
+// are summed one after the other and factored side by side, one lane each. Legend as in cayley_menger.h; T is
 // double for float64 points, else float.
 
 #include "cayley_menger_gram.h"
@@ -20,9 +20,9 @@ struct Tail {
   }
 };
 
-// Adds columns [0, dim), dim a multiple of kLanes, to the entries (i, j), j <= i, of the Gram matrix with i in
-// [kRow, kRowEnd) and j in [kCol, kColEnd): as many as stay in registers. sums[entry * kLanes] holds what is
-// to be added over the lanes.
+// Adds columns [0, dim), dim a multiple of kLanes, to the entries (i, j), j <= i, of the Gram matrix with i
+// in [kRow, kRowEnd) and j in [kCol, kColEnd): as many as stay in registers. sums[entry * kLanes] holds what
+// is to be added over the lanes.
 template <int K, int kRow, int kRowEnd, int kCol, int kColEnd, class T>
 inline void gram_tile(const T* const (&rows)[K + 1], int64_t dim, Doubles* sums) {
   constexpr int kHeight = kRowEnd - kRow, kWidth = kColEnd - kCol;
@@ -127,8 +127,8 @@ class RowReader {
 
 // Gram matrices of `count` <= kLanes simplices, lane by lane; the other lanes are 0.
 template <int K, class T>
-__attribute__((noinline)) void gram_block(const Points& points, RowReader<K, T>& reader, int64_t first, int64_t count,
-                       Doubles (&gram)[pairs_of(K)]) {
+__attribute__((noinline)) void gram_block(const Points& points, RowReader<K, T>& reader, int64_t first,
+                                          int64_t count, Doubles (&gram)[pairs_of(K)]) {
   Doubles sums[pairs_of(K) * kLanes];
   for (int lane = 0; lane < kLanes; ++lane) {
     const T* rows[K + 1] = {};
@@ -175,8 +175,8 @@ inline void write_measures(Doubles (&gram)[pairs_of(K)], const Measures& out, in
 
 // The matrices M with dL/dE = M E of `count` simplices, lane by lane.
 template <int K, class T>
-__attribute__((noinline)) void matrix_block(Doubles (&gram)[pairs_of(K)], const Cotangents& cotangents, int64_t first,
-                         int64_t count, Doubles (&matrix)[pairs_of(K)]) {
+__attribute__((noinline)) void matrix_block(Doubles (&gram)[pairs_of(K)], const Cotangents& cotangents,
+                                            int64_t first, int64_t count, Doubles (&matrix)[pairs_of(K)]) {
   const auto get = [&](const void* source) __attribute__((always_inline)) {
     return source ? load_first(static_cast<const T*>(source) + first, count) : Doubles{};
   };
@@ -198,8 +198,9 @@ __attribute__((noinline)) void matrix_block(Doubles (&gram)[pairs_of(K)], const 
 // M E to the rows 1 .. k of the gradient, minus their sum to row 0; added where kAdd. `dim` is a multiple of
 // kLanes.
 template <int K, bool kAdd, class T>
-__attribute__((noinline)) void apply_to_vectors(const double (&matrix)[pairs_of(K)], const T* const (&rows)[K + 1], int64_t dim,
-                             T* const (&grad)[K + 1]) {
+__attribute__((noinline)) void apply_to_vectors(const double (&matrix)[pairs_of(K)],
+                                                const T* const (&rows)[K + 1], int64_t dim,
+                                                T* const (&grad)[K + 1]) {
   for (int64_t column = 0; column < dim; column += kLanes) {
     Doubles edges[K], total{};
     const Doubles base = load(rows[0] + column);

@@ -66,6 +66,10 @@ STRATCORE_HOST_DEVICE inline double log_volume(const double (&factored)[K * (K +
 // roundoff of the given type: distances rounded once move the eigenvalues by at most 6 k u largest.
 constexpr double kEuclidean = 32.0;
 
+// Pivots above this share of their diagonal entries: G is positive definite, and its LDL^T as good as its
+// eigenvalues.
+constexpr double kRegular = 1e-4;
+
 // G_ij = (d_0i + d_0j - d_ij) / 2, G = U diag(values) U^T; column j of U belongs to values[j].
 template <int K>
 struct Spectrum {
@@ -182,34 +186,85 @@ STRATCORE_HOST_DEVICE inline double log_volume_of(const Spectrum<K>& spectrum) {
   return has_volume<K>(spectrum) ? log_volume_of_pivots<K>(magnitudes) : -INFINITY;
 }
 
-// Gradient with respect to the squared distances. d V^2 = adj(G) dG / (k!)^2 with the adjugate
-// U diag(prod of the other eigenvalues) U^T, which is finite and right for singular G; for V and log V, where
-// V^2 > 0, its share 1 / (2 V) and 1 / (2 V^2).
+struct GivenMeasures {
+  double volume, log_volume, squared_volume;
+  bool euclidean;
+};
+
+// G by rows of its lower triangle, factored in place; whether it is safely positive definite.
 template <int K>
-STRATCORE_HOST_DEVICE inline void distances_gradient(const Spectrum<K>& spectrum,
+STRATCORE_HOST_DEVICE inline bool factor_distances(const double (&distances)[K * (K + 1) / 2],
+                                                   double (&factored)[K * (K + 1) / 2]) {
+  double gram[K][K], sum = 0.0;
+  gram_of_distances<K>(distances, gram);
+  for (int i = 0; i < K; ++i) {
+    for (int j = 0; j <= i; ++j) {
+      factored[packed(i, j)] = gram[i][j];
+      sum += gram[i][j];
+    }
+  }
+  return factor<K>(factored, kRegular) && sum - sum == 0.0 && gram[0][0] > 0.0;
+}
+
+template <int K>
+STRATCORE_HOST_DEVICE inline GivenMeasures measure_distances(const double (&distances)[K * (K + 1) / 2],
+                                                             double roundoff) {
+  double factored[K * (K + 1) / 2];
+  if (factor_distances<K>(distances, factored)) {
+    return {volume<K>(factored), log_volume<K>(factored), squared_volume<K>(factored), true};
+  }
+  const Spectrum<K> spectrum = decompose<K>(distances);
+  return {volume_of<K>(spectrum), log_volume_of<K>(spectrum), squared_volume_of<K>(spectrum),
+          is_euclidean<K>(spectrum, roundoff)};
+}
+
+// From dL = tr(W dG), W symmetric and packed, to the distances in G.
+template <int K>
+STRATCORE_HOST_DEVICE inline void spread_to_distances(const double (&weights)[K * (K + 1) / 2],
+                                                      double (&gradient)[K * (K + 1) / 2]) {
+  for (int i = 0; i < K; ++i) {
+    gradient[i] = 0.0;
+    for (int j = 0; j < K; ++j) {
+      gradient[i] += weights[packed(i, j)];
+      if (j > i) gradient[pair_index(K, i + 1, j + 1)] = -weights[packed(i, j)];
+    }
+  }
+}
+
+// Gradient with respect to the squared distances. d V^2 = adj(G) dG / (k!)^2. Where G is not safely regular,
+// the adjugate is U diag(prod of the other eigenvalues) U^T, finite and right for singular G; for V and log
+// V, where V^2 > 0, its share 1 / (2 V) and 1 / (2 V^2).
+template <int K>
+STRATCORE_HOST_DEVICE inline void distances_gradient(const double (&distances)[K * (K + 1) / 2],
                                                      const Cotangent<double>& cotangent,
                                                      double (&gradient)[K * (K + 1) / 2]) {
+  double factored[K * (K + 1) / 2];
+  if (factor_distances<K>(distances, factored)) {
+    double matrix[K * (K + 1) / 2];
+    const double along = cotangent.squared_volume + determinant_coefficient(K) * cotangent.determinant;
+    const double half = 0.5 * (cotangent.log_volume + cotangent.volume * volume<K>(factored));
+    scaled_inverse<K>(factored, half + along * squared_volume<K>(factored), matrix);
+    return spread_to_distances<K>(matrix, gradient);
+  }
+  const Spectrum<K> spectrum = decompose<K>(distances);
   const double logarithmic = cotangent.log_volume + cotangent.volume * volume_of<K>(spectrum);
   const double inner = has_volume<K>(spectrum) ? 0.5 * logarithmic : 0.0;
   const double squared = (cotangent.squared_volume + determinant_coefficient(K) * cotangent.determinant) /
                          (factorial(K) * factorial(K));
-  double weights[K];
+  double weights[K], matrix[K * (K + 1) / 2];
   for (int j = 0; j < K; ++j) {
     double others = 1.0;
     for (int i = 0; i < K; ++i) others *= i == j ? 1.0 : spectrum.values[i];
     weights[j] = squared * others + (inner == 0.0 ? 0.0 : inner / spectrum.values[j]);
   }
-  for (int p = 0; p < K * (K + 1) / 2; ++p) gradient[p] = 0.0;
   for (int i = 0; i < K; ++i) {
     for (int j = 0; j <= i; ++j) {
       double entry = 0.0;
       for (int r = 0; r < K; ++r) entry += spectrum.vectors[i][r] * weights[r] * spectrum.vectors[j][r];
-      gradient[i] += entry;
-      if (j == i) continue;
-      gradient[j] += entry;
-      gradient[pair_index(K, j + 1, i + 1)] -= entry;
+      matrix[packed(i, j)] = entry;
     }
   }
+  spread_to_distances<K>(matrix, gradient);
 }
 
 }  // namespace stratcore::cayley_menger

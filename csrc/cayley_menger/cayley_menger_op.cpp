@@ -39,7 +39,8 @@ Points check(const Tensor& points, const OptionalTensor& indices) {
   return problem;
 }
 
-// On the CPU an index outside of the table is named; a GPU would have to be waited for and writes NaN instead.
+// On the CPU an index outside of the table is named; a GPU would have to be waited for and writes NaN
+// instead.
 void check_range(const Points& points) {
   const int64_t count = points.simplices * (points.order + 1);
   const auto outside = [&](int64_t row) { return row < 0 || row >= points.rows; };
@@ -124,11 +125,11 @@ Tensor backward(OptionalTensor grad_volume, OptionalTensor grad_log_volume,
                 OptionalTensor order) {
   Points problem = check(points, indices);
   const ScalarType type = compute_type(points);
-  const CotangentTensors cotangents(
-      {grad_volume, grad_log_volume, grad_squared_volume, grad_determinant, grad_squared_distances},
-      problem.simplices, problem.pairs(), type);
-  Tensor grad = indices ? zeros(points, shape_of(points), type)
-                        : empty(points, shape_of(points), points.scalar_type());
+  const CotangentTensors cotangents({grad_volume, grad_log_volume, grad_squared_volume, grad_determinant,
+                                     grad_squared_distances},
+                                    problem.simplices, problem.pairs(), type);
+  Tensor grad =
+      indices ? zeros(points, shape_of(points), type) : empty(points, shape_of(points), points.scalar_type());
   if (problem.simplices > 0 && problem.dim > 0) {
     const Inputs inputs(points, indices, problem);
     const int64_t vertices = problem.simplices * (problem.order + 1);
@@ -192,9 +193,9 @@ Tensor from_distances_backward(OptionalTensor grad_volume, OptionalTensor grad_l
                                const Tensor& squared_distances, int64_t k) {
   Distances problem = check_distances(squared_distances, k);
   const ScalarType type = compute_type(squared_distances);
-  const CotangentTensors cotangents(
-      {grad_volume, grad_log_volume, grad_squared_volume, grad_determinant, std::nullopt}, problem.simplices,
-      0, type);
+  const CotangentTensors cotangents({grad_volume, grad_log_volume, grad_squared_volume, grad_determinant,
+                                     std::nullopt},
+                                    problem.simplices, 0, type);
   Tensor grad = empty(squared_distances, shape_of(squared_distances), type);
   if (problem.simplices > 0) {
     const Tensor given = contiguous_as(squared_distances, type);
@@ -231,7 +232,8 @@ STABLE_TORCH_LIBRARY_IMPL(stratcore, CPU, m) {
   m.impl("cayley_menger", TORCH_BOX(&forward<forward_cpu>));
   m.impl("cayley_menger_backward", TORCH_BOX(&backward<backward_cpu>));
   m.impl("cayley_menger_distances", TORCH_BOX(&from_distances<from_distances_cpu>));
-  m.impl("cayley_menger_distances_backward", TORCH_BOX(&from_distances_backward<from_distances_backward_cpu>));
+  m.impl("cayley_menger_distances_backward",
+         TORCH_BOX(&from_distances_backward<from_distances_backward_cpu>));
 }
 
 #ifdef STRATCORE_CUDA

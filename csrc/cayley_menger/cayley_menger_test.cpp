@@ -65,7 +65,8 @@ Points dense(const std::vector<double>& data, int64_t simplices, int32_t k, int6
   return {data.data(), nullptr, Element::kFloat64, simplices, dim, 0, k};
 }
 
-// A regular simplex with edge a: V = a^k sqrt((k + 1) / 2^k) / k!. Its vertices: unit vectors times a / sqrt(2).
+// A regular simplex with edge a: V = a^k sqrt((k + 1) / 2^k) / k!. Its vertices: unit vectors times a /
+// sqrt(2).
 void test_regular_simplices(int32_t k) {
   const int64_t dim = k + 1;
   const double edge = 1.5;
@@ -75,7 +76,8 @@ void test_regular_simplices(int32_t k) {
   const double volume = std::pow(edge, k) * std::sqrt((k + 1) / std::pow(2.0, k)) / factorial(k);
   expect(close(results.volume[0], volume, 1e-14), "regular volume", k);
   expect(close(results.log_volume[0], std::log(volume), 1e-14), "regular log-volume", k);
-  expect(close(results.determinant[0], determinant_coefficient(k) * volume * volume, 1e-13), "determinant", k);
+  expect(close(results.determinant[0], determinant_coefficient(k) * volume * volume, 1e-13), "determinant",
+         k);
   for (int64_t p = 0; p < k * (k + 1) / 2; ++p) {
     expect(close(results.squared_distances[p], edge * edge, 1e-14), "squared distance", k);
   }
@@ -149,7 +151,8 @@ void test_distances_backward(int32_t k) {
   std::vector<double> volume(simplices), logarithm(simplices), squared(simplices), grad(given.size());
   const auto loss = [&] {
     from_distances_cpu({given.data(), DType::kFloat64, simplices, k},
-                       {volume.data(), logarithm.data(), squared.data(), nullptr, nullptr}, nullptr, executor);
+                       {volume.data(), logarithm.data(), squared.data(), nullptr, nullptr}, nullptr,
+                       executor);
     double sum = 0;
     for (int64_t b = 0; b < simplices; ++b) sum += weights[b] * (volume[b] + logarithm[b] + squared[b]);
     return sum;
@@ -176,8 +179,8 @@ void test_rows_outside_of_the_table() {
   points.rows = 4;
   const Results results(points);
   expect(results.volume[0] > 0 && results.volume[3] > 0, "rows inside");
-  expect(std::isnan(results.volume[1]) && std::isnan(results.volume[2]) && std::isnan(results.log_volume[1]) &&
-             std::isnan(results.squared_distances[3]),
+  expect(std::isnan(results.volume[1]) && std::isnan(results.volume[2]) &&
+             std::isnan(results.log_volume[1]) && std::isnan(results.squared_distances[3]),
          "rows outside are NaN");
   const std::vector<double> ones(4, 1.0);
   std::vector<double> grad(data.size());

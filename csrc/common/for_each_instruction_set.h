@@ -1,7 +1,7 @@
-// Includes STRATCORE_LANES_FILE once for every instruction set, each time in a namespace of its own (baseline,
-// avx2, avx512) and compiled for that set, so that one loop is written once. What it includes itself must have
-// been included before, instruction_set.h too. Vectors of STRATCORE_LANES doubles come from lanes.h. No include guard: a file names its
-// loops and includes this.
+// Includes STRATCORE_LANES_FILE once for every instruction set, each time in a namespace of its own
+// (baseline, avx2, avx512) and compiled for that set, so that one loop is written once. What it includes
+// itself must have been included before, instruction_set.h too. Vectors of STRATCORE_LANES doubles come from
+// lanes.h. No include guard: a file names its loops and includes this.
 #define STRATCORE_LANES 2
 namespace baseline {
 #include "lanes.h"
@@ -49,10 +49,10 @@ namespace avx512 {
 
 // The function of that name for the instructions of this processor.
 #if defined(__x86_64__)
-#define STRATCORE_BEST(function)                                           \
-  (::stratcore::instruction_set() == ::stratcore::InstructionSet::kAvx512  \
-       ? avx512::function                                                  \
-       : ::stratcore::instruction_set() == ::stratcore::InstructionSet::kAvx2 ? avx2::function : baseline::function)
+#define STRATCORE_BEST(function)                                                             \
+  (::stratcore::instruction_set() == ::stratcore::InstructionSet::kAvx512 ? avx512::function \
+   : ::stratcore::instruction_set() == ::stratcore::InstructionSet::kAvx2 ? avx2::function   \
+                                                                          : baseline::function)
 #else
 #define STRATCORE_BEST(function) (baseline::function)
 #endif

@@ -1,5 +1,5 @@
-// Vectors of STRATCORE_LANES doubles: loads that convert, stores, sums. Included by for_each_instruction_set.h
-// inside the namespace of each instruction set; no include guard.
+// Vectors of STRATCORE_LANES doubles: loads that convert, stores, sums. Included by
+// for_each_instruction_set.h inside the namespace of each instruction set; no include guard.
 
 constexpr int kLanes = STRATCORE_LANES;
 
@@ -94,14 +94,14 @@ inline Doubles lane_sums(const Doubles* vectors) {
   STRATCORE_UNROLL
   for (int i = 0; i < 4; ++i) {
     const Doubles a = vectors[2 * i], b = vectors[2 * i + 1];
-    pairs[i] =
-        STRATCORE_SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14) + STRATCORE_SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+    pairs[i] = STRATCORE_SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14) +
+               STRATCORE_SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
   }
   STRATCORE_UNROLL
   for (int i = 0; i < 2; ++i) {
     const Doubles a = pairs[2 * i], b = pairs[2 * i + 1];
-    fours[i] =
-        STRATCORE_SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + STRATCORE_SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+    fours[i] = STRATCORE_SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) +
+               STRATCORE_SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
   }
   return STRATCORE_SHUFFLE(fours[0], fours[1], 0, 1, 2, 3, 8, 9, 10, 11) +
          STRATCORE_SHUFFLE(fours[0], fours[1], 4, 5, 6, 7, 12, 13, 14, 15);
@@ -112,7 +112,8 @@ inline Doubles lane_sums(const Doubles* vectors) {
     const Doubles a = vectors[2 * i], b = vectors[2 * i + 1];
     pairs[i] = STRATCORE_SHUFFLE(a, b, 0, 4, 2, 6) + STRATCORE_SHUFFLE(a, b, 1, 5, 3, 7);
   }
-  return STRATCORE_SHUFFLE(pairs[0], pairs[1], 0, 1, 4, 5) + STRATCORE_SHUFFLE(pairs[0], pairs[1], 2, 3, 6, 7);
+  return STRATCORE_SHUFFLE(pairs[0], pairs[1], 0, 1, 4, 5) +
+         STRATCORE_SHUFFLE(pairs[0], pairs[1], 2, 3, 6, 7);
 #else
   return STRATCORE_SHUFFLE(vectors[0], vectors[1], 0, 2) + STRATCORE_SHUFFLE(vectors[0], vectors[1], 1, 3);
 #endif

@@ -40,9 +40,7 @@ class Call:
         self.deterministic = deterministic
         if indices is None:
             if points.ndim < 2:
-                raise ValueError(
-                    f"{OP}: expected points of shape [..., k + 1, D], got {list(points.shape)}"
-                )
+                raise ValueError(f"{OP}: expected points of shape [..., k + 1, D], got {list(points.shape)}")
             self.batch = points.shape[:-2]
             self.points = points.reshape(math.prod(self.batch), *points.shape[-2:])
             self.indices = None

@@ -1,6 +1,7 @@
 """Gradients and tangents of the simplex measures in differentiable torch operations, for every further order.
 
-Computed in float64. Legend: B simplices, k order, D dimension, N rows of a table, P = k (k + 1) / 2 pairs of vertices.
+Computed in float64. Legend: B simplices, k order, V = k + 1 vertices, D dimension, N rows of a table,
+P = k (k + 1) / 2 pairs of vertices.
 """
 
 from __future__ import annotations
@@ -12,12 +13,21 @@ import torch
 from torch import Tensor
 
 DEGENERATE = 1e-14  # as kDegenerate in csrc/cayley_menger/cayley_menger_math.h
-NEARLY_SINGULAR = 1e-8
+NEARLY_SINGULAR = 1e-4
 
 
 def determinant_coefficient(k: int) -> float:
-    """det M = coefficient V^2 for the bordered matrix M of squared distances."""
+    """The factor of det M = factor V^2 for the bordered matrix M of squared distances."""
     return (-1.0) ** (k + 1) * 2.0**k * math.factorial(k) ** 2
+
+
+def squared_cotangent(k: int, squared_volume: Tensor | None, determinant: Tensor | None) -> Tensor:
+    """Cotangent of V^2 that both together are; at least one is given."""
+    if determinant is None:
+        assert squared_volume is not None  # for mypy
+        return squared_volume
+    scaled = determinant_coefficient(k) * determinant
+    return scaled if squared_volume is None else squared_volume + scaled
 
 
 def vertex_pairs(k: int, device: torch.device) -> Tensor:
@@ -28,9 +38,9 @@ def vertex_pairs(k: int, device: torch.device) -> Tensor:
 def adjugate(matrix: Tensor) -> Tensor:
     """det(A) A^-1 of symmetric [B, k, k], also where A is singular, differentiable any number of times.
 
-    With R = A + t v v^T regular, adj(A) = det(R) ((1 - t v^T R^-1 v) R^-1 + t R^-1 v v^T R^-1). That holds for every
-    constant v and t; here v is the eigenvector of the eigenvalue nearest to 0. Where a second eigenvalue is near 0 too,
-    by Faddeev and LeVerrier's recursion, which divides by nothing.
+    With R = A + t v v^T regular, adj(A) = det(R) ((1 - t v^T R^-1 v) R^-1 + t R^-1 v v^T R^-1). That holds for
+    every constant v and t; here v is the eigenvector of the eigenvalue nearest to 0. Where a second eigenvalue is
+    near 0 too, by Faddeev and LeVerrier's recursion, which divides by nothing.
     """
     k = matrix.shape[-1]
     identity = torch.eye(k, dtype=matrix.dtype, device=matrix.device)
@@ -104,9 +114,7 @@ class SimplexReplay:
         if log_volume is not None:
             edges = edges + log_volume[:, None, None] * self.dual
         if squared_volume is not None or determinant is not None:
-            weight = 0.0 if squared_volume is None else squared_volume
-            if determinant is not None:
-                weight = weight + determinant_coefficient(self.k) * determinant
+            weight = squared_cotangent(self.k, squared_volume, determinant)
             edges = edges + weight[:, None, None] * self.squared_volume_edges()
         result = torch.cat([-edges.sum(1, keepdim=True), edges], dim=1)
         if distances is not None:
@@ -153,9 +161,7 @@ def gradient_of_distances(distances_BP: Tensor, k: int, grads: Sequence[Tensor |
     cofactors = adjugate(gram)
     weights = torch.zeros_like(gram)
     if squared_volume is not None or determinant is not None:
-        weight = 0.0 if squared_volume is None else squared_volume
-        if determinant is not None:
-            weight = weight + determinant_coefficient(k) * determinant
+        weight = squared_cotangent(k, squared_volume, determinant)
         weights = weights + weight[:, None, None] * cofactors / math.factorial(k) ** 2
     if volume is not None or log_volume is not None:
         squared = (gram[:, 0] * cofactors[:, 0]).sum(-1)

@@ -1,6 +1,6 @@
 """Measures of simplices from their vertices: volume, log-volume, Cayley-Menger determinant, squared distances.
 
-Legend: B simplices, k order (a simplex has k + 1 vertices), V = k + 1, D dimension, N rows of a table, P = k (k + 1) / 2.
+Legend: B simplices, k order, V = k + 1 vertices, D dimension, N rows of a table, P = k (k + 1) / 2 pairs of vertices.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ def simplex_measures(
         RuntimeError: on the CPU, an index outside of [0, N). A GPU would have to be waited for: there such a simplex
             gives NaN and has no gradient.
 
-    Gradient: exact, through every output, differentiable any number of times, with a forward mode. A degenerate simplex
-    (a vertex lies in the plane of those before it, up to 1e-7 of its distance from vertex 0) has volume, squared volume
-    and determinant 0 and log-volume -inf. There squared volume, determinant and distances keep their derivatives, while
-    volume and log-volume have none and give 0.
+    Gradient: exact, through every output, differentiable any number of times, with a forward mode. A degenerate
+    simplex (a vertex lies in the plane of those before it, up to 1e-7 of its distance from vertex 0) has volume,
+    squared volume and determinant 0 and log-volume -inf. There squared volume, determinant and distances keep their
+    derivatives, while volume and log-volume have none and give 0.
     Numerics: differences first, then E E^T = L diag L^T, all in float64 whatever the input, so that a height of 1e-4
     of the edges keeps a relative error of V^2 below 1e-6 of what the rounded coordinates say. The log-volume neither
     overflows nor underflows. A squared distance is as exact as 1e-15 of the larger distance from vertex 0. NaN stays
@@ -204,7 +204,7 @@ def _gradient(ctx: Any, *grads: Tensor | None) -> tuple:
 def _tangent(ctx: Any, tangent: Tensor, *_: Any) -> tuple:
     points, indices = ctx.saved_tensors
     vertices, rows, inside = through_table(points, indices)
-    moved, _, _ = through_table(tangent, rows)
+    moved = through_table(tangent, rows)[0]
     dtype = result_dtype(points)
     tangents = []
     for part, wanted in zip(SimplexReplay(vertices).tangents(moved), ctx.wanted, strict=True):
@@ -246,7 +246,8 @@ def _vmap(info: Any, in_dims: tuple, points: Tensor, indices: Tensor | None, *op
 @torch.library.register_vmap("stratcore::cayley_menger_backward")
 def _vmap_backward(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
     """A batch of cotangents: every one has its own gradient, so that tables are repeated too."""
-    size, (grads, (points, indices, order)) = info.batch_size, (arguments[:5], arguments[5:])
+    size, grads = info.batch_size, arguments[:5]
+    points, indices, order = arguments[5:]
     if in_dims[5] is None:
         points, in_dims = points.expand(size, *points.shape), (*in_dims[:5], 0, *in_dims[6:])
     folded, rows = _fold(size, points, indices, in_dims[5:7])

@@ -21,7 +21,7 @@ OP = "cayley_menger_distances"
 
 
 class DistanceMeasures(NamedTuple):
-    """Measures [...] of simplices whose distances were given; `euclidean` (bool): points with these distances exist."""
+    """Measures [...] of simplices with given distances; `euclidean` (bool): points with these distances exist."""
 
     volume: Tensor
     log_volume: Tensor
@@ -31,7 +31,7 @@ class DistanceMeasures(NamedTuple):
 
 
 def measures_from_distances(squared_distances: Tensor, k: int | None = None) -> DistanceMeasures:
-    """Volume, log-volume, signed squared volume and Cayley-Menger determinant of squared distances, and whether they exist.
+    """Measures of simplices from given squared distances, and whether points with these distances exist.
 
         G_ij = (d_0i + d_0j - d_ij) / 2        V^2 = det G / (k!)^2
 
@@ -41,10 +41,10 @@ def measures_from_distances(squared_distances: Tensor, k: int | None = None) -> 
         k: the order, 1..8; None takes it from P.
 
     Returns:
-        DistanceMeasures, float64 for float64, else float32. `squared_volume` and `determinant` carry their sign. Where
-        the squared volume is not positive, volume is 0 and log-volume -inf. `euclidean`: no eigenvalue of G is below
-        -32 k u times the largest, u = 2^-24 (2^-53 for float64): distances that were rounded once pass. A positive
-        squared volume alone does not say so: two negative eigenvalues give one too.
+        DistanceMeasures, float64 for float64, else float32. `squared_volume` and `determinant` carry their sign.
+        Where the squared volume is not positive, volume is 0 and log-volume -inf. `euclidean`: no eigenvalue of G is
+        below -32 k u times the largest, u = 2^-24 (2^-53 for float64): distances that were rounded once pass. A
+        positive squared volume alone does not say so: two negative eigenvalues give one too.
 
     Raises:
         ValueError: a number of distances that belongs to no order, or to another than k.
@@ -58,8 +58,8 @@ def measures_from_distances(squared_distances: Tensor, k: int | None = None) -> 
     """
     check_floating(OP, "squared_distances", squared_distances)
     pairs = squared_distances.shape[-1] if squared_distances.ndim else 0
-    order = (math.isqrt(8 * pairs + 1) - 1) // 2
-    if not (1 <= order <= MAX_ORDER and order * (order + 1) // 2 == pairs and k in (None, order)):
+    order = next((k for k in range(1, MAX_ORDER + 1) if k * (k + 1) // 2 == pairs), 0)
+    if order == 0 or k not in (None, order):
         wanted = f"k (k + 1) / 2 with k in [1, {MAX_ORDER}]" if k is None else f"{k} ({k} + 1) / 2"
         raise ValueError(
             f"{OP}: expected squared_distances [..., P], P = {wanted}, got {list(squared_distances.shape)}"

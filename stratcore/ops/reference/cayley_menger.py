@@ -1,4 +1,7 @@
-"""Definition of the simplex measures in plain torch. Legend: k order, D dimension, P = k (k + 1) / 2 pairs of vertices."""
+"""Definition of the simplex measures in plain torch.
+
+Legend: k order, D dimension, P = k (k + 1) / 2 pairs of vertices.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ def squared_distances(points: Tensor) -> Tensor:
 
 
 def order_of(pairs: int) -> int:
-    """k of P = k (k + 1) / 2."""
+    """The k with k (k + 1) / 2 = P."""
     return (math.isqrt(8 * pairs + 1) - 1) // 2
 
 
@@ -31,7 +34,7 @@ def bordered(distances: Tensor) -> Tensor:
 
 
 def cayley_menger_determinant(distances: Tensor) -> Tensor:
-    """det of the bordered matrix of squared distances [..., P]."""
+    """Determinant of the bordered matrix of squared distances [..., P]."""
     return torch.linalg.det(bordered(distances))
 
 
@@ -53,7 +56,7 @@ def squared_volume_of_edges(points: Tensor) -> Tensor:
 
 
 def log_volume(points: Tensor) -> Tensor:
-    """log V by the QR decomposition of the edges; for simplices that are not degenerate."""
+    """Logarithm of V by the QR decomposition of the edges; for simplices that are not degenerate."""
     edges = points[..., 1:, :] - points[..., :1, :]
     heights = torch.linalg.qr(edges.mT).R.diagonal(dim1=-2, dim2=-1).abs()
     return heights.log().sum(-1) - math.lgamma(edges.shape[-2] + 1)
