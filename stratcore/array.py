@@ -9,7 +9,8 @@ that is not row-major is copied, other memory is used as it is. Outputs are fres
 those of `stratcore.ops`, on plain threads and with a plain matrix product instead of torch's: for large problems
 where torch is installed, `stratcore.ops` is faster.
 
-Legend: E experts, B rows, D input size, M atoms, K code width (largest k), T steps, P 1 or the number of steps.
+Legend of the codes: E experts, B rows, D input size, M atoms, K code width (largest k), T steps, P 1 or the number
+of steps.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ except ImportError as error:
 FLOATING = (np.dtype(np.float64), np.dtype(np.float32))
 FORMS = ("classic", "coupled")
 _DLPACK_CPU = 1
+_MAX_ORDER = 8
 
 
 class SparseCode(NamedTuple):
@@ -44,6 +46,26 @@ class SparseCode(NamedTuple):
 
     indices: NDArray[np.int32]
     values: NDArray[Any]
+
+
+class SimplexMeasures(NamedTuple):
+    """What was asked for of every simplex; None what was not. Fields as in `stratcore.ops.SimplexMeasures`."""
+
+    volume: NDArray[Any] | None = None
+    log_volume: NDArray[Any] | None = None
+    squared_volume: NDArray[Any] | None = None
+    determinant: NDArray[Any] | None = None
+    squared_distances: NDArray[Any] | None = None
+
+
+class DistanceMeasures(NamedTuple):
+    """Measures [...] of simplices with given distances; `euclidean` (bool): points with these distances exist."""
+
+    volume: NDArray[Any]
+    log_volume: NDArray[Any]
+    squared_volume: NDArray[Any]
+    determinant: NDArray[Any]
+    euclidean: NDArray[np.bool_]
 
 
 def topk_lista(
@@ -153,6 +175,100 @@ def topk(x: ArrayLike, k: int) -> NDArray[Any]:
         raise ValueError(f"topk: expected k in [1, M] for x [..., M], got k = {k} and x {list(values.shape)}")
     rows = values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
     return _array.topk(_row_major(rows), operator.index(k))[0].reshape(values.shape)
+
+
+def simplex_measures(
+    points: ArrayLike,
+    indices: ArrayLike | None = None,
+    *,
+    outputs: Sequence[str] = SimplexMeasures._fields,
+) -> SimplexMeasures:
+    """Volume, log-volume, squared volume, Cayley-Menger determinant and squared distances of simplices.
+
+    Args:
+        points: vertices [..., k + 1, D] with k in 1..8; or, with `indices`, a table [N, D]. float64 or float32.
+        indices: rows of the table [..., k + 1], integers in [0, N).
+        outputs: names of the fields that are computed.
+
+    Returns:
+        SimplexMeasures of the dtype of `points`; a degenerate simplex has volume 0 and log-volume -inf.
+
+    Raises:
+        ValueError: a shape, order, index or output that does not fit, an array off the CPU, or a tensor that
+            requires grad.
+        TypeError: points not float64 or float32, or indices not integers.
+
+    Numerics: computed in float64. NaN stays in its simplex.
+    Determinism: the same bits on every run, whatever the number of threads.
+    Source: csrc/cayley_menger/README.md.
+    """
+    wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+    for name in wanted:
+        if name not in SimplexMeasures._fields:
+            fields = ", ".join(SimplexMeasures._fields)
+            raise ValueError(f"cayley_menger: expected outputs among {fields}, got {name!r}")
+    values = _as_array("cayley_menger", "points", points)
+    batch, rows = _vertices(values, indices)
+    if rows is None:
+        values = values.reshape(math.prod(batch), *values.shape[-2:])
+    flags = [name in wanted for name in SimplexMeasures._fields]
+    results = _array.cayley_menger(_row_major(values), rows, flags)
+    shaped = (r.reshape((*batch, *r.shape[1:])) if f else None for r, f in zip(results, flags, strict=True))
+    return SimplexMeasures(*shaped)
+
+
+def _vertices(
+    points: NDArray[Any], indices: ArrayLike | None
+) -> tuple[tuple[int, ...], NDArray[np.int64] | None]:
+    """The batch shape, and the checked indices [B, k + 1] or None."""
+    rows = None if indices is None else np.asarray(indices)
+    if rows is None and points.ndim < 2:
+        raise ValueError(f"cayley_menger: expected points of shape [..., k + 1, D], got {list(points.shape)}")
+    if rows is not None and not np.issubdtype(rows.dtype, np.integer):
+        raise TypeError(f"cayley_menger: expected indices of integers, got {rows.dtype}")
+    if rows is not None and (points.ndim != 2 or rows.ndim < 1):
+        raise ValueError(
+            f"cayley_menger: expected points [N, D] with indices [..., k + 1], got {list(points.shape)} and "
+            f"{list(rows.shape)}"
+        )
+    vertices = points.shape[-2] if rows is None else rows.shape[-1]
+    if not 2 <= vertices <= _MAX_ORDER + 1:
+        raise ValueError(f"cayley_menger: expected 2 to {_MAX_ORDER + 1} vertices a simplex, got {vertices}")
+    if rows is None:
+        return points.shape[:-2], None
+    outside = rows[(rows < 0) | (rows >= len(points))]
+    if outside.size:
+        raise ValueError(f"cayley_menger: expected indices in [0, {len(points)}), got {outside[0]}")
+    return rows.shape[:-1], _row_major(rows.reshape(-1, vertices).astype(np.int64))
+
+
+def measures_from_distances(squared_distances: ArrayLike, k: int | None = None) -> DistanceMeasures:
+    """Measures of simplices from given squared distances, and whether points with these distances exist.
+
+    Args:
+        squared_distances: [..., P] with P = k (k + 1) / 2, pairs (0, 1), (0, 2), .., (0, k), (1, 2), ..; float64 or
+            float32.
+        k: the order, 1..8; None takes it from P.
+
+    Returns:
+        DistanceMeasures of the dtype of `squared_distances`; where the squared volume is not positive, volume is 0
+        and log-volume -inf.
+
+    Raises:
+        ValueError: a number of distances that belongs to no order, or to another than k.
+        TypeError: not float64 or float32.
+    """
+    given = _as_array("cayley_menger_distances", "squared_distances", squared_distances)
+    pairs = given.shape[-1] if given.ndim else 0
+    order = next((k for k in range(1, _MAX_ORDER + 1) if k * (k + 1) // 2 == pairs), 0)
+    if order == 0 or k not in (None, order):
+        wanted = f"k (k + 1) / 2 with k in [1, {_MAX_ORDER}]" if k is None else f"{k} ({k} + 1) / 2"
+        raise ValueError(
+            f"cayley_menger_distances: expected squared_distances [..., P], P = {wanted}, got {list(given.shape)}"
+        )
+    batch = given.shape[:-1]
+    flat = _row_major(given.reshape(math.prod(batch), pairs))
+    return DistanceMeasures(*(r.reshape(batch) for r in _array.cayley_menger_distances(flat, order)))
 
 
 class _Call:

@@ -164,7 +164,16 @@ def _probe_topk_lista(library: Any, ops: Any, device: str | None) -> float:
     return float(ops.topk_lista(2 * one, one, 0 * one, one[0], 1, num_steps=1)[0, 0])
 
 
-PROBES: dict[str, Callable[[Any, Any, str | None], float]] = {"topk_lista": _probe_topk_lista}
+def _probe_cayley_menger(library: Any, ops: Any, device: str | None) -> float:
+    """An edge from 0 to 1 has length 1."""
+    points = library.arange(2.0, **({"device": device} if device else {})).reshape(1, 2, 1)
+    return float(ops.simplex_measures(points, outputs=("volume",)).volume[0])
+
+
+PROBES: dict[str, Callable[[Any, Any, str | None], float]] = {
+    "cayley_menger": _probe_cayley_menger,
+    "topk_lista": _probe_topk_lista,
+}
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ class ThreadedExecutor {
   Executor executor_;
 };
 
+void bind_cayley_menger(nb::module_& module);
 void bind_topk_lista(nb::module_& module);
 
 }  // namespace stratcore::array

@@ -6,5 +6,12 @@
 #define STRATCORE_HOST_DEVICE
 #endif
 
+// Before a loop of few, known rounds whose arrays must live in registers.
+#if defined(__CUDACC__) || defined(__clang__)
+#define STRATCORE_UNROLL _Pragma("unroll")
+#else
+#define STRATCORE_UNROLL _Pragma("GCC unroll 64")
+#endif
+
 // Visible outside libstratcore.so; everything else is hidden.
 #define STRATCORE_API __attribute__((visibility("default")))

@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "element.h"
 #include "executor.h"
 
 #ifdef STRATCORE_CUDA
@@ -65,6 +66,14 @@ inline void check_like(const char* op, const char* name, const Tensor& tensor, c
                   " of the dtype of the first argument");
   STD_TORCH_CHECK(tensor.device() == first.device(), op, ": expected ", name,
                   " on the device of the first argument");
+}
+
+// Of a tensor that check_floating has let through.
+inline Element element_of(const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  if (type == ScalarType::Double) return Element::kFloat64;
+  if (type == ScalarType::Float) return Element::kFloat32;
+  return type == ScalarType::BFloat16 ? Element::kBFloat16 : Element::kFloat16;
 }
 
 // float64 is computed in float64, everything else in float32.

@@ -1,6 +1,28 @@
 """The ops: functions on tensors, with kernels for CPU and CUDA."""
 
+from stratcore.ops.cayley_menger import (
+    SimplexMeasures,
+    cayley_menger_determinant,
+    simplex_log_volume,
+    simplex_measures,
+    simplex_squared_volume,
+    simplex_volume,
+)
+from stratcore.ops.simplex_distances import DistanceMeasures, measures_from_distances
 from stratcore.ops.topk_lista import SparseCode, topk_lista, topk_lista_sparse
 from stratcore.ops.topk_ste import topk_ste
 
-__all__ = ["SparseCode", "topk_lista", "topk_lista_sparse", "topk_ste"]
+__all__ = [
+    "DistanceMeasures",
+    "SimplexMeasures",
+    "SparseCode",
+    "cayley_menger_determinant",
+    "measures_from_distances",
+    "simplex_log_volume",
+    "simplex_measures",
+    "simplex_squared_volume",
+    "simplex_volume",
+    "topk_lista",
+    "topk_lista_sparse",
+    "topk_ste",
+]
