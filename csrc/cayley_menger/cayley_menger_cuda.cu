@@ -1,0 +1,392 @@
+#include "../common/launch.cuh"
+#include "cayley_menger.h"
+#include "simplex_warp.cuh"
+
+// A warp takes a tile of up to 32 simplices: Gram matrices by groups of L lanes, then one simplex a lane for what
+// follows from its Gram matrix, then (backward) groups again. Legend as in cayley_menger.h.
+namespace stratcore::cayley_menger {
+namespace {
+
+constexpr int kWarps = 4;  // a block
+
+// A launch: `tile` simplices a warp, a multiple of 32 / L.
+struct Tiling {
+  int64_t tiles;
+  int32_t tile;
+  bool aligned;
+};
+
+template <int K, class S>
+struct Source {
+  const S* data;
+  const int64_t* indices;
+  int64_t simplices, dim, rows;
+
+  // False where a row does not exist; then the vertices are those of row 0.
+  __device__ bool vertices(int64_t simplex, Vertices<K, S>& out) const {
+    bool known = true;
+#pragma unroll
+    for (int j = 0; j <= K; ++j) {
+      int64_t row = simplex * (K + 1) + j;
+      if (indices) {
+        row = indices[row];
+        if (row < 0 || row >= rows) {
+          row = 0;
+          known = false;
+        }
+      }
+      out.row[j] = data + row * dim;
+    }
+    return known;
+  }
+};
+
+template <class T>
+struct Targets {
+  T *volume, *log_volume, *squared_volume, *determinant, *squared_distances;
+};
+
+template <int K, class T>
+__device__ void write_measures(const Targets<T>& out, int64_t simplex, double (&gram)[K * (K + 1) / 2]) {
+  if (out.squared_distances) {
+    T* distances = out.squared_distances + simplex * (K * (K + 1) / 2);
+#pragma unroll
+    for (int i = 0; i < K; ++i) {
+#pragma unroll
+      for (int j = i + 1; j <= K; ++j) distances[pair_index(K, i, j)] = T(squared_distance<K>(gram, i, j));
+    }
+  }
+  if (!(out.volume || out.log_volume || out.squared_volume || out.determinant)) return;
+  const bool full = factor<K>(gram);
+  if (out.volume) out.volume[simplex] = full ? T(volume<K>(gram)) : T(0);
+  if (out.log_volume) out.log_volume[simplex] = full ? T(log_volume<K>(gram)) : T(-INFINITY);
+  const double squared = full ? squared_volume<K>(gram) : 0.0;
+  if (out.squared_volume) out.squared_volume[simplex] = T(squared);
+  if (out.determinant) out.determinant[simplex] = T(determinant_coefficient(K) * squared);
+}
+
+// Gram matrices of a tile, into the columns of shared memory.
+template <int K, int L, class S>
+__device__ __forceinline__ void make_grams(const Source<K, S>& source, int64_t first, const Tiling& tiling, int lane,
+                                           double* grams) {
+  for (int step = 0; step < tiling.tile; step += kWarp / L) {
+    const int column = step + lane / L;
+    Vertices<K, S> vertices;
+    const bool known = source.vertices(min(first + column, source.simplices - 1), vertices);
+    double gram[K * (K + 1) / 2] = {};
+    if (!known) gram[0] = NAN;
+    for (int64_t at = int64_t(lane % L) * kQuad; at - lane % L * kQuad < source.dim; at += L * kQuad) {
+      Loaded<K, S> loaded;
+      loaded.load(vertices, at, source.dim, tiling.aligned);
+      loaded.add_gram(gram);
+    }
+    collect_gram<K, L>(gram, lane, column, grams);
+  }
+  __syncwarp();
+}
+
+template <int K, int L, class S>
+__global__ void __launch_bounds__(kWarps* kWarp)
+    forward_kernel(Source<K, S> source, Targets<Computed<S>> out, Tiling tiling) {
+  __shared__ double all[kWarps][K * (K + 1) / 2 * kWarp];
+  const int lane = threadIdx.x % kWarp;
+  double* grams = all[threadIdx.x / kWarp];
+  const int64_t warps = int64_t(gridDim.x) * kWarps;
+  for (int64_t tile = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp; tile < tiling.tiles; tile += warps) {
+    const int64_t first = tile * tiling.tile;
+    make_grams<K, L, S>(source, first, tiling, lane, grams);
+    if (lane < tiling.tile && first + lane < source.simplices) {
+      double gram[K * (K + 1) / 2];
+      read_column<K>(grams, lane, gram);
+      write_measures<K>(out, first + lane, gram);
+    }
+    __syncwarp();
+  }
+}
+
+template <class T>
+struct Incoming {
+  const T *volume, *log_volume, *squared_volume, *determinant, *squared_distances;
+};
+
+template <class T>
+__device__ inline double at_or_zero(const T* values, int64_t i) {
+  return values ? double(values[i]) : 0.0;
+}
+
+// dL/dE = M E of one simplex: M from its Gram matrix and the cotangents.
+template <int K, class T>
+__device__ void incoming_matrix(const Incoming<T>& in, int64_t simplex, double (&gram)[K * (K + 1) / 2],
+                                double (&matrix)[K * (K + 1) / 2]) {
+  const Cotangent cotangent{at_or_zero(in.volume, simplex), at_or_zero(in.log_volume, simplex),
+                            at_or_zero(in.squared_volume, simplex), at_or_zero(in.determinant, simplex)};
+  if (in.volume || in.log_volume || in.squared_volume || in.determinant) {
+    gradient_matrix<K>(gram, cotangent, matrix);
+  } else {
+#pragma unroll
+    for (int p = 0; p < K * (K + 1) / 2; ++p) matrix[p] = 0.0;
+  }
+  if (!in.squared_distances) return;
+  const T* values = in.squared_distances + simplex * (K * (K + 1) / 2);
+#pragma unroll
+  for (int i = 0; i < K; ++i) {
+#pragma unroll
+    for (int j = i + 1; j <= K; ++j) add_distance<K>(i, j, double(values[pair_index(K, i, j)]), matrix);
+  }
+}
+
+// Where gradients go: every vertex of its own, [B, k + 1, D], or added to the rows of a table, [N, D].
+template <class G>
+struct Sink {
+  G* data;
+  const int64_t* indices;  // null: of its own
+  bool aligned;
+};
+
+template <int K, int L, class S, class G>
+__device__ __forceinline__ void gradient_of_simplex(const Source<K, S>& source, const Vertices<K, S>& vertices,
+                                                    const Sink<G>& sink, int64_t simplex, bool aligned, int lane,
+                                                    const double (&matrix)[K * (K + 1) / 2]) {
+  G* target[K + 1];
+#pragma unroll
+  for (int j = 0; j <= K; ++j) {
+    const int64_t row = simplex * (K + 1) + j;
+    target[j] = sink.data + (sink.indices ? sink.indices[row] : row) * source.dim;
+  }
+  for (int64_t at = int64_t(lane % L) * kQuad; at < source.dim; at += L * kQuad) {
+    double edge[K][kQuad], origin[kQuad] = {};
+    Loaded<K, S> loaded;
+    loaded.load(vertices, at, source.dim, aligned);
+    loaded.edges(edge);
+#pragma unroll
+    for (int i = 0; i < K; ++i) {
+      Computed<G> value[kQuad];
+#pragma unroll
+      for (int c = 0; c < kQuad; ++c) {
+        double sum = 0.0;
+#pragma unroll
+        for (int j = 0; j < K; ++j) sum += matrix[packed(i, j)] * edge[j][c];
+        origin[c] -= sum;
+        value[c] = Computed<G>(sum);
+      }
+      if constexpr (std::is_same_v<G, float> || std::is_same_v<G, double>) {
+        if (sink.indices) {
+          add_quad(target[i + 1], at, source.dim, sink.aligned, value);
+          continue;
+        }
+      }
+      store_quad(target[i + 1], at, source.dim, sink.aligned, value);
+    }
+    Computed<G> value[kQuad];
+#pragma unroll
+    for (int c = 0; c < kQuad; ++c) value[c] = Computed<G>(origin[c]);
+    if constexpr (std::is_same_v<G, float> || std::is_same_v<G, double>) {
+      if (sink.indices) {
+        add_quad(target[0], at, source.dim, sink.aligned, value);
+        continue;
+      }
+    }
+    store_quad(target[0], at, source.dim, sink.aligned, value);
+  }
+}
+
+template <int K, int L, class S, class G>
+__global__ void __launch_bounds__(kWarps* kWarp)
+    backward_kernel(Source<K, S> source, Incoming<Computed<S>> in, Sink<G> sink, Tiling tiling) {
+  __shared__ double all[kWarps][K * (K + 1) / 2 * kWarp];
+  const int lane = threadIdx.x % kWarp;
+  double* grams = all[threadIdx.x / kWarp];
+  const int64_t warps = int64_t(gridDim.x) * kWarps;
+  for (int64_t tile = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp; tile < tiling.tiles; tile += warps) {
+    const int64_t first = tile * tiling.tile;
+    make_grams<K, L, S>(source, first, tiling, lane, grams);
+    if (lane < tiling.tile && first + lane < source.simplices) {
+      double gram[K * (K + 1) / 2], matrix[K * (K + 1) / 2];
+      read_column<K>(grams, lane, gram);
+      incoming_matrix<K>(in, first + lane, gram, matrix);
+      write_column<K>(matrix, lane, grams);
+    }
+    __syncwarp();
+    for (int column = lane / L; column < tiling.tile; column += kWarp / L) {
+      Vertices<K, S> vertices;
+      if (first + column >= source.simplices) break;
+      if (!source.vertices(first + column, vertices) && sink.indices) continue;
+      double matrix[K * (K + 1) / 2];
+      read_column<K>(grams, column, matrix);
+      gradient_of_simplex<K, L>(source, vertices, sink, first + column, tiling.aligned, lane, matrix);
+    }
+    __syncwarp();
+  }
+}
+
+// Rows of the table as sums of their parts [B (k + 1), D], in the order of `order`.
+template <class T>
+__global__ void __launch_bounds__(kWarps* kWarp)
+    sum_rows_kernel(const T* parts, const int64_t* indices, const int64_t* order, int64_t count, int64_t rows,
+                    int64_t dim, T* grad) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t warps = int64_t(gridDim.x) * kWarps;
+  const auto lower_bound = [&](int64_t row) {
+    int64_t low = 0, high = count;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (indices[order[middle]] < row) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  };
+  for (int64_t row = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp; row < rows; row += warps) {
+    const int64_t begin = lower_bound(row), end = lower_bound(row + 1);
+    if (begin == end) continue;
+    for (int64_t d = lane; d < dim; d += kWarp) {
+      T sum = grad[row * dim + d];
+      int64_t p = begin;
+      for (; p + 8 <= end; p += 8) {
+        T part[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) part[i] = parts[order[p + i] * dim + d];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum += part[i];
+      }
+      for (; p < end; ++p) sum += parts[order[p] * dim + d];
+      grad[row * dim + d] = sum;
+    }
+  }
+}
+
+// A tile that is read twice should stay in the first-level cache.
+constexpr int64_t kTileBytes = 10240;
+
+struct Launch {
+  Tiling tiling;
+  unsigned blocks;
+};
+
+// Tiles as large as lets all warps that are resident together finish together, of at most `most` simplices.
+template <int L, class S>
+Launch plan(const void* kernel, const Points& points, int64_t most) {
+  constexpr int kGroups = kWarp / L;
+  int device = 0, processors = 0, resident = 1;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kWarps * kWarp, 0);
+  const int64_t warps = int64_t(processors) * std::max(resident, 1) * kWarps;
+  const int64_t steps_at_most = std::max<int64_t>(1, std::min<int64_t>(kWarp, most) / kGroups);
+  const int64_t steps = (points.simplices + kGroups - 1) / kGroups;
+  const int64_t waves = (steps + warps * steps_at_most - 1) / (warps * steps_at_most);
+  const int64_t each = (steps + warps * waves - 1) / (warps * waves);
+  Launch launch{{0, static_cast<int32_t>(each * kGroups), quads_aligned<S>(points.data, points.dim)}, 0};
+  launch.tiling.tiles = (steps + each - 1) / each;
+  launch.blocks = grid_for(launch.tiling.tiles, kWarps);
+  return launch;
+}
+
+// How many lanes share a simplex: few, so that little is summed over lanes, while a row is still read in one piece.
+template <class Run>
+Status with_lanes(const Points& points, const Run& run) {
+  if (points.dim <= 8) return run(std::integral_constant<int, 2>());
+  if (points.dim <= 64) return run(std::integral_constant<int, 4>());
+  return run(std::integral_constant<int, 32>());
+}
+
+template <int K, int L, class S>
+Status launch_forward(const Points& points, const Measures& out, const Executor& executor) {
+  using T = Computed<S>;
+  const Source<K, S> source{static_cast<const S*>(points.data), points.indices, points.simplices, points.dim,
+                            points.rows};
+  const Targets<T> targets{static_cast<T*>(out.volume), static_cast<T*>(out.log_volume),
+                           static_cast<T*>(out.squared_volume), static_cast<T*>(out.determinant),
+                           static_cast<T*>(out.squared_distances)};
+  const Launch launch = plan<L, S>(reinterpret_cast<const void*>(&forward_kernel<K, L, S>), points, kWarp);
+  forward_kernel<K, L, S>
+      <<<launch.blocks, kWarps * kWarp, 0, stream_of(executor)>>>(source, targets, launch.tiling);
+  return launch_status();
+}
+
+template <int K, int L, class S, class G>
+Status launch_backward(const Points& points, const Cotangents& cotangents, G* grad, bool scatter,
+                       const Executor& executor) {
+  using T = Computed<S>;
+  const Source<K, S> source{static_cast<const S*>(points.data), points.indices, points.simplices, points.dim,
+                            points.rows};
+  const Incoming<T> in{static_cast<const T*>(cotangents.volume), static_cast<const T*>(cotangents.log_volume),
+                       static_cast<const T*>(cotangents.squared_volume),
+                       static_cast<const T*>(cotangents.determinant),
+                       static_cast<const T*>(cotangents.squared_distances)};
+  const int64_t bytes = (K + 1) * points.dim * int64_t(sizeof(S));
+  const Launch launch =
+      plan<L, S>(reinterpret_cast<const void*>(&backward_kernel<K, L, S, G>), points, kTileBytes / bytes);
+  const Sink<G> sink{grad, scatter ? points.indices : nullptr, quads_aligned<G>(grad, points.dim)};
+  backward_kernel<K, L, S, G>
+      <<<launch.blocks, kWarps * kWarp, 0, stream_of(executor)>>>(source, in, sink, launch.tiling);
+  return launch_status();
+}
+
+template <int K, class S>
+Status backward_of(const Points& points, const Cotangents& cotangents, void* grad, const int64_t* order,
+                   void* workspace, const Executor& executor) {
+  using T = Computed<S>;
+  if (!points.indices) {
+    return with_lanes(points, [&](auto lanes) {
+      return launch_backward<K, lanes(), S, S>(points, cotangents, static_cast<S*>(grad), false, executor);
+    });
+  }
+  T* target = static_cast<T*>(order ? workspace : grad);
+  const Status status = with_lanes(points, [&](auto lanes) {
+    return launch_backward<K, lanes(), S, T>(points, cotangents, target, !order, executor);
+  });
+  if (status != kOk || !order) return status;
+  sum_rows_kernel<T><<<grid_for(points.rows, kWarps), kWarps * kWarp, 0, stream_of(executor)>>>(
+      target, points.indices, order, points.simplices * (K + 1), points.rows, points.dim, static_cast<T*>(grad));
+  return launch_status();
+}
+
+template <class Run>
+Status with_order(int32_t order, const Run& run) {
+  switch (order) {
+    case 1: return run(std::integral_constant<int, 1>());
+    case 2: return run(std::integral_constant<int, 2>());
+    case 3: return run(std::integral_constant<int, 3>());
+    case 4: return run(std::integral_constant<int, 4>());
+    case 5: return run(std::integral_constant<int, 5>());
+    case 6: return run(std::integral_constant<int, 6>());
+    case 7: return run(std::integral_constant<int, 7>());
+    default: return run(std::integral_constant<int, 8>());
+  }
+}
+
+template <class Run>
+Status with_element(Element element, const Run& run) {
+  switch (element) {
+    case Element::kFloat64: return run(double());
+    case Element::kFloat32: return run(float());
+    case Element::kBFloat16: return run(__nv_bfloat16());
+    default: return run(__half());
+  }
+}
+
+}  // namespace
+
+Status forward_cuda(const Points& points, const Measures& out, const Executor& executor) {
+  if (points.simplices == 0) return kOk;
+  return with_element(points.element, [&](auto element) {
+    using S = decltype(element);
+    return with_order(points.order, [&](auto k) {
+      return with_lanes(points,
+                        [&](auto lanes) { return launch_forward<k(), lanes(), S>(points, out, executor); });
+    });
+  });
+}
+
+Status backward_cuda(const Points& points, const Cotangents& cotangents, void* grad, const int64_t* order,
+                     void* workspace, const Executor& executor) {
+  if (points.simplices == 0) return kOk;
+  return with_element(points.element, [&](auto element) {
+    using S = decltype(element);
+    return with_order(points.order, [&](auto k) {
+      return backward_of<k(), S>(points, cotangents, grad, order, workspace, executor);
+    });
+  });
+}
+
+}  // namespace stratcore::cayley_menger
