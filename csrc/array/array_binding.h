@@ -59,5 +59,6 @@ class ThreadedExecutor {
 };
 
 void bind_topk_lista(nb::module_& module);
+void bind_tangent_projection(nb::module_& module);
 
 }  // namespace stratcore::array
