@@ -164,7 +164,16 @@ def _probe_topk_lista(library: Any, ops: Any, device: str | None) -> float:
     return float(ops.topk_lista(2 * one, one, 0 * one, one[0], 1, num_steps=1)[0, 0])
 
 
-PROBES: dict[str, Callable[[Any, Any, str | None], float]] = {"topk_lista": _probe_topk_lista}
+def _probe_tangent_projection(library: Any, ops: Any, device: str | None) -> float:
+    """The number 2 on the sphere of one dimension is 1."""
+    one = library.ones((1, 1), **({"device": device} if device else {}))
+    return float(ops.sphere_normalize(2 * one)[0, 0])
+
+
+PROBES: dict[str, Callable[[Any, Any, str | None], float]] = {
+    "topk_lista": _probe_topk_lista,
+    "tangent_projection": _probe_tangent_projection,
+}
 
 
 if __name__ == "__main__":

@@ -236,11 +236,11 @@ STRATCORE_INLINE void forward_rows(const Job& job, int64_t begin, int64_t end) {
     for (int64_t i = 0; i < count; ++i) {
       const T* x = load_row(static_cast<const E*>(job.problem.x) + (first + i) * dim, dim, source.data());
       const T norm = T(std::sqrt(square_sum<Isa>(x, dim)));
-      const T inverse = T(1) / radius_of(norm, T(job.problem.eps));
+      const T radius = radius_of(norm, T(job.problem.eps));
       E* y = static_cast<E*>(job.out.y) + (first + i) * dim;
-      for (int64_t d = 0; d < dim; ++d) store(x[d] * inverse, y[d]);
+      for (int64_t d = 0; d < dim; ++d) store(x[d] / radius, y[d]);
       if (!unrounded.empty()) {
-        for (int64_t d = 0; d < dim; ++d) unrounded[i * dim + d] = x[d] * inverse;
+        for (int64_t d = 0; d < dim; ++d) unrounded[i * dim + d] = x[d] / radius;
       }
       norms[first + i] = norm;
     }
@@ -264,13 +264,13 @@ STRATCORE_INLINE void backward_rows(const Job& job, int64_t begin, int64_t end) 
     const T* g = load_row(static_cast<const E*>(job.grad_y) + row * dim, dim, buffer.data() + dim);
     E* grad_x = static_cast<E*>(job.grad_x) + row * dim;
     const T norm = static_cast<const T*>(job.out.norm)[row];
-    const T inverse = T(1) / radius_of(norm, T(problem.eps));
+    const T radius = radius_of(norm, T(problem.eps));
     if (!has_anchor) {
       double products[1];
       inner_products<Isa>({g}, {x}, dim, products);
-      const Combination<T> sum = combine<T>(problem, false, norm, T(0), T(products[0] * inverse), T(0));
+      const Combination<T> sum = combine<T>(problem, false, norm, T(0), T(products[0] / radius), T(0));
       for (int64_t d = 0; d < dim; ++d) {
-        store(sum.of_gradient * g[d] + sum.of_row * (x[d] * inverse), grad_x[d]);
+        store(sum.of_gradient * g[d] + sum.of_row * (x[d] / radius), grad_x[d]);
       }
       continue;
     }
@@ -278,11 +278,11 @@ STRATCORE_INLINE void backward_rows(const Job& job, int64_t begin, int64_t end) 
                           buffer.data() + 2 * dim);
     double products[4];
     inner_products<Isa>({g, g, x, a}, {x, a, a, a}, dim, products);
-    const T length = products[3] == 0 ? T(0) : T(1 / std::sqrt(products[3]));
-    const Combination<T> sum = combine<T>(problem, true, norm, T(products[2] * inverse * length),
-                                          T(products[0] * inverse), T(products[1] * length));
+    const T inverse = products[3] == 0 ? T(0) : T(1 / std::sqrt(products[3]));
+    const Combination<T> sum = combine<T>(problem, true, norm, T(products[2] / radius * inverse),
+                                          T(products[0] / radius), T(products[1] * inverse));
     for (int64_t d = 0; d < dim; ++d) {
-      store(sum.of_gradient * g[d] + sum.of_row * (x[d] * inverse) + sum.of_anchor * (a[d] * length),
+      store(sum.of_gradient * g[d] + sum.of_row * (x[d] / radius) + sum.of_anchor * (a[d] * inverse),
             grad_x[d]);
     }
   }

@@ -192,6 +192,10 @@ def _fake(x: Tensor, anchors: Tensor | None, *options: Any) -> tuple[Tensor, ...
     check_floating("tangent_projection", "x", x)
     if x.ndim != 2:
         raise RuntimeError(f"tangent_projection: expected x with 2 dimensions, got {list(x.shape)}")
+    if x.shape[1] == 0:
+        raise RuntimeError(
+            f"tangent_projection: expected x with at least one dimension a row, got {list(x.shape)}"
+        )
     _check_options(*options, RuntimeError)
     if anchors is not None and (anchors.ndim != 2 or anchors.shape[1] != x.shape[1] or anchors.shape[0] == 0):
         raise RuntimeError(_anchor_shape(x, anchors))
