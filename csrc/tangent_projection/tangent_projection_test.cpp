@@ -79,6 +79,13 @@ void test_known_values() {
   expect(std::abs(run.cosine[0] - 0.8f) < 1e-6f && run.cosine[1] == 0 && run.cosine[2] == 0, "cosines");
 }
 
+// The columns that fill up the last panel must not win over an anchor that lies behind the row.
+void test_anchor_behind() {
+  Run<float> run({-2, 0}, {3, 0}, 2);
+  run.forward();
+  expect(run.nearest[0] == 0 && run.cosine[0] == -1, "an anchor behind the row");
+}
+
 // Copies of one anchor over several panels and tiles: the first must win for every row.
 template <class T>
 void test_equal_anchors_tie_exactly() {
@@ -179,6 +186,7 @@ void test_half(uint32_t infinity) {
 
 int main() {
   test_known_values();
+  test_anchor_behind();
   test_equal_anchors_tie_exactly<float>();
   test_equal_anchors_tie_exactly<double>();
   test_not_finite<float>();

@@ -441,15 +441,35 @@ def test_vmap(device, in_dims, anchored):
             assert torch.equal(result[i], wanted)
 
 
-def test_batched_gradients(device):
+@pytest.mark.parametrize("options", [*SURROGATES, {}], ids=str)
+def test_batched_gradients(device, options):
     x, anchors, _ = problem(4, 7, 5, device=device)
     grads = normal(3, 4, 7, device=device, seed=1)
-    for options in SURROGATES:
-        leaf = x.clone().requires_grad_()
-        y = ops.sphere_normalize(leaf, anchors, **options)
-        (batched,) = torch.autograd.grad(y, leaf, grads, is_grads_batched=True)
+    leaf = x.clone().requires_grad_()
+    y = ops.sphere_normalize(leaf, anchors, **options)
+
+    def one(grad: Tensor) -> Tensor:
+        return torch.autograd.grad(y, leaf, grad, retain_graph=True)[0]
+
+    (batched,) = torch.autograd.grad(y, leaf, grads, is_grads_batched=True, retain_graph=True)
+    for result in (batched, torch.func.vmap(one)(grads), torch.func.vmap(one, 1)(grads.transpose(0, 1))):
         for i in range(3):
-            assert torch.equal(batched[i], gradient(x, anchors, grads[i], **options))
+            assert torch.equal(result[i], gradient(x, anchors, grads[i], **options))
+
+
+@pytest.mark.parametrize(
+    "in_dims", [(0, 0, None, 0, 0), (0, 0, 0, 0, 0), (None, 1, None, 1, 1), (0, None, 1, None, 0)]
+)
+def test_vmap_of_the_backward(device, in_dims):
+    x, anchors, grad = problem(12, 7, 5, device=device)
+    parts = [t.view(3, 4, 7) for t in (grad, x)] + [normal(3, 5, 7, device=device, seed=2)]
+    parts += [parts[1].norm(dim=-1), torch.arange(12, dtype=torch.int32, device=device).view(3, 4) % 5]
+    own = [t[0] if d is None else t.movedim(0, d) for t, d in zip(parts, in_dims, strict=True)]
+    options = (0.7, 0.3, "repel", "tangent", 1e-12)
+    results = torch.func.vmap(lambda *t: backward_op(*t, *options), in_dims)(*own)
+    for i in range(3):
+        single = [t[0] if d is None else t[i] for t, d in zip(parts, in_dims, strict=True)]
+        assert torch.equal(results[i], backward_op(*single, *options))
 
 
 def test_forward_mode(device):
