@@ -188,7 +188,15 @@ _backward_op = torch.ops.stratcore.tangent_projection_backward.default
 
 
 @torch.library.register_fake("stratcore::tangent_projection")
-def _fake(x: Tensor, anchors: Tensor | None, *options: Any) -> tuple[Tensor, ...]:
+def _fake(
+    x: Tensor,
+    anchors: Tensor | None,
+    tangential: float,
+    separation: float,
+    separation_sign: str,
+    jacobian: str,
+    eps: float,
+) -> tuple[Tensor, ...]:
     check_floating("tangent_projection", "x", x)
     if x.ndim != 2:
         raise RuntimeError(f"tangent_projection: expected x with 2 dimensions, got {list(x.shape)}")
@@ -196,7 +204,7 @@ def _fake(x: Tensor, anchors: Tensor | None, *options: Any) -> tuple[Tensor, ...
         raise RuntimeError(
             f"tangent_projection: expected x with at least one dimension a row, got {list(x.shape)}"
         )
-    _check_options(*options, RuntimeError)
+    _check_options(tangential, separation, separation_sign, jacobian, eps, RuntimeError)
     if anchors is not None and (anchors.ndim != 2 or anchors.shape[1] != x.shape[1] or anchors.shape[0] == 0):
         raise RuntimeError(_anchor_shape(x, anchors))
     rows, compute = x.shape[0], torch.float64 if x.dtype == torch.float64 else torch.float32
