@@ -31,6 +31,7 @@ FUNCTION_LINES, KERNEL_LINES = 60, 150
 LONGER: dict[str, str] = {
     "python_tests/ops/test_cayley_menger.py": "the eight tests of an op stand in one file",
     "python_tests/ops/test_topk_lista.py": "the eight tests of an op stand in one file",
+    "python_tests/ops/test_tangent_projection.py": "the eight tests of an op stand in one file",
     "python_tests/training/tasks/test_dictionary_moe.py": "a family's whole task: gradients, batches, revival, bits",
 }
 

@@ -300,3 +300,46 @@ except ImportError as error:
     (line,) = run_python(code).strip().splitlines()
     assert line.startswith("stratcore.array needs the compiled module _array, which did not load: ")
     assert "STRATCORE_ARRAY=on" in line
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "shape, anchors", [((7,), 3), ((4, 1), 1), ((3, 5, 33), 300), ((0, 4), 2), ((100, 257), 40)]
+)
+def test_sphere_normalize_equals_the_torch_op(dtype, shape, anchors):
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=shape).astype(dtype)
+    directions = generator.normal(size=(anchors, shape[-1])).astype(dtype)
+    tensors = torch.from_numpy(x), torch.from_numpy(directions)
+    result, wanted = (
+        array.sphere_normalize_nearest(x, directions),
+        ops.sphere_normalize_nearest(*tensors),
+    )
+    assert type(result.y) is np.ndarray and result.y.dtype == result.cosine.dtype == dtype
+    for ours, theirs in zip(result, wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(array.sphere_normalize(x), ops.sphere_normalize(tensors[0]))
+    strided = np.asfortranarray(x), np.asfortranarray(directions)
+    for ours, theirs in zip(array.sphere_normalize_nearest(*strided), wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "x, anchors, options",
+    [
+        (np.float64(1.0), np.ones((4, 6)), {}),
+        (np.ones((5, 0)), np.ones((4, 0)), {}),
+        (np.ones((5, 6)), np.ones((4, 5)), {}),
+        (np.ones((5, 6)), np.ones((0, 6)), {}),
+        (np.ones((5, 6)), np.ones(6), {}),
+        (np.ones((5, 6)), np.ones((4, 6), np.float32), {}),
+        (np.ones((5, 6)), np.ones((4, 6)), {"eps": 1e-20}),
+        (np.ones((5, 6)), np.ones((4, 6)), {"eps": float("nan")}),
+    ],
+)
+def test_sphere_normalize_rejects_in_the_words_of_the_torch_op(x, anchors, options):
+    with pytest.raises((ValueError, TypeError), match="^tangent_projection: expected ") as ours:
+        array.sphere_normalize_nearest(x, anchors, **options)
+    with pytest.raises(ours.type) as theirs:
+        ops.sphere_normalize_nearest(torch.from_numpy(np.asarray(x)), torch.from_numpy(anchors), **options)
+    assert str(ours.value) == str(theirs.value).replace("torch.", "")

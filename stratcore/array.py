@@ -68,6 +68,14 @@ class DistanceMeasures(NamedTuple):
     euclidean: NDArray[np.bool_]
 
 
+class SphereNormalized(NamedTuple):
+    """Rows on the sphere, y [..., D]; nearest: int32 [...], the anchor of largest cosine; cosine [...] with it."""
+
+    y: NDArray[Any]
+    nearest: NDArray[np.int32]
+    cosine: NDArray[Any]
+
+
 def topk_lista(
     x: ArrayLike,
     encoder: ArrayLike,
@@ -269,6 +277,75 @@ def measures_from_distances(squared_distances: ArrayLike, k: int | None = None) 
     batch = given.shape[:-1]
     flat = _row_major(given.reshape(math.prod(batch), pairs))
     return DistanceMeasures(*(r.reshape(batch) for r in _array.cayley_menger_distances(flat, order)))
+
+
+def sphere_normalize(x: ArrayLike, *, eps: float = 1e-12) -> NDArray[Any]:
+    """Rows of `x` scaled to length 1: x / max(|x|, eps).
+
+    Args:
+        x: [..., D], float64 or float32.
+        eps: least length that a row is divided by, >= 1e-18.
+
+    Returns:
+        [..., D], dtype of `x`.
+
+    Raises:
+        ValueError: a 0-dimensional x, no D, an eps that does not fit, an array off the CPU, or a tensor that
+            requires grad.
+        TypeError: not float64 or float32.
+
+    Numerics: NaN stays in its row.
+    Determinism: the same bits on every run, whatever the number of threads.
+    Source: csrc/tangent_projection/README.md.
+    """
+    rows = _sphere_rows(x, eps)
+    dim, no_anchors = rows.shape[-1], np.empty((0, rows.shape[-1]), rows.dtype)
+    flat = rows.reshape(math.prod(rows.shape[:-1]), dim)
+    return _array.sphere_normalize(flat, no_anchors, float(eps))[0].reshape(rows.shape)
+
+
+def sphere_normalize_nearest(x: ArrayLike, anchors: ArrayLike, *, eps: float = 1e-12) -> SphereNormalized:
+    """`sphere_normalize` with the nearest anchor of each row and its cosine <y, n>.
+
+    Args:
+        x: as in `sphere_normalize`.
+        anchors: [A, D] of any lengths, A >= 1, dtype of `x`; a zero anchor has cosine 0.
+        eps: as in `sphere_normalize`.
+
+    Returns:
+        SphereNormalized; of equal cosines the lowest index.
+
+    Raises:
+        ValueError: as in `sphere_normalize`, or anchors of another shape.
+        TypeError: as in `sphere_normalize`, or anchors of another dtype.
+    """
+    rows, others = _sphere_rows(x, eps), _as_array("tangent_projection", "anchors", anchors)
+    if others.dtype != rows.dtype:
+        raise TypeError(
+            f"tangent_projection: expected anchors of dtype {rows.dtype} as x, got {others.dtype}"
+        )
+    dim = rows.shape[-1]
+    if others.ndim != 2 or others.shape[0] == 0 or others.shape[1] != dim:
+        raise ValueError(
+            f"tangent_projection: expected anchors of shape [A, {dim}] with A >= 1, got {list(others.shape)}"
+        )
+    batch = rows.shape[:-1]
+    y, nearest, cosine = _array.sphere_normalize(
+        rows.reshape(math.prod(batch), dim), _row_major(others), float(eps)
+    )
+    return SphereNormalized(y.reshape(rows.shape), nearest.reshape(batch), cosine.reshape(batch))
+
+
+def _sphere_rows(x: ArrayLike, eps: float) -> NDArray[Any]:
+    """`x` in row-major memory; the conditions of the torch op, in its words."""
+    values = _as_array("tangent_projection", "x", x)
+    if not 1e-18 <= eps < math.inf:
+        raise ValueError(f"tangent_projection: expected a finite eps >= 1e-18, got {eps}")
+    if values.ndim == 0 or values.shape[-1] == 0:
+        raise ValueError(
+            f"tangent_projection: expected x of shape [..., D] with D >= 1, got {list(values.shape)}"
+        )
+    return _row_major(values)
 
 
 class _Call:

@@ -170,9 +170,16 @@ def _probe_cayley_menger(library: Any, ops: Any, device: str | None) -> float:
     return float(ops.simplex_measures(points, outputs=("volume",)).volume[0])
 
 
+def _probe_tangent_projection(library: Any, ops: Any, device: str | None) -> float:
+    """The number 2 on the sphere of one dimension is 1."""
+    one = library.ones((1, 1), **({"device": device} if device else {}))
+    return float(ops.sphere_normalize(2 * one)[0, 0])
+
+
 PROBES: dict[str, Callable[[Any, Any, str | None], float]] = {
     "cayley_menger": _probe_cayley_menger,
     "topk_lista": _probe_topk_lista,
+    "tangent_projection": _probe_tangent_projection,
 }
 
 

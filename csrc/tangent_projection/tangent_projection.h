@@ -26,10 +26,11 @@ struct Problem {
 
 // Norms and cosines: float64 for float64 x, else float32.
 struct Output {
-  void* y;           // [N, D]
-  void* norm;        // [N], not clamped
-  int32_t* nearest;  // [N] anchor of largest cosine, the lowest of equals; null without anchors
-  void* cosine;      // [N] with it; null without anchors
+  void* y;     // [N, D]
+  void* norm;  // [N], not clamped
+  int32_t*
+      nearest;   // [N] anchor of largest cosine, the lowest of equals, NaN the largest; null without anchors
+  void* cosine;  // [N] with it; null without anchors
 };
 
 // Bytes of scratch on the device that the forward wants (0 on the CPU).

@@ -9,6 +9,7 @@ from stratcore.ops.cayley_menger import (
     simplex_volume,
 )
 from stratcore.ops.simplex_distances import DistanceMeasures, measures_from_distances
+from stratcore.ops.tangent_projection import SphereNormalized, sphere_normalize, sphere_normalize_nearest
 from stratcore.ops.topk_lista import SparseCode, topk_lista, topk_lista_sparse
 from stratcore.ops.topk_ste import topk_ste
 
@@ -22,6 +23,9 @@ __all__ = [
     "simplex_measures",
     "simplex_squared_volume",
     "simplex_volume",
+    "SphereNormalized",
+    "sphere_normalize",
+    "sphere_normalize_nearest",
     "topk_lista",
     "topk_lista_sparse",
     "topk_ste",

@@ -39,7 +39,9 @@ def differentiable(
     torch.library.register_autograd(op, backward, setup_context=setup_context)
 
     def forward_and_save(ctx: Any, *args: Any) -> Any:
-        output = op(*args)
+        # Inside a Function nothing is recorded: past the autograd kernel of the op, which is Python.
+        with torch._C._AutoDispatchBelowAutograd():
+            output = op(*args)
         setup_context(ctx, args, output)
         return output
 

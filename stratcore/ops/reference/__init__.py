@@ -1,6 +1,20 @@
 """Definitions of the ops in plain torch: slow, obvious, and what tests and benchmarks compare with."""
 
 from stratcore.ops.reference import cayley_menger
+from stratcore.ops.reference.tangent_projection import (
+    nearest_anchor,
+    on_sphere,
+    surrogate_gradient,
+    unit_anchors,
+)
 from stratcore.ops.reference.topk_lista import topk_lista, topk_ste
 
-__all__ = ["cayley_menger", "topk_lista", "topk_ste"]
+__all__ = [
+    "cayley_menger",
+    "nearest_anchor",
+    "on_sphere",
+    "surrogate_gradient",
+    "topk_lista",
+    "topk_ste",
+    "unit_anchors",
+]
