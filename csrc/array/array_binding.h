@@ -59,5 +59,6 @@ class ThreadedExecutor {
 };
 
 void bind_topk_lista(nb::module_& module);
+void bind_simplex_cv(nb::module_& module);
 
 }  // namespace stratcore::array

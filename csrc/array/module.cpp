@@ -1,3 +1,6 @@
 #include "array_binding.h"
 
-NB_MODULE(_array, module) { stratcore::array::bind_topk_lista(module); }
+NB_MODULE(_array, module) {
+  stratcore::array::bind_topk_lista(module);
+  stratcore::array::bind_simplex_cv(module);
+}

@@ -39,7 +39,7 @@ STRATCORE_HOST_DEVICE inline bool factor(double (&g)[K * (K + 1) / 2]) {
 #pragma unroll
   for (int j = 0; j < K; ++j) {
     const double diagonal = g[packed(j, j)];
-    double pivot = diagonal, scaled[K];
+    double pivot = diagonal, scaled[K] = {};
 #pragma unroll
     for (int p = 0; p < j; ++p) {
       scaled[p] = g[packed(j, p)] * g[packed(p, p)];
