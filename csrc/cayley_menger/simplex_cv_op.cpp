@@ -155,7 +155,7 @@ Tensor backward(Given grad_loss, Given grad_cv, Given grad_mean, Given grad_std,
 
 STABLE_TORCH_LIBRARY_FRAGMENT(stratcore, m) {
   m.def(
-      "simplex_cv(Tensor x, Tensor seed, int order, int num_simplices, int pool, float target, "
+      "simplex_cv(Tensor x, Tensor seed, int order, int num_simplices, SymInt pool, float target, "
       "float valid_above, int min_valid, float eps) -> (Tensor loss, Tensor cv, Tensor mean, Tensor std, "
       "Tensor count, Tensor volumes, Tensor indices, Tensor weights)");
   m.def(
