@@ -143,7 +143,7 @@ class SimplexCV(NamedTuple):
     cv: float
     mean: float
     std: float
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
     volumes: NDArray[Any]
     indices: NDArray[np.int64]
 

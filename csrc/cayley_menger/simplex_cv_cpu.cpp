@@ -156,12 +156,11 @@ STRATCORE_SIMD_CLONES void measure(const Problem& problem, const int64_t* seed, 
   }
 }
 
-// Adds the gradient of one simplex in columns [at, at + count) to the gradients of its rows. In float32 the
-// error of a flat simplex is that of float32 over its relative height.
-template <class Stored, class T, int K>
+// Adds the gradient of one simplex in columns [at, at + count) to the gradients of its rows.
+template <class Stored, class T, class Number, int K>
 STRATCORE_INLINE void add_gradient(const Stored* const (&row)[K + 1], T* const (&target)[K + 1],
-                                   const T (&matrix)[pairs_of(K)], int64_t at, int64_t count) {
-  using Vector = std::conditional_t<std::is_same_v<T, double>, Lanes, FloatLanes>;
+                                   const Number (&matrix)[pairs_of(K)], int64_t at, int64_t count) {
+  using Vector = std::conditional_t<std::is_same_v<Number, double>, Lanes, FloatLanes>;
   Vector edge[K], origin = {};
   load_edges<Stored, K>(row, at, count, edge);
 #pragma GCC unroll 8
@@ -175,6 +174,33 @@ STRATCORE_INLINE void add_gradient(const Stored* const (&row)[K + 1], T* const (
   count == kLanes ? add_to(target[0] + at, origin) : add_first_to(target[0] + at, count, origin);
 }
 
+// The same in columns [begin, end) for the matrix `scale` W, computed in Number.
+template <class Stored, class T, class Number, int K>
+STRATCORE_INLINE void add_gradients(const Stored* const (&row)[K + 1], T* const (&target)[K + 1],
+                                    const double* weights, double scale, int64_t begin, int64_t end) {
+  Number matrix[pairs_of(K)];
+  for (int p = 0; p < pairs_of(K); ++p) matrix[p] = Number(scale * weights[p]);
+  int64_t at = begin;
+  for (; at + kLanes <= end; at += kLanes) {
+    add_gradient<Stored, T, Number, K>(row, target, matrix, at, kLanes);
+  }
+  if (at < end) add_gradient<Stored, T, Number, K>(row, target, matrix, at, end - at);
+}
+
+// Whether W E loses at most six bits by cancellation, so that float32 will do. The condition number of W is
+// bounded through its determinant V^(k - 2) / (k!)^2 and its Frobenius norm (Guggenheimer, Edelman and Johnson).
+template <int K>
+STRATCORE_INLINE bool well_shaped(const double* weights, double volume) {
+  double squares = 0.0, bound = 2.0 * cayley_menger::factorial(K) * cayley_menger::factorial(K);
+  for (int i = 0; i < K; ++i) {
+    for (int j = 0; j <= i; ++j) squares += (i == j ? 1.0 : 2.0) * weights[packed(i, j)] * weights[packed(i, j)];
+  }
+  const double norm = std::sqrt(squares / K);
+  for (int i = 0; i < K; ++i) bound *= i < 2 ? norm : norm / volume;
+  if (K == 1) bound *= volume;
+  return bound < 4096.0;
+}
+
 // Gradient in columns [begin, end), simplex by simplex, so that every sum has one order.
 template <class Stored, int K>
 STRATCORE_SIMD_CLONES void scatter(const Problem& problem, const Sample& sample, const double* cotangents,
@@ -184,18 +210,19 @@ STRATCORE_SIMD_CLONES void scatter(const Problem& problem, const Sample& sample,
   for (int64_t which = 0; which < problem.simplices; ++which) {
     if (cotangents[which] == 0.0) continue;
     const Stored* row[K + 1];
-    T *target[K + 1], matrix[pairs_of(K)];
+    T* target[K + 1];
     for (int j = 0; j <= K; ++j) {
       const int64_t offset = sample.indices[which * (K + 1) + j] * problem.dim;
       row[j] = x + offset;
       target[j] = grad + offset;
     }
-    for (int p = 0; p < pairs_of(K); ++p) {
-      matrix[p] = T(cotangents[which] * sample.weights[which * pairs_of(K) + p]);
+    const double* weights = sample.weights + which * pairs_of(K);
+    const double volume = static_cast<const T*>(sample.volumes)[which];
+    if (std::is_same_v<T, double> || well_shaped<K>(weights, volume)) {
+      add_gradients<Stored, T, T, K>(row, target, weights, cotangents[which], begin, end);
+    } else {
+      add_gradients<Stored, T, double, K>(row, target, weights, cotangents[which], begin, end);
     }
-    int64_t at = begin;
-    for (; at + kLanes <= end; at += kLanes) add_gradient<Stored, T, K>(row, target, matrix, at, kLanes);
-    if (at < end) add_gradient<Stored, T, K>(row, target, matrix, at, end - at);
   }
 }
 

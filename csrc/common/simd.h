@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "element.h"
 
@@ -85,15 +86,16 @@ STRATCORE_INLINE void take_root(Lanes& v) {
 
 template <class T, class Vector>
 STRATCORE_INLINE void add_to(T* to, const Vector& lanes) {
-  Vector kept;
+  using Kept = std::conditional_t<std::is_same_v<T, double>, Lanes, FloatLanes>;
+  Kept kept;
   load(to, kept);
-  kept += lanes;
+  kept += __builtin_convertvector(lanes, Kept);
   std::memcpy(to, &kept, sizeof(kept));
 }
 
 template <class T, class Vector>
 STRATCORE_INLINE void add_first_to(T* to, int64_t count, const Vector& lanes) {
-  for (int64_t lane = 0; lane < count; ++lane) to[lane] += lanes[lane];
+  for (int64_t lane = 0; lane < count; ++lane) to[lane] += T(lanes[lane]);
 }
 
 template <class To, class From>

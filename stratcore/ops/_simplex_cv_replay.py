@@ -34,7 +34,9 @@ class _Sample:
         factor_nkk = torch.linalg.cholesky_ex(gram_nkk).L
         heights = factor_nkk.diagonal(dim1=-2, dim2=-1).prod(-1)
         self.volumes = torch.where(degenerate, 0.0, heights / math.factorial(k))
-        self.weights_nkk = self.volumes[:, None, None] * torch.cholesky_inverse(factor_nkk)
+        # Not cholesky_inverse, whose forward mode is wrong in torch 2.13.
+        inverse_nkk = torch.linalg.solve_triangular(factor_nkk, identity, upper=False)
+        self.weights_nkk = self.volumes[:, None, None] * (inverse_nkk.mT @ inverse_nkk)
         self.defined = count >= min_valid
         self.valid = (volumes > math.sqrt(valid_above)) & self.defined
         self.count = count.double().clamp_min(2)
@@ -50,7 +52,7 @@ class _Sample:
         return torch.where(self.valid, values, 0.0)
 
     def std_slopes(self) -> Tensor:
-        """d std / d volume of every simplex; 0 where all volumes are equal."""
+        """Derivative of std with respect to the volume of every simplex; 0 where all volumes are equal."""
         std = torch.where(self.spread, self.std, 1.0)
         return torch.where(self.spread, self.deviations / ((self.count - 1) * std), 0.0)
 
@@ -82,14 +84,7 @@ def gradient(
 
 
 def tangents(
-    x: Tensor,
-    cv: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    count: Tensor,
-    volumes: Tensor,
-    indices: Tensor,
-    weights: Tensor,
+    saved: tuple[Tensor, ...],
     tangent: Tensor | None,
     target: float,
     valid_above: float,
@@ -97,6 +92,7 @@ def tangents(
     eps: float,
 ) -> tuple[Tensor, ...]:
     """Tangents of loss, cv, mean, std and volumes from the tangent of `x`."""
+    x, _, _, _, count, volumes, indices, weights = saved
     sample = _Sample(x, count, volumes, indices, weights, valid_above, min_valid, eps)
     moved_nKD = torch.zeros_like(x).double()[indices] if tangent is None else tangent.double()[indices]
     moved_nkD = moved_nKD[:, 1:] - moved_nKD[:, :1]

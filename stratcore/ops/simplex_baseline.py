@@ -10,7 +10,6 @@ Legend: D dimension of the space (the sphere has D - 1), k order of the simplex,
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -162,9 +161,8 @@ def _step(power: int, z: float) -> float:
     return half + (math.log1p((power - 2) / (2 * z)) if power > 2 else 0.0)
 
 
-@lru_cache(maxsize=4096)
 def _rest(power: int, dim: float, k: int) -> float:
-    """log E V^power without its powers of D; of order 1 / D."""
+    """The logarithm of E V^power without its powers of D; of order 1 / D."""
     middle = ((k + 1) * dim + k * (power - 2)) / 2
     faces = sum(_step(power, (dim - j) / 2) for j in range(k))
     return _step(power, middle) + faces - (k + 1) * _step(power, dim / 2)
@@ -187,21 +185,31 @@ def _log_error(dim: float, k: int) -> float:
 def _inverse(cv: float, k: int, width: float) -> float:
     """The dim >= k where log CV(dim) + width * error(dim) = log cv, NaN where there is none."""
 
-    def above(dim: float) -> bool:
+    def surplus(log_dim: float) -> float:
+        dim = max(math.exp(log_dim), float(k))
         error = width * _log_error(dim, k) if width else 0.0
-        return 0.5 * math.log(_excess(2, dim, k)) + error > math.log(cv)
+        return 0.5 * math.log(_excess(2, dim, k)) + error - math.log(cv)
 
-    low, high = float(k), float(k)
-    if not above(low):
-        at_end = cv <= cv_uniform(k, k) * (1 + 1e-14) and not width
-        return low if at_end else math.nan
-    while above(high):
-        if high > _LARGEST_DIM:
+    low = high = math.log(k)
+    above = below = surplus(low)
+    if above <= 0:
+        return float(k) if above > -1e-14 else math.nan
+    while below > 0:
+        if high > math.log(_LARGEST_DIM):
             return math.inf
-        low, high = high, 2 * high
-    while high - low > 4e-16 * high:
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if above(middle) else (low, middle)
-    return (low + high) / 2
+        low, above, high = high, below, high + 1.0
+        below = surplus(high)
+    side = 0
+    # Regula falsi with the Illinois rule: nearly linear in log dim, so a few steps do.
+    while high - low > 1e-15 * (1 + abs(high)):
+        middle = min(max((low * below - high * above) / (below - above), low), high)
+        value = surplus(middle)
+        if abs(value) < 1e-15 or middle in (low, high):
+            return math.exp(middle)
+        if value > 0:
+            low, above, below = middle, value, below / 2 if side > 0 else below
+            side = 1
+        else:
+            high, below, above = middle, value, above / 2 if side < 0 else above
+            side = -1
+    return math.exp((low + high) / 2)
