@@ -36,7 +36,7 @@ SampleArrays<T> run(Input<T> x, Input<int64_t> seed, int32_t order, int64_t num_
     nb::gil_scoped_release unlocked;
     const std::unique_ptr<double[]> weights(new double[simplices * vertices * (vertices - 1) / 2]);
     const ThreadedExecutor executor;
-    const Sample out{&loss,  &cv, &mean, &deviation, &count, volumes.data.get(), indices.data.get(),
+    const Sample out{&loss,        &cv, &mean, &deviation, &count, volumes.data.get(), indices.data.get(),
                      weights.get()};
     forward_cpu(problem, seed.data(), out, nullptr, executor.get());
   }

@@ -80,11 +80,12 @@ STRATCORE_INLINE void draw_group(const int64_t* seed, int64_t pool, int64_t firs
   }
 }
 
-// Volumes and W = V G^-1 of kLanes Gram matrices side by side, by the steps of cayley_menger_math.h.
+// Volumes and W = V G^-1 of kLanes Gram matrices side by side, by the steps of cayley_menger_math.h. A
+// simplex is degenerate where a margin is not positive.
 template <int K>
-STRATCORE_INLINE void measure_group(Lanes (&g)[pairs_of(K)], Lanes& volume, Lanes (&weights)[pairs_of(K)]) {
+STRATCORE_INLINE void measure_group(Lanes (&g)[pairs_of(K)], Lanes& volume, Lanes (&weights)[pairs_of(K)],
+                                    Lanes (&margin)[K]) {
   Lanes lower[pairs_of(K)], scaled[K], scale[K];
-  LaneMask degenerate = {};
   volume = Lanes{} + 1.0 / cayley_menger::factorial(K);
 #pragma GCC unroll 8
   for (int j = 0; j < K; ++j) {
@@ -94,7 +95,7 @@ STRATCORE_INLINE void measure_group(Lanes (&g)[pairs_of(K)], Lanes& volume, Lane
       scaled[p] = g[packed(j, p)] * g[packed(p, p)];
       pivot -= g[packed(j, p)] * scaled[p];
     }
-    degenerate |= pivot <= cayley_menger::kDegenerate * g[packed(j, j)];
+    margin[j] = pivot - cayley_menger::kDegenerate * g[packed(j, j)];
     g[packed(j, j)] = pivot;
     scale[j] = 1.0 / pivot;
     take_root(pivot);
@@ -116,7 +117,6 @@ STRATCORE_INLINE void measure_group(Lanes (&g)[pairs_of(K)], Lanes& volume, Lane
       for (int p = j + 1; p < i; ++p) lower[packed(i, j)] -= g[packed(i, p)] * lower[packed(p, j)];
     }
   }
-  volume = degenerate ? Lanes{} : volume;
 #pragma GCC unroll 8
   for (int i = 0; i < K; ++i) {
 #pragma GCC unroll 8
@@ -124,7 +124,7 @@ STRATCORE_INLINE void measure_group(Lanes (&g)[pairs_of(K)], Lanes& volume, Lane
       Lanes entry = {};
 #pragma GCC unroll 8
       for (int p = i; p < K; ++p) entry += lower[packed(p, i)] * scale[p] * lower[packed(p, j)];
-      weights[packed(i, j)] = degenerate ? Lanes{} : volume * entry;
+      weights[packed(i, j)] = volume * entry;
     }
   }
 }
@@ -137,9 +137,9 @@ STRATCORE_SIMD_CLONES void measure(const Problem& problem, const int64_t* seed, 
   auto* volumes = static_cast<Computed<Stored>*>(out.volumes);
   for (int64_t first = begin; first < end; first += kLanes) {
     const int64_t count = std::min<int64_t>(kLanes, end - first);
-    auto* rows = reinterpret_cast<int64_t(*)[K + 1]>(out.indices + first * (K + 1));
+    auto* rows = reinterpret_cast<int64_t (*)[K + 1]>(out.indices + first * (K + 1));
     draw_group<K>(seed, problem.pool, first, count, rows);
-    Lanes grams[pairs_of(K)] = {}, weights[pairs_of(K)], measured;
+    Lanes grams[pairs_of(K)] = {}, weights[pairs_of(K)], margin[K], measured;
     for (int64_t lane = 0; lane < count; ++lane) {
       const Stored* row[K + 1];
       for (int j = 0; j <= K; ++j) row[j] = x + rows[lane][j] * problem.dim;
@@ -147,11 +147,13 @@ STRATCORE_SIMD_CLONES void measure(const Problem& problem, const int64_t* seed, 
       gram_matrix<Stored, K>(row, problem.dim, gram);
       for (int p = 0; p < pairs_of(K); ++p) grams[p][lane] = gram[p];
     }
-    measure_group<K>(grams, measured, weights);
+    measure_group<K>(grams, measured, weights, margin);
     for (int64_t lane = 0; lane < count; ++lane) {
-      volumes[first + lane] = Computed<Stored>(measured[lane]);
+      bool degenerate = false;
+      for (int j = 0; j < K; ++j) degenerate |= margin[j][lane] <= 0.0;
+      volumes[first + lane] = degenerate ? 0 : Computed<Stored>(measured[lane]);
       double* own = out.weights + (first + lane) * pairs_of(K);
-      for (int p = 0; p < pairs_of(K); ++p) own[p] = weights[p][lane];
+      for (int p = 0; p < pairs_of(K); ++p) own[p] = degenerate ? 0.0 : weights[p][lane];
     }
   }
 }
@@ -169,7 +171,8 @@ STRATCORE_INLINE void add_gradient(const Stored* const (&row)[K + 1], T* const (
 #pragma GCC unroll 8
     for (int j = 1; j < K; ++j) gradient += edge[j] * matrix[packed(i, j)];
     origin -= gradient;
-    count == kLanes ? add_to(target[i + 1] + at, gradient) : add_first_to(target[i + 1] + at, count, gradient);
+    count == kLanes ? add_to(target[i + 1] + at, gradient)
+                    : add_first_to(target[i + 1] + at, count, gradient);
   }
   count == kLanes ? add_to(target[0] + at, origin) : add_first_to(target[0] + at, count, origin);
 }
@@ -188,12 +191,14 @@ STRATCORE_INLINE void add_gradients(const Stored* const (&row)[K + 1], T* const 
 }
 
 // Whether W E loses at most six bits by cancellation, so that float32 will do. The condition number of W is
-// bounded through its determinant V^(k - 2) / (k!)^2 and its Frobenius norm (Guggenheimer, Edelman and Johnson).
+// bounded through its determinant V^(k - 2) / (k!)^2 and its Frobenius norm (Guggenheimer, Edelman and
+// Johnson).
 template <int K>
 STRATCORE_INLINE bool well_shaped(const double* weights, double volume) {
   double squares = 0.0, bound = 2.0 * cayley_menger::factorial(K) * cayley_menger::factorial(K);
   for (int i = 0; i < K; ++i) {
-    for (int j = 0; j <= i; ++j) squares += (i == j ? 1.0 : 2.0) * weights[packed(i, j)] * weights[packed(i, j)];
+    for (int j = 0; j <= i; ++j)
+      squares += (i == j ? 1.0 : 2.0) * weights[packed(i, j)] * weights[packed(i, j)];
   }
   const double norm = std::sqrt(squares / K);
   for (int i = 0; i < K; ++i) bound *= i < 2 ? norm : norm / volume;
@@ -311,9 +316,8 @@ void backward(const Problem& problem, const Sample& sample, const Cotangents& gi
   auto* grad = static_cast<Stored*>(out);
   T* target = kNarrow ? sums.data() : static_cast<T*>(out);
   if (!kNarrow) {
-    parallel_for(executor, size, kGrain, [=](int64_t begin, int64_t end) {
-      std::fill(target + begin, target + end, T(0));
-    });
+    parallel_for(executor, size, kGrain,
+                 [=](int64_t begin, int64_t end) { std::fill(target + begin, target + end, T(0)); });
   }
   const std::vector<double> cotangents = volume_cotangents<T>(problem, sample, given);
   const int64_t blocks = (problem.dim + kBlock - 1) / kBlock;
@@ -334,21 +338,33 @@ template <class Function>
 void dispatch(const Problem& problem, const Function& f) {
   const auto with_order = [&](auto stored) {
     switch (problem.order) {
-      case 1: return f(stored, std::integral_constant<int, 1>());
-      case 2: return f(stored, std::integral_constant<int, 2>());
-      case 3: return f(stored, std::integral_constant<int, 3>());
-      case 4: return f(stored, std::integral_constant<int, 4>());
-      case 5: return f(stored, std::integral_constant<int, 5>());
-      case 6: return f(stored, std::integral_constant<int, 6>());
-      case 7: return f(stored, std::integral_constant<int, 7>());
-      default: return f(stored, std::integral_constant<int, 8>());
+      case 1:
+        return f(stored, std::integral_constant<int, 1>());
+      case 2:
+        return f(stored, std::integral_constant<int, 2>());
+      case 3:
+        return f(stored, std::integral_constant<int, 3>());
+      case 4:
+        return f(stored, std::integral_constant<int, 4>());
+      case 5:
+        return f(stored, std::integral_constant<int, 5>());
+      case 6:
+        return f(stored, std::integral_constant<int, 6>());
+      case 7:
+        return f(stored, std::integral_constant<int, 7>());
+      default:
+        return f(stored, std::integral_constant<int, 8>());
     }
   };
   switch (problem.element) {
-    case Element::kFloat64: return with_order(double());
-    case Element::kFloat32: return with_order(float());
-    case Element::kBFloat16: return with_order(BFloat16());
-    case Element::kFloat16: return with_order(Float16());
+    case Element::kFloat64:
+      return with_order(double());
+    case Element::kFloat32:
+      return with_order(float());
+    case Element::kBFloat16:
+      return with_order(BFloat16());
+    case Element::kFloat16:
+      return with_order(Float16());
   }
 }
 

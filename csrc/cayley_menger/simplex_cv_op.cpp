@@ -12,10 +12,14 @@ constexpr int64_t kMaxOrder = 8;
 
 Element element_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Double: return Element::kFloat64;
-    case ScalarType::BFloat16: return Element::kBFloat16;
-    case ScalarType::Half: return Element::kFloat16;
-    default: return Element::kFloat32;
+    case ScalarType::Double:
+      return Element::kFloat64;
+    case ScalarType::BFloat16:
+      return Element::kBFloat16;
+    case ScalarType::Half:
+      return Element::kFloat16;
+    default:
+      return Element::kFloat32;
   }
 }
 
@@ -112,27 +116,25 @@ using Backward = Status (*)(const Problem&, const Sample&, const Cotangents&, vo
 
 template <Backward kBackward>
 Tensor backward(Given grad_loss, Given grad_cv, Given grad_mean, Given grad_std, Given grad_volumes,
-                const Tensor& x, const Tensor& cv, const Tensor& mean, const Tensor& std,
-                const Tensor& count, const Tensor& volumes, const Tensor& indices, const Tensor& weights,
-                double target, double valid_above, int64_t min_valid, double eps) {
+                const Tensor& x, const Tensor& cv, const Tensor& mean, const Tensor& std, const Tensor& count,
+                const Tensor& volumes, const Tensor& indices, const Tensor& weights, double target,
+                double valid_above, int64_t min_valid, double eps) {
   check_dim(kOp, "indices", indices, 2);
-  Problem problem = check(x, indices.size(1) - 1, indices.size(0), x.size(0),
-                          {target, valid_above, min_valid, eps});
+  Problem problem =
+      check(x, indices.size(1) - 1, indices.size(0), x.size(0), {target, valid_above, min_valid, eps});
   check_sample(problem, volumes, weights, indices);
   STD_TORCH_CHECK(count.scalar_type() == ScalarType::Long, kOp, ": expected count of dtype int64");
   const ScalarType type = compute_type(x);
-  const Given loss = prepared("grad_loss", grad_loss, cv, type), ratio = prepared("grad_cv", grad_cv, cv, type);
+  const Given loss = prepared("grad_loss", grad_loss, cv, type),
+              ratio = prepared("grad_cv", grad_cv, cv, type);
   const Given average = prepared("grad_mean", grad_mean, mean, type);
   const Given deviation = prepared("grad_std", grad_std, std, type);
   const Given each = prepared("grad_volumes", grad_volumes, volumes, type);
   const Tensor rows = torch::stable::contiguous(x);
   problem.x = rows.const_data_ptr();
-  const Tensor saved[] = {contiguous_as(cv, type),
-                          contiguous_as(mean, type),
-                          contiguous_as(std, type),
-                          contiguous_as(volumes, type),
-                          torch::stable::contiguous(indices),
-                          torch::stable::contiguous(weights)};
+  const Tensor saved[] = {
+      contiguous_as(cv, type),      contiguous_as(mean, type),          contiguous_as(std, type),
+      contiguous_as(volumes, type), torch::stable::contiguous(indices), torch::stable::contiguous(weights)};
   const auto read = [](const Tensor& tensor) { return const_cast<void*>(tensor.const_data_ptr()); };
   const Sample sample{nullptr,
                       read(saved[0]),

@@ -1,4 +1,5 @@
-// ctest of the torch-free part: Philox, the sampler, known volumes, and the backward against finite differences.
+// ctest of the torch-free part: Philox, the sampler, known volumes, and the backward against finite
+// differences.
 #include "simplex_cv.h"
 
 #include <algorithm>
@@ -27,8 +28,7 @@ void test_philox() {
   const PhiloxBlock zeros = philox(0, 0, 0), ones = philox(~0ull, ~0ull, ~0ull);
   const uint32_t of_zeros[] = {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8};
   const uint32_t of_ones[] = {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd};
-  const PhiloxBlock digits =
-      philox(0x299f31d0a4093822ull, 0x85a308d3243f6a88ull, 0x0370734413198a2eull);
+  const PhiloxBlock digits = philox(0x299f31d0a4093822ull, 0x85a308d3243f6a88ull, 0x0370734413198a2eull);
   const uint32_t of_digits[] = {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1};
   expect(std::equal(of_zeros, of_zeros + 4, zeros.word), "Philox of zeros");
   expect(std::equal(of_ones, of_ones + 4, ones.word), "Philox of ones");
@@ -78,7 +78,8 @@ void test_sample() {
   }
 }
 
-// Unit vectors and the origin: V = 1 / k!; without the origin (a regular simplex of edge sqrt 2) sqrt(k + 1) / k!.
+// Unit vectors and the origin: V = 1 / k!; without the origin (a regular simplex of edge sqrt 2) sqrt(k + 1)
+// / k!.
 void test_known_volumes() {
   Run run(5, 4, 4, 8);
   std::fill(run.x.begin(), run.x.end(), 0.0);

@@ -7,8 +7,8 @@
 
 #include "element.h"
 
-// Eight lanes in the compilers' vector extension, filled from any element type. Sums are taken lane by lane, so
-// their order does not depend on the instruction set.
+// Eight lanes in the compilers' vector extension, filled from any element type. Sums are taken lane by lane,
+// so their order does not depend on the instruction set.
 namespace stratcore {
 
 // Before a function: compiled for several instruction sets, the best one chosen when the library is loaded.
@@ -22,7 +22,6 @@ namespace stratcore {
 
 constexpr int kLanes = 8;
 typedef double Lanes __attribute__((vector_size(64)));
-typedef int64_t LaneMask __attribute__((vector_size(64)));
 typedef float FloatLanes __attribute__((vector_size(32)));
 typedef uint32_t WordLanes __attribute__((vector_size(32)));
 typedef uint16_t ShortLanes __attribute__((vector_size(16)));
@@ -36,9 +35,7 @@ struct Float16 {
 };
 
 STRATCORE_INLINE void load(const double* from, Lanes& lanes) { std::memcpy(&lanes, from, sizeof(lanes)); }
-STRATCORE_INLINE void load(const float* from, FloatLanes& lanes) {
-  std::memcpy(&lanes, from, sizeof(lanes));
-}
+STRATCORE_INLINE void load(const float* from, FloatLanes& lanes) { std::memcpy(&lanes, from, sizeof(lanes)); }
 
 STRATCORE_INLINE void load(const BFloat16* from, FloatLanes& lanes) {
   ShortLanes bits;
@@ -76,8 +73,16 @@ STRATCORE_INLINE void load_first(const Stored* from, int64_t count, Vector& lane
   load(padded, lanes);
 }
 
-STRATCORE_INLINE double sum(const Lanes& v) {
-  return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+STRATCORE_INLINE double sum(const Lanes& lanes) {
+  typedef double Four __attribute__((vector_size(32)));
+  typedef double Two __attribute__((vector_size(16)));
+  Four fours[2];
+  std::memcpy(fours, &lanes, sizeof(lanes));
+  const Four four = fours[0] + fours[1];
+  Two twos[2];
+  std::memcpy(twos, &four, sizeof(four));
+  const Two two = twos[0] + twos[1];
+  return two[0] + two[1];
 }
 
 STRATCORE_INLINE void take_root(Lanes& v) {
