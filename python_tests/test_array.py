@@ -191,6 +191,36 @@ def test_nan_stays_in_its_row():
     np.testing.assert_array_equal(np.delete(codes, 1, axis=1), np.delete(clean, 1, axis=1))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("k, pool", [(4, None), (1, 20), (8, 9)])
+def test_simplex_cv_equals_the_torch_op(dtype, k, pool):
+    x = np.random.default_rng(0).normal(size=(70, 11)).astype(dtype)
+    options = {"k": k, "num_simplices": 45, "pool": pool, "target": 0.2, "min_valid": 5, "eps": 1e-8}
+    for changed in (x, np.asfortranarray(x), torch.from_numpy(x)):
+        found = array.simplex_cv(changed, seed=(3, 1), **options)
+        wanted = ops.simplex_cv(torch.from_numpy(x), seed=torch.tensor([3, 1]), **options)
+        assert isinstance(found, array.SimplexCV) and found.volumes.dtype == dtype
+        np.testing.assert_array_equal(found.indices, wanted.indices)
+        np.testing.assert_array_equal(found.volumes, wanted.volumes)
+        assert found[:5] == tuple(t.item() for t in wanted[:5])
+    first = array.simplex_cv(x, seed=3, **options)
+    np.testing.assert_array_equal(first.indices, array.simplex_cv(x, seed=(3, 0), **options).indices)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"k": 9}, {"num_simplices": 0}, {"pool": 3}, {"pool": 71}, {"eps": -1.0}, {"min_valid": 1},
+     {"valid_above": -1.0}, {"x": np.ones((2, 3, 4))}, {"x": np.ones((6, 0))}],
+)  # fmt: skip
+def test_simplex_cv_rejects_in_the_words_of_the_torch_op(changes):
+    call = {"x": np.ones((70, 11)), "seed": 0, "target": 0.2} | changes
+    with pytest.raises(ValueError, match="^simplex_cv: expected .*, got ") as ours:
+        array.simplex_cv(**call)
+    with pytest.raises(ValueError) as theirs:
+        ops.simplex_cv(torch.from_numpy(call.pop("x")), **call)
+    assert str(ours.value) == str(theirs.value)
+
+
 REJECTED = {
     "form": lambda i: ((*i, (2, 4, 11)), {"form": "tied"}),
     "encoder dimensions": lambda i: ((i[0], i[1][0, 0], *i[2:], (2, 4, 11)), {}),

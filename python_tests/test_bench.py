@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import compare, harness
-from bench.ops import bench_topk_lista
+from bench.ops import bench_simplex_cv, bench_topk_lista
 
 CPU = torch.device("cpu")
 QUICK = harness.Budget(warmup_s=0.0, measure_s=0.02, min_repeats=3)
@@ -284,3 +284,21 @@ def test_unknown_names_are_refused(capsys):
     with pytest.raises(SystemExit):
         bench_topk_lista.parse(["--modes", "backward"])
     assert "got 'backward'" in capsys.readouterr().err
+
+
+# the benchmark of simplex_cv
+
+
+def test_simplex_cv_passes_its_gate_and_a_wrong_one_gets_no_speed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(harness, "measure_ceilings", lambda *_: harness.Ceilings(1e9, 1e9))
+    out = tmp_path / "rows.jsonl"
+    bench_simplex_cv.main([*FAST, "--cases", "small", "--out", str(out)])
+    rows = compare.read_rows(out)
+    assert [row["provider"] for row in rows] == ["eager", "stratcore", "eager", "stratcore", "yardstick"]
+    assert all(row["gate"] for row in rows)
+    right = bench_simplex_cv.own_loss
+    monkeypatch.setattr(bench_simplex_cv, "own_loss", lambda *a: 1.01 * right(*a))
+    bench_simplex_cv.main([*FAST, "--cases", "small", "--providers", "stratcore"])
+    assert capsys.readouterr().out.count(" stratcore: GATE FAILED") == 2
+    with pytest.raises(SystemExit):
+        bench_simplex_cv.parse(["--cases", "huge"])

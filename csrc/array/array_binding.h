@@ -61,5 +61,6 @@ class ThreadedExecutor {
 void bind_cayley_menger(nb::module_& module);
 void bind_topk_lista(nb::module_& module);
 void bind_tangent_projection(nb::module_& module);
+void bind_simplex_cv(nb::module_& module);
 
 }  // namespace stratcore::array

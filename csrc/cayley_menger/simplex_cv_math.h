@@ -38,22 +38,43 @@ STRATCORE_HOST_DEVICE inline uint64_t scaled_draw(uint64_t bits, uint64_t range)
 #endif
 }
 
-// K + 1 distinct rows of [0, pool) for simplex `which`, every set of them equally likely (Floyd's algorithm).
+// K + 1 distinct rows of [0, pool) from as many random numbers, every set of rows equally likely (Floyd's
+// algorithm).
 template <int K>
-STRATCORE_HOST_DEVICE inline void draw_vertices(int64_t seed, int64_t offset, int64_t which, int64_t pool,
-                                                int64_t (&rows)[K + 1]) {
-  PhiloxBlock block{};
+STRATCORE_HOST_DEVICE inline void choose_vertices(const uint64_t (&bits)[K + 1], int64_t pool,
+                                                  int64_t (&rows)[K + 1]) {
 #pragma unroll
   for (int j = 0; j <= K; ++j) {
-    if (j % 2 == 0) block = philox(uint64_t(seed), uint64_t(which) * ((K + 2) / 2) + j / 2, uint64_t(offset));
-    const uint64_t bits = uint64_t(block.word[j % 2 * 2 + 1]) << 32 | block.word[j % 2 * 2];
     const int64_t last = pool - K - 1 + j;
-    int64_t row = int64_t(scaled_draw(bits, uint64_t(last) + 1));
+    const int64_t row = int64_t(scaled_draw(bits[j], uint64_t(last) + 1));
     bool taken = false;
 #pragma unroll
     for (int p = 0; p < j; ++p) taken = taken || rows[p] == row;
     rows[j] = taken ? last : row;
   }
+}
+
+// Blocks of random bits that one simplex takes; block b of simplex `which` has this counter.
+template <int K>
+constexpr int kBlocks = (K + 2) / 2;
+
+template <int K>
+STRATCORE_HOST_DEVICE inline PhiloxBlock random_block(int64_t seed, int64_t offset, int64_t which, int b) {
+  return philox(uint64_t(seed), uint64_t(which) * kBlocks<K> + b, uint64_t(offset));
+}
+
+// The vertices of simplex `which`.
+template <int K>
+STRATCORE_HOST_DEVICE inline void draw_vertices(int64_t seed, int64_t offset, int64_t which, int64_t pool,
+                                                int64_t (&rows)[K + 1]) {
+  uint64_t bits[K + 1];
+  PhiloxBlock block{};
+#pragma unroll
+  for (int j = 0; j <= K; ++j) {
+    if (j % 2 == 0) block = random_block<K>(seed, offset, which, j / 2);
+    bits[j] = uint64_t(block.word[j % 2 * 2 + 1]) << 32 | block.word[j % 2 * 2];
+  }
+  choose_vertices<K>(bits, pool, rows);
 }
 
 // Derivative of the scalars with respect to the volume of one valid simplex, given their cotangents.

@@ -8,6 +8,14 @@ from stratcore.ops.cayley_menger import (
     simplex_squared_volume,
     simplex_volume,
 )
+from stratcore.ops.simplex_baseline import (
+    EffectiveDimension,
+    cv_uniform,
+    effective_dim_from_cv,
+    mean_volume_uniform,
+    volume_moment_uniform,
+)
+from stratcore.ops.simplex_cv import SimplexCV, simplex_cv
 from stratcore.ops.simplex_distances import DistanceMeasures, measures_from_distances
 from stratcore.ops.tangent_projection import SphereNormalized, sphere_normalize, sphere_normalize_nearest
 from stratcore.ops.topk_lista import SparseCode, topk_lista, topk_lista_sparse
@@ -29,4 +37,11 @@ __all__ = [
     "topk_lista",
     "topk_lista_sparse",
     "topk_ste",
+    "EffectiveDimension",
+    "SimplexCV",
+    "cv_uniform",
+    "effective_dim_from_cv",
+    "mean_volume_uniform",
+    "simplex_cv",
+    "volume_moment_uniform",
 ]
