@@ -1,0 +1,392 @@
+"""Simplices in a network: a channel of simplex features, and losses on volumes.
+
+Legend: k order (a simplex has k + 1 vertices), P = k (k + 1) / 2 pairs of vertices, V embedding size of a vertex.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize, pad
+
+from stratcore import ops
+
+MAX_ORDER = 8
+VOLUME_FEATURES = ("log_volume", "squared_volume")
+
+# Nats of log-volume below which a simplex counts no further: losses and features of degenerate ones stay finite.
+_DEEPEST = 100.0
+
+
+def regular_simplex(order: int, dim: int | None = None, *, edge: float = 1.0) -> Tensor:
+    """Vertices of a regular simplex, centered at 0, in its first k coordinates.
+
+    Args:
+        order: k, at least 1.
+        dim: size of a vertex, at least k (the default); coordinates beyond k are 0.
+        edge: length of every edge.
+
+    Returns:
+        [k + 1, dim], float64. The edges from vertex 0 are the rows of the Cholesky factor of their Gram matrix, so
+        k dimensions are enough.
+
+    Raises:
+        ValueError: order or dim too small.
+    """
+    dim = order if dim is None else dim
+    if not 1 <= order <= dim:
+        raise ValueError(f"regular_simplex: expected 1 <= order <= dim, got order {order} and dim {dim}")
+    gram = (torch.eye(order, dtype=torch.float64) + 1) / 2
+    vertices = pad(torch.linalg.cholesky(gram), (0, 0, 1, 0))
+    return edge * pad(vertices - vertices.mean(0), (0, dim - order))
+
+
+def _log_regular_volume(order: int) -> float:
+    """Log-volume of the regular simplex with edges of length 1: V^2 = (k + 1) / (2^k (k!)^2)."""
+    return 0.5 * (math.log(order + 1) - order * math.log(2)) - math.lgamma(order + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KSimplexOptions:
+    """Size and form of a `KSimplexChannel`.
+
+    Args:
+        input_dim: size of a token.
+        order: k, in [1, 8].
+        embed_dim: V, at least k.
+        scale: length of the deformation against the template's edge of 1.
+        volume_feature: 'log_volume': 1 + log(volume / volume of the template). 'squared_volume': the source
+            documents' feature; its values lie far below the squared distances (5e-4 against 1 for k = 4), so that
+            the LayerNorm maps it to about -sqrt(P) for every token: no information passes.
+    """
+
+    input_dim: int
+    order: int = 4
+    embed_dim: int = 8
+    scale: float = 0.05
+    volume_feature: str = "log_volume"
+
+    def __post_init__(self) -> None:
+        if self.input_dim < 1:
+            raise ValueError(f"input_dim: expected at least 1, got {self.input_dim}")
+        if not 1 <= self.order <= MAX_ORDER:
+            raise ValueError(f"order: expected a number in [1, {MAX_ORDER}], got {self.order}")
+        if self.embed_dim < self.order:
+            raise ValueError(f"embed_dim: expected at least order = {self.order}, got {self.embed_dim}")
+        if not self.scale > 0:
+            raise ValueError(f"scale: expected a positive number, got {self.scale}")
+        if self.volume_feature not in VOLUME_FEATURES:
+            raise ValueError(
+                f"volume_feature: expected one of {', '.join(VOLUME_FEATURES)}, got {self.volume_feature!r}"
+            )
+
+    @property
+    def num_features(self) -> int:
+        """P + 1."""
+        return self.order * (self.order + 1) // 2 + 1
+
+
+class KSimplexChannel(nn.Module):
+    """Features of a simplex that every token spans: a regular template, deformed.
+
+        X = T + scale * reshape(W x + b),    features = LayerNorm([|X_i - X_j|^2, i < j; volume])
+
+    The volume feature is on the distances' footing: 1 at the template, and a relative change of the volume moves it
+    as much as the same absolute change moves a squared distance. The bare log-volume (-3.8 at the template for
+    k = 4) would be as dead behind the LayerNorm as the squared volume: one entry far from P equal ones is always
+    normalized to sqrt(P).
+
+    Shapes: input [..., input_dim]; features [..., P + 1] in the dtype of the LayerNorm's weights.
+    Gradient: through the vertices; a degenerate simplex passes one through its distances only.
+    Source: the source documents, with k = 4, V = 8, scale 0.05 and 'squared_volume'.
+    """
+
+    template: Tensor
+
+    def __init__(self, options: KSimplexOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.deform = nn.Linear(options.input_dim, (options.order + 1) * options.embed_dim)
+        self.norm = nn.LayerNorm(options.num_features)
+        template = regular_simplex(options.order, options.embed_dim)
+        self.register_buffer("template", template.to(self.deform.weight.dtype))
+
+    def vertices(self, x: Tensor) -> Tensor:
+        """Vertices [..., k + 1, V] of the tokens' simplices."""
+        offset = self.deform(x).unflatten(-1, self.template.shape)
+        return self.template + self.options.scale * offset
+
+    def measures(self, x: Tensor) -> ops.SimplexMeasures:
+        """Volumes and squared distances of the tokens' simplices, before any normalization."""
+        return ops.simplex_measures(self.vertices(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [..., P + 1] of tokens [..., input_dim]."""
+        measures = self.measures(x)
+        if self.options.volume_feature == "log_volume":
+            relative = measures.log_volume - _log_regular_volume(self.options.order)
+            volume = 1 + relative.clamp_min(-_DEEPEST)
+        else:
+            volume = measures.squared_volume
+        features = torch.cat([measures.squared_distances, volume.unsqueeze(-1)], -1)
+        return self.norm(features.to(self.norm.weight.dtype))
+
+
+# ---- coefficient of variation
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimplexCVOptions:
+    """How the coefficient of variation (CV) of simplex volumes is sampled, and where it is driven.
+
+    Args:
+        order: k, in [1, 8].
+        num_simplices: simplices drawn a call; the CV has a relative error of about 1 / sqrt(2 num_simplices).
+        target: CV aimed at; None takes that of uniform points on the sphere of `target_dim` dimensions.
+        target_dim: effective dimension aimed at, where `target` is None; None: the size of a row.
+        pool: vertices are drawn from that many first rows only; None: from all.
+        valid_above: simplices count whose squared volume is larger.
+        min_valid: with fewer simplices that count, the loss is 0.
+        eps: CV = std / (mean + eps).
+    """
+
+    order: int = 4
+    num_simplices: int = 512
+    target: float | None = None
+    target_dim: int | None = None
+    pool: int | None = None
+    valid_above: float = 0.0
+    min_valid: int = 2
+    eps: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.order <= MAX_ORDER:
+            raise ValueError(f"order: expected a number in [1, {MAX_ORDER}], got {self.order}")
+        if not 2 <= self.min_valid <= self.num_simplices:
+            raise ValueError(
+                f"min_valid: expected a number in [2, num_simplices = {self.num_simplices}], got {self.min_valid}"
+            )
+        if self.target is not None and self.target_dim is not None:
+            raise ValueError(
+                f"target and target_dim: expected one of them at most, got {self.target} and {self.target_dim}"
+            )
+        if self.target is not None and not self.target > 0:
+            raise ValueError(f"target: expected a positive number or None, got {self.target}")
+        if self.target_dim is not None and self.target_dim < self.order:
+            raise ValueError(f"target_dim: expected at least order = {self.order}, got {self.target_dim}")
+        if self.pool is not None and self.pool <= self.order:
+            raise ValueError(f"pool: expected more than order = {self.order} rows, got {self.pool}")
+        if not (self.valid_above >= 0 and self.eps >= 0):
+            raise ValueError(
+                f"valid_above and eps: expected numbers >= 0, got {self.valid_above} and {self.eps}"
+            )
+
+    @classmethod
+    def of_source_documents(cls, target: float = 0.2) -> SimplexCVOptions:
+        """The source documents' convention: 64 simplices of the first 512 rows, V^2 > 1e-20, at least 5 of them."""
+        return cls(num_simplices=64, target=target, pool=512, valid_above=1e-20, min_valid=5)
+
+    def target_of(self, dim: int) -> float:
+        """CV that the loss aims at, for rows of size `dim`."""
+        if self.target is not None:
+            return self.target
+        return ops.cv_uniform(dim if self.target_dim is None else self.target_dim, self.order)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CVReport:
+    """A CV beside what it means: that of uniform points on the same sphere, and the dimension where it is uniform.
+
+    effective_dim, lower and upper are NaN where too few simplices count. Clusters raise a CV as well as flatness:
+    the effective dimension is an equivalence, not a rank.
+    """
+
+    cv: float
+    baseline: float
+    effective_dim: float
+    lower: float
+    upper: float
+    dim: int
+    order: int
+    count: int
+
+    def __str__(self) -> str:
+        return (
+            f"CV {self.cv:.4f} of {self.count} simplices of order {self.order}; uniform in {self.dim} dimensions "
+            f"{self.baseline:.4f}; effective dimension {self.effective_dim:.1f} "
+            f"[{self.lower:.1f}, {self.upper:.1f}]"
+        )
+
+
+class CVLoss(NamedTuple):
+    """loss: scalar, mean over S embeddings. cv, count: [S], detached. dims: sizes of their rows."""
+
+    loss: Tensor
+    cv: Tensor
+    count: Tensor
+    dims: tuple[int, ...]
+    order: int
+
+    def report(self) -> list[CVReport]:
+        """The CV of every embedding with its baseline and effective dimension; waits for the device."""
+        counted = zip(self.cv.tolist(), self.count.tolist(), self.dims, strict=True)
+        return [_report(cv, count, dim, self.order) for cv, count, dim in counted]
+
+
+def _report(cv: float, count: int, dim: int, order: int) -> CVReport:
+    effective = (math.nan,) * 3
+    if math.isfinite(cv):
+        effective = tuple(ops.effective_dim_from_cv(cv, order, num_simplices=count))
+    return CVReport(
+        cv=cv,
+        baseline=ops.cv_uniform(dim, order),
+        effective_dim=effective[0],
+        lower=effective[1],
+        upper=effective[2],
+        dim=dim,
+        order=order,
+        count=count,
+    )
+
+
+def dual_cv_loss(
+    embeddings: Sequence[Tensor], options: SimplexCVOptions | None = None, *, seed: Tensor | None = None
+) -> CVLoss:
+    """Mean over embeddings of (CV of the volumes of random simplices - target)^2.
+
+    Args:
+        embeddings: at least one [N, D], N > k, D >= k; unit rows, if the default target is to mean anything.
+        options: defaults to `SimplexCVOptions()`.
+        seed: int64 [2] on the embeddings' device, (seed, offset): the same simplices, as indices of rows, for all
+            embeddings. None: fresh ones, from torch's generator.
+
+    Returns:
+        `CVLoss`.
+
+    Raises:
+        ValueError: no embedding, not a matrix, or rows shorter than k.
+
+    Gradient: of the loss, to every vertex drawn. No wait for the device.
+    """
+    options = SimplexCVOptions() if options is None else options
+    if not embeddings:
+        raise ValueError("dual_cv_loss: expected at least one embedding, got none")
+    for x_ND in embeddings:
+        if x_ND.ndim != 2 or x_ND.shape[1] < options.order:
+            raise ValueError(
+                f"dual_cv_loss: expected embeddings [N, D] with D >= order = {options.order}, got {[*x_ND.shape]}"
+            )
+    samples = [
+        ops.simplex_cv(
+            x_ND,
+            k=options.order,
+            num_simplices=options.num_simplices,
+            target=options.target_of(x_ND.shape[1]),
+            seed=seed,
+            pool=None if options.pool is None else min(options.pool, x_ND.shape[0]),
+            valid_above=options.valid_above,
+            min_valid=options.min_valid,
+            eps=options.eps,
+        )
+        for x_ND in embeddings
+    ]
+    return CVLoss(
+        torch.stack([sample.loss for sample in samples]).mean(),
+        torch.stack([sample.cv.detach() for sample in samples]),
+        torch.stack([sample.count for sample in samples]),
+        tuple(x_ND.shape[1] for x_ND in embeddings),
+        options.order,
+    )
+
+
+def cv_loss(x: Tensor, options: SimplexCVOptions | None = None, *, seed: Tensor | None = None) -> CVLoss:
+    """`dual_cv_loss` of one embedding [N, D]."""
+    return dual_cv_loss([x], options, seed=seed)
+
+
+def anchor_cv_loss(
+    anchors: Tensor, options: SimplexCVOptions | None = None, *, seed: Tensor | None = None
+) -> CVLoss:
+    """`cv_loss` of anchors [A, D] of any lengths, normalized."""
+    return dual_cv_loss([normalize(anchors, dim=-1)], options, seed=seed)
+
+
+class SimplexCVLoss(nn.Module):
+    """CV loss that draws fresh simplices at every call, in a replayed CUDA graph too.
+
+    Seed and offset are one int64 buffer on the device, in the state dict, so a resumed run goes on with the same
+    draws; the offset advances in place. Recomputing a call (checkpointed activations) draws anew: keep it outside.
+    """
+
+    state: Tensor
+
+    def __init__(self, options: SimplexCVOptions | None = None, *, seed: int | None = None) -> None:
+        super().__init__()
+        self.options = SimplexCVOptions() if options is None else options
+        start = int(torch.randint(2**62, ())) if seed is None else seed
+        self.register_buffer("state", torch.tensor([start, 0], dtype=torch.int64))
+
+    def forward(self, *embeddings: Tensor) -> CVLoss:
+        """`dual_cv_loss` of embeddings [N, D]."""
+        self.state[1].add_(1)
+        return dual_cv_loss(embeddings, self.options, seed=self.state)
+
+
+# ---- volume and shape of given simplices
+
+
+def _measured(simplices: Tensor | ops.SimplexMeasures) -> ops.SimplexMeasures:
+    return ops.simplex_measures(simplices) if isinstance(simplices, Tensor) else simplices
+
+
+def cm_barrier(simplices: Tensor | ops.SimplexMeasures, min_volume: float) -> Tensor:
+    """Barrier that keeps simplices from collapsing: mean relu(log v_min - log V)^2.
+
+    Args:
+        simplices: points [..., k + 1, D], or their measures.
+        min_volume: v_min > 0, in the unit of a volume.
+
+    Returns:
+        Scalar; 0 where every volume is at least v_min.
+
+    Raises:
+        ValueError: v_min is not positive.
+
+    Gradient: that of log V, which grows as 1 / height. A degenerate simplex counts 100^2 and has none.
+    """
+    if not min_volume > 0:
+        raise ValueError(f"cm_barrier: expected a positive min_volume, got {min_volume}")
+    below = math.log(min_volume) - _measured(simplices).log_volume
+    return below.clamp(0.0, _DEEPEST).square().mean()
+
+
+def log_regularity(simplices: Tensor | ops.SimplexMeasures) -> Tensor:
+    """Logarithm of V / V_regular, V_regular being that of the regular simplex of the same mean squared edge.
+
+    Args:
+        simplices: points [..., k + 1, D], or their measures.
+
+    Returns:
+        [...], at most 0 up to rounding, and 0 for regular simplices alone; -inf for degenerate ones.
+    """
+    measures = _measured(simplices)
+    pairs = measures.squared_distances.shape[-1]
+    order = (math.isqrt(8 * pairs + 1) - 1) // 2
+    mean = measures.squared_distances.mean(-1)
+    log_edge = 0.5 * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
+    return measures.log_volume - _log_regular_volume(order) - order * log_edge
+
+
+def regularity(simplices: Tensor | ops.SimplexMeasures) -> Tensor:
+    """V / V_regular in [0, 1], see `log_regularity`: 1 for regular simplices, 0 for degenerate ones."""
+    return log_regularity(simplices).exp()
+
+
+def regularity_loss(simplices: Tensor | ops.SimplexMeasures) -> Tensor:
+    """Mean of -log(V / V_regular): free of scale, 0 where all are regular; a degenerate simplex counts 100."""
+    return -log_regularity(simplices).clamp_min(-_DEEPEST).mean()
