@@ -12,19 +12,21 @@ from stratcore.layers.dictionary import DictionaryExperts
 from stratcore.layers.gating import QueryKeyGate, expert_weights
 from stratcore.layers.lista import ListaOptions, TopKLISTA
 from stratcore.layers.simplex import (
-    CVLoss,
-    CVReport,
     KSimplexChannel,
     KSimplexOptions,
-    SimplexCVLoss,
-    SimplexCVOptions,
-    anchor_cv_loss,
     cm_barrier,
-    cv_loss,
-    dual_cv_loss,
     regular_simplex,
     regularity,
     regularity_loss,
+)
+from stratcore.layers.simplex_cv import (
+    CVLoss,
+    CVReport,
+    SimplexCVLoss,
+    SimplexCVOptions,
+    anchor_cv_loss,
+    cv_loss,
+    dual_cv_loss,
 )
 
 __all__ = [

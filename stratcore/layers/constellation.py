@@ -108,7 +108,7 @@ class Constellation(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Anchors anew, by `options.init`."""
-        self.anchors.copy_(initial_anchors(*self.anchors.shape, self.options.init))
+        self.anchors.copy_(initial_anchors(self.options.num_anchors, self.options.dim, self.options.init))
 
     def unit_anchors(self) -> Tensor:
         """Anchors [A, O] of length 1."""

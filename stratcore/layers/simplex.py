@@ -1,4 +1,4 @@
-"""Simplices in a network: a channel of simplex features, and losses on volumes.
+"""Simplices in a network: a channel of simplex features, and losses on volume and shape.
 
 Legend: k order (a simplex has k + 1 vertices), P = k (k + 1) / 2 pairs of vertices, V embedding size of a vertex.
 """
@@ -6,13 +6,11 @@ Legend: k order (a simplex has k + 1 vertices), P = k (k + 1) / 2 pairs of verti
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import pad
 
 from stratcore import ops
 
@@ -135,206 +133,6 @@ class KSimplexChannel(nn.Module):
             volume = measures.squared_volume
         features = torch.cat([measures.squared_distances, volume.unsqueeze(-1)], -1)
         return self.norm(features.to(self.norm.weight.dtype))
-
-
-# ---- coefficient of variation
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimplexCVOptions:
-    """How the coefficient of variation (CV) of simplex volumes is sampled, and where it is driven.
-
-    Args:
-        order: k, in [1, 8].
-        num_simplices: simplices drawn a call; the CV has a relative error of about 1 / sqrt(2 num_simplices).
-        target: CV aimed at; None takes that of uniform points on the sphere of `target_dim` dimensions.
-        target_dim: effective dimension aimed at, where `target` is None; None: the size of a row.
-        pool: vertices are drawn from that many first rows only; None: from all.
-        valid_above: simplices count whose squared volume is larger.
-        min_valid: with fewer simplices that count, the loss is 0.
-        eps: CV = std / (mean + eps).
-    """
-
-    order: int = 4
-    num_simplices: int = 512
-    target: float | None = None
-    target_dim: int | None = None
-    pool: int | None = None
-    valid_above: float = 0.0
-    min_valid: int = 2
-    eps: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.order <= MAX_ORDER:
-            raise ValueError(f"order: expected a number in [1, {MAX_ORDER}], got {self.order}")
-        if not 2 <= self.min_valid <= self.num_simplices:
-            raise ValueError(
-                f"min_valid: expected a number in [2, num_simplices = {self.num_simplices}], got {self.min_valid}"
-            )
-        if self.target is not None and self.target_dim is not None:
-            raise ValueError(
-                f"target and target_dim: expected one of them at most, got {self.target} and {self.target_dim}"
-            )
-        if self.target is not None and not self.target > 0:
-            raise ValueError(f"target: expected a positive number or None, got {self.target}")
-        if self.target_dim is not None and self.target_dim < self.order:
-            raise ValueError(f"target_dim: expected at least order = {self.order}, got {self.target_dim}")
-        if self.pool is not None and self.pool <= self.order:
-            raise ValueError(f"pool: expected more than order = {self.order} rows, got {self.pool}")
-        if not (self.valid_above >= 0 and self.eps >= 0):
-            raise ValueError(
-                f"valid_above and eps: expected numbers >= 0, got {self.valid_above} and {self.eps}"
-            )
-
-    @classmethod
-    def of_source_documents(cls, target: float = 0.2) -> SimplexCVOptions:
-        """The source documents' convention: 64 simplices of the first 512 rows, V^2 > 1e-20, at least 5 of them."""
-        return cls(num_simplices=64, target=target, pool=512, valid_above=1e-20, min_valid=5)
-
-    def target_of(self, dim: int) -> float:
-        """CV that the loss aims at, for rows of size `dim`."""
-        if self.target is not None:
-            return self.target
-        return ops.cv_uniform(dim if self.target_dim is None else self.target_dim, self.order)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CVReport:
-    """A CV beside what it means: that of uniform points on the same sphere, and the dimension where it is uniform.
-
-    effective_dim, lower and upper are NaN where too few simplices count. Clusters raise a CV as well as flatness:
-    the effective dimension is an equivalence, not a rank.
-    """
-
-    cv: float
-    baseline: float
-    effective_dim: float
-    lower: float
-    upper: float
-    dim: int
-    order: int
-    count: int
-
-    def __str__(self) -> str:
-        return (
-            f"CV {self.cv:.4f} of {self.count} simplices of order {self.order}; uniform in {self.dim} dimensions "
-            f"{self.baseline:.4f}; effective dimension {self.effective_dim:.1f} "
-            f"[{self.lower:.1f}, {self.upper:.1f}]"
-        )
-
-
-class CVLoss(NamedTuple):
-    """loss: scalar, mean over S embeddings. cv, count: [S], detached. dims: sizes of their rows."""
-
-    loss: Tensor
-    cv: Tensor
-    count: Tensor
-    dims: tuple[int, ...]
-    order: int
-
-    def report(self) -> list[CVReport]:
-        """The CV of every embedding with its baseline and effective dimension; waits for the device."""
-        counted = zip(self.cv.tolist(), self.count.tolist(), self.dims, strict=True)
-        return [_report(cv, count, dim, self.order) for cv, count, dim in counted]
-
-
-def _report(cv: float, count: int, dim: int, order: int) -> CVReport:
-    effective = (math.nan,) * 3
-    if math.isfinite(cv):
-        effective = tuple(ops.effective_dim_from_cv(cv, order, num_simplices=count))
-    return CVReport(
-        cv=cv,
-        baseline=ops.cv_uniform(dim, order),
-        effective_dim=effective[0],
-        lower=effective[1],
-        upper=effective[2],
-        dim=dim,
-        order=order,
-        count=count,
-    )
-
-
-def dual_cv_loss(
-    embeddings: Sequence[Tensor], options: SimplexCVOptions | None = None, *, seed: Tensor | None = None
-) -> CVLoss:
-    """Mean over embeddings of (CV of the volumes of random simplices - target)^2.
-
-    Args:
-        embeddings: at least one [N, D], N > k, D >= k; unit rows, if the default target is to mean anything.
-        options: defaults to `SimplexCVOptions()`.
-        seed: int64 [2] on the embeddings' device, (seed, offset): the same simplices, as indices of rows, for all
-            embeddings. None: fresh ones, from torch's generator.
-
-    Returns:
-        `CVLoss`.
-
-    Raises:
-        ValueError: no embedding, not a matrix, or rows shorter than k.
-
-    Gradient: of the loss, to every vertex drawn. No wait for the device.
-    """
-    options = SimplexCVOptions() if options is None else options
-    if not embeddings:
-        raise ValueError("dual_cv_loss: expected at least one embedding, got none")
-    for x_ND in embeddings:
-        if x_ND.ndim != 2 or x_ND.shape[1] < options.order:
-            raise ValueError(
-                f"dual_cv_loss: expected embeddings [N, D] with D >= order = {options.order}, got {[*x_ND.shape]}"
-            )
-    samples = [
-        ops.simplex_cv(
-            x_ND,
-            k=options.order,
-            num_simplices=options.num_simplices,
-            target=options.target_of(x_ND.shape[1]),
-            seed=seed,
-            pool=None if options.pool is None else min(options.pool, x_ND.shape[0]),
-            valid_above=options.valid_above,
-            min_valid=options.min_valid,
-            eps=options.eps,
-        )
-        for x_ND in embeddings
-    ]
-    return CVLoss(
-        torch.stack([sample.loss for sample in samples]).mean(),
-        torch.stack([sample.cv.detach() for sample in samples]),
-        torch.stack([sample.count for sample in samples]),
-        tuple(x_ND.shape[1] for x_ND in embeddings),
-        options.order,
-    )
-
-
-def cv_loss(x: Tensor, options: SimplexCVOptions | None = None, *, seed: Tensor | None = None) -> CVLoss:
-    """`dual_cv_loss` of one embedding [N, D]."""
-    return dual_cv_loss([x], options, seed=seed)
-
-
-def anchor_cv_loss(
-    anchors: Tensor, options: SimplexCVOptions | None = None, *, seed: Tensor | None = None
-) -> CVLoss:
-    """`cv_loss` of anchors [A, D] of any lengths, normalized."""
-    return dual_cv_loss([normalize(anchors, dim=-1)], options, seed=seed)
-
-
-class SimplexCVLoss(nn.Module):
-    """CV loss that draws fresh simplices at every call, in a replayed CUDA graph too.
-
-    Seed and offset are one int64 buffer on the device, in the state dict, so a resumed run goes on with the same
-    draws; the offset advances in place. Recomputing a call (checkpointed activations) draws anew: keep it outside.
-    """
-
-    state: Tensor
-
-    def __init__(self, options: SimplexCVOptions | None = None, *, seed: int | None = None) -> None:
-        super().__init__()
-        self.options = SimplexCVOptions() if options is None else options
-        start = int(torch.randint(2**62, ())) if seed is None else seed
-        self.register_buffer("state", torch.tensor([start, 0], dtype=torch.int64))
-
-    def forward(self, *embeddings: Tensor) -> CVLoss:
-        """`dual_cv_loss` of embeddings [N, D]."""
-        self.state[1].add_(1)
-        return dual_cv_loss(embeddings, self.options, seed=self.state)
 
 
 # ---- volume and shape of given simplices

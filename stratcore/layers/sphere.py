@@ -6,6 +6,7 @@ vectors orthogonal to theirs: neither is checked. Legend: n rows, D dimension.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -60,11 +61,10 @@ def normalize_and_add(
     def onto_sphere(x: Tensor) -> Tensor:
         return ops.sphere_normalize(x, tangential=1.0, separation=0.0, jacobian="normalize", eps=eps)
 
-    total = 0
-    for index, stream in enumerate(streams):
-        unit = onto_sphere(stream)
-        total = total + (unit if weights is None else weights[index] * unit)
-    return onto_sphere(total)
+    units = [onto_sphere(stream) for stream in streams]
+    if weights is not None:
+        units = [weights[index] * unit for index, unit in enumerate(units)]
+    return onto_sphere(functools.reduce(torch.add, units))
 
 
 def project_tangent(x: Tensor, vector: Tensor) -> Tensor:
