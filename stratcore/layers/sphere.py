@@ -213,12 +213,12 @@ def procrustes(
     Raises:
         ValueError: not two matrices of one shape, or another number of weights.
 
-    Gradient: exact to source, target and weights, also for n < D. There is none where two singular values of S^T T
-    add up to 0, the last one counted negative if R would be a reflection else, or where the rank of S^T T changes;
-    values near that are large. Once differentiable.
-    Numerics: float64 inside. Singular values of S^T T below (8 eps)^2 of the largest, eps of the input dtype, count
+    Gradient: exact to source, target and weights, also for n < D. There is none, and the values near it are large,
+    where two singular values of S^T W T (or, for n < D, of the overlap of its null spaces) add up to 0, the last one
+    counted negative if R would be a reflection else, or where its rank changes. Once differentiable.
+    Numerics: float64 inside. Singular values of S^T W T below (8 eps)^2 of the largest, eps of the input dtype, count
     as 0.
-    Cost: two singular value decompositions, O(D^3); O(n^2 D) for n < D / 2 where no gradient is needed. Waits for
+    Cost: two singular value decompositions, O(D^3); O(n D^2) for n < D / 2 where no gradient is needed. Waits for
     the device.
     Source: Schoenemann 1966; Kabsch 1976 for the determinant.
     """
@@ -230,25 +230,27 @@ def procrustes(
         raise ValueError(f"procrustes: expected {source.shape[0]} weights, got {[*weights.shape]}")
     s_nD, t_nD = source.double(), target.double()
     w_n1 = torch.ones_like(s_nD[:, :1]) if weights is None else weights.double()[:, None]
-    count, dim = s_nD.shape
-    rounding = 8 * torch.finfo(source.dtype).eps
-    tolerance = max(rounding**2, 8 * max(count, dim) * torch.finfo(torch.float64).eps)
-    product = (w_n1 * s_nD).mT @ t_nD
-    if product.requires_grad or 2 * count >= dim:
-        r_DD = _NearestRotation.apply(product, tolerance, rotation)
-    else:
-        basis = torch.linalg.qr(torch.cat([s_nD, t_nD]).mT).Q
-        inside = _NearestRotation.apply(basis.mT @ product @ basis, tolerance, rotation)
-        inside.diagonal().sub_(1)
-        r_DD = torch.eye(dim, dtype=basis.dtype, device=basis.device) + basis @ inside @ basis.mT
-    factor = torch.ones_like(product[0, 0])
+    r_DD = _rotation_between(w_n1 * s_nD, t_nD, torch.finfo(source.dtype).eps, rotation)
+    factor = torch.ones((), dtype=s_nD.dtype, device=s_nD.device)
     if scale:
         length = (w_n1 * s_nD.square()).sum()
-        factor = (r_DD * product).sum() / length.clamp_min(torch.finfo(length.dtype).tiny)
+        factor = (w_n1 * (s_nD @ r_DD) * t_nD).sum() / length.clamp_min(torch.finfo(length.dtype).tiny)
     with torch.no_grad():
         error, size = factor * s_nD @ r_DD - t_nD, w_n1 * t_nD.square()
         residual = ((w_n1 * error.square()).sum() / size.sum().clamp_min(torch.finfo(size.dtype).tiny)).sqrt()
     return Alignment(*(tensor.to(source.dtype) for tensor in (r_DD, factor, residual)))
+
+
+def _rotation_between(source_nD: Tensor, target_nD: Tensor, eps: float, proper: bool) -> Tensor:
+    count, dim = source_nD.shape
+    tolerance = max((8 * eps) ** 2, 8 * max(count, dim) * torch.finfo(torch.float64).eps)
+    differentiated = torch.is_grad_enabled() and (source_nD.requires_grad or target_nD.requires_grad)
+    if differentiated or 2 * count >= dim:
+        return _NearestRotation.apply(source_nD.mT @ target_nD, tolerance, proper)
+    basis = torch.linalg.qr(torch.cat([source_nD, target_nD]).mT).Q
+    inside = _NearestRotation.apply((source_nD @ basis).mT @ (target_nD @ basis), tolerance, proper)
+    inside.diagonal().sub_(1)
+    return torch.eye(dim, dtype=basis.dtype, device=basis.device) + basis @ inside @ basis.mT
 
 
 class _NearestRotation(torch.autograd.Function):
