@@ -69,6 +69,18 @@ def test_float32_keeps_its_digits_near_zero_and_pi():
         assert (by_arccosine - angle).abs().max() > 3e-5, "what atan2 is for"
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_float32_logarithms_of_close_and_opposite_points_are_tangent(sign):
+    x = points(50, 16)
+    y = sphere.exponential_map(x, 1e-5 * tangents(x))
+    x, y = x.float(), sign * y.float()
+    exact = sphere.logarithm_map(*(normalize(z.double(), dim=-1) for z in (x, y)))
+    found = sphere.logarithm_map(x, y).double()
+    assert ((found - exact).norm(dim=-1) / exact.norm(dim=-1)).max() < 1e-5
+    by_projection = sphere.project_tangent(x, y)
+    assert (by_projection * x).sum(-1).abs().max() > 1e-8, "what the differences are for"
+
+
 def test_antipodal_points_have_a_documented_geodesic():
     x = points(9, 5)
     log = sphere.logarithm_map(x, -x)
