@@ -207,6 +207,8 @@ def test_barrier_is_its_formula_and_rests_above_the_least_volume():
     assert torch.equal(cm_barrier(measured, volume), cm_barrier(points, volume))
     with pytest.raises(ValueError, match="^cm_barrier: expected a positive min_volume, got 0.0$"):
         cm_barrier(points, 0.0)
+    with pytest.raises(ValueError, match="^simplices: expected measures with log_volume, got no log_volume$"):
+        cm_barrier(ops.simplex_measures(points, outputs=["volume"]), volume)
 
 
 def test_gradients_of_barrier_and_regularity():
@@ -262,7 +264,7 @@ def test_layers_compile_as_one_graph():
     channel = KSimplexChannel(KSimplexOptions(input_dim=5))
 
     def step(x: Tensor) -> tuple[Tensor, ...]:
-        simplices = channel.measures(x)
+        simplices = ops.simplex_measures(channel.vertices(x))
         return channel(x), cm_barrier(simplices, 0.02), regularity_loss(simplices)
 
     x = torch.randn(40, 5)

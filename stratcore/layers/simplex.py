@@ -49,6 +49,20 @@ def _log_regular_volume(order: int) -> float:
     return 0.5 * (math.log(order + 1) - order * math.log(2)) - math.lgamma(order + 1)
 
 
+def measured(simplices: Tensor | ops.SimplexMeasures, *names: str) -> list[Tensor]:
+    """Fields of the measures of simplices, computed if points [..., k + 1, D] are given.
+
+    Raises:
+        ValueError: given measures lack one.
+    """
+    if isinstance(simplices, Tensor):
+        simplices = ops.simplex_measures(simplices, outputs=names)
+    found = simplices._asdict()
+    if missing := [name for name in names if found[name] is None]:
+        raise ValueError(f"simplices: expected measures with {', '.join(names)}, got no {missing[0]}")
+    return [found[name] for name in names]
+
+
 @dataclass(frozen=True, kw_only=True)
 class KSimplexOptions:
     """Size and form of a `KSimplexChannel`.
@@ -119,34 +133,24 @@ class KSimplexChannel(nn.Module):
         offset = self.deform(x).unflatten(-1, self.template.shape)
         return self.template + self.options.scale * offset
 
-    def measures(self, x: Tensor) -> ops.SimplexMeasures:
-        """Volumes and squared distances of the tokens' simplices, before any normalization."""
-        return ops.simplex_measures(self.vertices(x))
-
     def forward(self, x: Tensor) -> Tensor:
         """Features [..., P + 1] of tokens [..., input_dim]."""
-        measures = self.measures(x)
+        distances, volume = measured(self.vertices(x), "squared_distances", self.options.volume_feature)
         if self.options.volume_feature == "log_volume":
-            relative = measures.log_volume - _log_regular_volume(self.options.order)
+            relative = volume - _log_regular_volume(self.options.order)
             volume = 1 + relative.clamp_min(-_DEEPEST)
-        else:
-            volume = measures.squared_volume
-        features = torch.cat([measures.squared_distances, volume.unsqueeze(-1)], -1)
+        features = torch.cat([distances, volume.unsqueeze(-1)], -1)
         return self.norm(features.to(self.norm.weight.dtype))
 
 
 # ---- volume and shape of given simplices
 
 
-def _measured(simplices: Tensor | ops.SimplexMeasures) -> ops.SimplexMeasures:
-    return ops.simplex_measures(simplices) if isinstance(simplices, Tensor) else simplices
-
-
 def cm_barrier(simplices: Tensor | ops.SimplexMeasures, min_volume: float) -> Tensor:
     """Barrier that keeps simplices from collapsing: mean relu(log v_min - log V)^2.
 
     Args:
-        simplices: points [..., k + 1, D], or their measures.
+        simplices: points [..., k + 1, D], or their measures (`ops.simplex_measures`).
         min_volume: v_min > 0, in the unit of a volume.
 
     Returns:
@@ -159,7 +163,7 @@ def cm_barrier(simplices: Tensor | ops.SimplexMeasures, min_volume: float) -> Te
     """
     if not min_volume > 0:
         raise ValueError(f"cm_barrier: expected a positive min_volume, got {min_volume}")
-    below = math.log(min_volume) - _measured(simplices).log_volume
+    below = math.log(min_volume) - measured(simplices, "log_volume")[0]
     return below.clamp(0.0, _DEEPEST).square().mean()
 
 
@@ -167,17 +171,16 @@ def log_regularity(simplices: Tensor | ops.SimplexMeasures) -> Tensor:
     """Logarithm of V / V_regular, V_regular being that of the regular simplex of the same mean squared edge.
 
     Args:
-        simplices: points [..., k + 1, D], or their measures.
+        simplices: points [..., k + 1, D], or their measures (`ops.simplex_measures`).
 
     Returns:
         [...], at most 0 up to rounding, and 0 for regular simplices alone; -inf for degenerate ones.
     """
-    measures = _measured(simplices)
-    pairs = measures.squared_distances.shape[-1]
-    order = (math.isqrt(8 * pairs + 1) - 1) // 2
-    mean = measures.squared_distances.mean(-1)
+    log_volume, distances = measured(simplices, "log_volume", "squared_distances")
+    order = (math.isqrt(8 * distances.shape[-1] + 1) - 1) // 2
+    mean = distances.mean(-1)
     log_edge = 0.5 * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
-    return measures.log_volume - _log_regular_volume(order) - order * log_edge
+    return log_volume - _log_regular_volume(order) - order * log_edge
 
 
 def regularity(simplices: Tensor | ops.SimplexMeasures) -> Tensor:
