@@ -85,9 +85,9 @@ class SimplexCVOptions:
 class CVReport:
     """A CV beside what it means: that of uniform points on the same sphere, and the dimension where it is uniform.
 
-    effective_dim with its 95 % interval [low, high] is NaN where too few simplices count. The interval counts no more
-    simplices than could share no row. Clusters raise a CV as well as flatness does: the effective dimension is an
-    equivalence, not a rank.
+    effective_dim with its interval [low, high], of at least 95 %, is NaN where too few simplices count. The interval
+    counts no more simplices than could share no row, so it is too wide rather than too short. Clusters raise a CV as
+    well as flatness does: the effective dimension is an equivalence, not a rank.
     """
 
     cv: float
@@ -187,13 +187,19 @@ def dual_cv_loss(
         )
         for x_ND, (rows, dim) in zip(embeddings, shapes, strict=True)
     ]
+    losses = _stacked([sample.loss for sample in samples])
     return CVLoss(
-        torch.stack([sample.loss for sample in samples]).mean(),
-        torch.stack([sample.cv.detach() for sample in samples]),
-        torch.stack([sample.count for sample in samples]),
+        losses.mean() if len(samples) > 1 else losses[0],
+        _stacked([sample.cv.detach() for sample in samples]),
+        _stacked([sample.count for sample in samples]),
         shapes,
         options.order,
     )
+
+
+def _stacked(scalars: list[Tensor]) -> Tensor:
+    """As torch.stack, but a view of a single one: no kernel for what is mostly one embedding."""
+    return torch.stack(scalars) if len(scalars) > 1 else scalars[0].unsqueeze(0)
 
 
 def cv_loss(x: Tensor, options: SimplexCVOptions | None = None, *, seed: Tensor | None = None) -> CVLoss:
