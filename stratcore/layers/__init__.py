@@ -1,7 +1,57 @@
-"""Modules over the ops: no loss, no input or output of files."""
+"""Modules over the ops: no input or output of files, no loss but those of geometry."""
 
+from stratcore.layers.constellation import (
+    Constellation,
+    ConstellationOptions,
+    Patchwork,
+    PatchworkOptions,
+    Triangulation,
+    anchor_usage,
+)
 from stratcore.layers.dictionary import DictionaryExperts
 from stratcore.layers.gating import QueryKeyGate, expert_weights
 from stratcore.layers.lista import ListaOptions, TopKLISTA
+from stratcore.layers.simplex import (
+    KSimplexChannel,
+    KSimplexOptions,
+    cm_barrier,
+    regular_simplex,
+    regularity,
+    regularity_loss,
+)
+from stratcore.layers.simplex_cv import (
+    CVLoss,
+    CVReport,
+    SimplexCVLoss,
+    SimplexCVOptions,
+    anchor_cv_loss,
+    cv_loss,
+    dual_cv_loss,
+)
 
-__all__ = ["DictionaryExperts", "ListaOptions", "QueryKeyGate", "TopKLISTA", "expert_weights"]
+__all__ = [
+    "CVLoss",
+    "CVReport",
+    "Constellation",
+    "ConstellationOptions",
+    "DictionaryExperts",
+    "KSimplexChannel",
+    "KSimplexOptions",
+    "ListaOptions",
+    "Patchwork",
+    "PatchworkOptions",
+    "QueryKeyGate",
+    "SimplexCVLoss",
+    "SimplexCVOptions",
+    "TopKLISTA",
+    "Triangulation",
+    "anchor_cv_loss",
+    "anchor_usage",
+    "cm_barrier",
+    "cv_loss",
+    "dual_cv_loss",
+    "expert_weights",
+    "regular_simplex",
+    "regularity",
+    "regularity_loss",
+]
