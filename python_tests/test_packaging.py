@@ -80,7 +80,8 @@ def test_every_requirement_is_pinned_in_constraints(pyproject: dict[str, Any], p
 def test_what_is_pinned_for_newer_pythons_is_pinned_for_3_10_too(pins: list[str]) -> None:
     newer = {requirement_name(line) for line in pins if ">= " in line}
     older = {requirement_name(line) for line in pins if "< " in line}
-    assert newer - older == {"torch-abi-audit"}  # has no release for 3.10; the development tools leave it out there
+    # It has no release for 3.10; the development tools leave it out there.
+    assert newer - older == {"torch-abi-audit"}
 
 
 def test_compiled_parts_lie_beside_the_package() -> None:

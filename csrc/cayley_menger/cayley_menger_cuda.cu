@@ -2,8 +2,8 @@
 #include "cayley_menger.h"
 #include "simplex_warp.cuh"
 
-// A warp takes a tile of up to 32 simplices: Gram matrices by groups of L lanes, then one simplex a lane for what
-// follows from its Gram matrix, then (backward) groups again. Legend as in cayley_menger.h.
+// A warp takes a tile of up to 32 simplices: Gram matrices by groups of L lanes, then one simplex a lane for
+// what follows from its Gram matrix, then (backward) groups again. Legend as in cayley_menger.h.
 namespace stratcore::cayley_menger {
 namespace {
 
@@ -53,7 +53,8 @@ __device__ void write_measures(const Targets<T>& out, int64_t simplex, double (&
 #pragma unroll
     for (int i = 0; i < K; ++i) {
 #pragma unroll
-      for (int j = i + 1; j <= K; ++j) distances[pair_index(K, i, j)] = T(squared_distance<K>(gram, i, j));
+      for (int j = i + 1; j <= K; ++j)
+        distances[pair_index(K, i, j)] = T(squared_distance<K, double>(gram, i, j));
     }
   }
   if (!(out.volume || out.log_volume || out.squared_volume || out.determinant)) return;
@@ -67,8 +68,8 @@ __device__ void write_measures(const Targets<T>& out, int64_t simplex, double (&
 
 // Gram matrices of a tile, into the columns of shared memory.
 template <int K, int L, class S>
-__device__ __forceinline__ void make_grams(const Source<K, S>& source, int64_t first, const Tiling& tiling, int lane,
-                                           double* grams) {
+__device__ __forceinline__ void make_grams(const Source<K, S>& source, int64_t first, const Tiling& tiling,
+                                           int lane, double* grams) {
   for (int step = 0; step < tiling.tile; step += kWarp / L) {
     const int column = step + lane / L;
     Vertices<K, S> vertices;
@@ -92,7 +93,8 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   const int lane = threadIdx.x % kWarp;
   double* grams = all[threadIdx.x / kWarp];
   const int64_t warps = int64_t(gridDim.x) * kWarps;
-  for (int64_t tile = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp; tile < tiling.tiles; tile += warps) {
+  for (int64_t tile = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp; tile < tiling.tiles;
+       tile += warps) {
     const int64_t first = tile * tiling.tile;
     make_grams<K, L, S>(source, first, tiling, lane, grams);
     if (lane < tiling.tile && first + lane < source.simplices) {
@@ -118,8 +120,9 @@ __device__ inline double at_or_zero(const T* values, int64_t i) {
 template <int K, class T>
 __device__ void incoming_matrix(const Incoming<T>& in, int64_t simplex, double (&gram)[K * (K + 1) / 2],
                                 double (&matrix)[K * (K + 1) / 2]) {
-  const Cotangent cotangent{at_or_zero(in.volume, simplex), at_or_zero(in.log_volume, simplex),
-                            at_or_zero(in.squared_volume, simplex), at_or_zero(in.determinant, simplex)};
+  const Cotangent<double> cotangent{at_or_zero(in.volume, simplex), at_or_zero(in.log_volume, simplex),
+                                    at_or_zero(in.squared_volume, simplex),
+                                    at_or_zero(in.determinant, simplex)};
   if (in.volume || in.log_volume || in.squared_volume || in.determinant) {
     gradient_matrix<K>(gram, cotangent, matrix);
   } else {
@@ -131,7 +134,8 @@ __device__ void incoming_matrix(const Incoming<T>& in, int64_t simplex, double (
 #pragma unroll
   for (int i = 0; i < K; ++i) {
 #pragma unroll
-    for (int j = i + 1; j <= K; ++j) add_distance<K>(i, j, double(values[pair_index(K, i, j)]), matrix);
+    for (int j = i + 1; j <= K; ++j)
+      add_distance<K, double>(i, j, double(values[pair_index(K, i, j)]), matrix);
   }
 }
 
@@ -144,8 +148,9 @@ struct Sink {
 };
 
 template <int K, int L, class S, class G>
-__device__ __forceinline__ void gradient_of_simplex(const Source<K, S>& source, const Vertices<K, S>& vertices,
-                                                    const Sink<G>& sink, int64_t simplex, bool aligned, int lane,
+__device__ __forceinline__ void gradient_of_simplex(const Source<K, S>& source,
+                                                    const Vertices<K, S>& vertices, const Sink<G>& sink,
+                                                    int64_t simplex, bool aligned, int lane,
                                                     const double (&matrix)[K * (K + 1) / 2]) {
   G* target[K + 1];
 #pragma unroll
@@ -197,7 +202,8 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   const int lane = threadIdx.x % kWarp;
   double* grams = all[threadIdx.x / kWarp];
   const int64_t warps = int64_t(gridDim.x) * kWarps;
-  for (int64_t tile = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp; tile < tiling.tiles; tile += warps) {
+  for (int64_t tile = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp; tile < tiling.tiles;
+       tile += warps) {
     const int64_t first = tile * tiling.tile;
     make_grams<K, L, S>(source, first, tiling, lane, grams);
     if (lane < tiling.tile && first + lane < source.simplices) {
@@ -230,8 +236,10 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     int64_t low = 0, high = count;
     while (low < high) {
       const int64_t middle = (low + high) / 2;
-      if (indices[order[middle]] < row) low = middle + 1;
-      else high = middle;
+      if (indices[order[middle]] < row)
+        low = middle + 1;
+      else
+        high = middle;
     }
     return low;
   };
@@ -252,6 +260,19 @@ __global__ void __launch_bounds__(kWarps* kWarp)
       grad[row * dim + d] = sum;
     }
   }
+}
+
+template <class T>
+Targets<T> targets_of(const Measures& out) {
+  return {static_cast<T*>(out.volume), static_cast<T*>(out.log_volume), static_cast<T*>(out.squared_volume),
+          static_cast<T*>(out.determinant), static_cast<T*>(out.squared_distances)};
+}
+
+template <class T>
+Incoming<T> incoming_of(const Cotangents& in) {
+  return {static_cast<const T*>(in.volume), static_cast<const T*>(in.log_volume),
+          static_cast<const T*>(in.squared_volume), static_cast<const T*>(in.determinant),
+          static_cast<const T*>(in.squared_distances)};
 }
 
 // A tile that is read twice should stay in the first-level cache.
@@ -281,7 +302,8 @@ Launch plan(const void* kernel, const Points& points, int64_t most) {
   return launch;
 }
 
-// How many lanes share a simplex: few, so that little is summed over lanes, while a row is still read in one piece.
+// How many lanes share a simplex: few, so that little is summed over lanes, while a row is still read in one
+// piece.
 template <class Run>
 Status with_lanes(const Points& points, const Run& run) {
   if (points.dim <= 8) return run(std::integral_constant<int, 2>());
@@ -294,9 +316,7 @@ Status launch_forward(const Points& points, const Measures& out, const Executor&
   using T = Computed<S>;
   const Source<K, S> source{static_cast<const S*>(points.data), points.indices, points.simplices, points.dim,
                             points.rows};
-  const Targets<T> targets{static_cast<T*>(out.volume), static_cast<T*>(out.log_volume),
-                           static_cast<T*>(out.squared_volume), static_cast<T*>(out.determinant),
-                           static_cast<T*>(out.squared_distances)};
+  const Targets<T> targets = targets_of<T>(out);
   const Launch launch = plan<L, S>(reinterpret_cast<const void*>(&forward_kernel<K, L, S>), points, kWarp);
   forward_kernel<K, L, S>
       <<<launch.blocks, kWarps * kWarp, 0, stream_of(executor)>>>(source, targets, launch.tiling);
@@ -309,10 +329,7 @@ Status launch_backward(const Points& points, const Cotangents& cotangents, G* gr
   using T = Computed<S>;
   const Source<K, S> source{static_cast<const S*>(points.data), points.indices, points.simplices, points.dim,
                             points.rows};
-  const Incoming<T> in{static_cast<const T*>(cotangents.volume), static_cast<const T*>(cotangents.log_volume),
-                       static_cast<const T*>(cotangents.squared_volume),
-                       static_cast<const T*>(cotangents.determinant),
-                       static_cast<const T*>(cotangents.squared_distances)};
+  const Incoming<T> in = incoming_of<T>(cotangents);
   const int64_t bytes = (K + 1) * points.dim * int64_t(sizeof(S));
   const Launch launch =
       plan<L, S>(reinterpret_cast<const void*>(&backward_kernel<K, L, S, G>), points, kTileBytes / bytes);
@@ -337,32 +354,88 @@ Status backward_of(const Points& points, const Cotangents& cotangents, void* gra
   });
   if (status != kOk || !order) return status;
   sum_rows_kernel<T><<<grid_for(points.rows, kWarps), kWarps * kWarp, 0, stream_of(executor)>>>(
-      target, points.indices, order, points.simplices * (K + 1), points.rows, points.dim, static_cast<T*>(grad));
+      target, points.indices, order, points.simplices * (K + 1), points.rows, points.dim,
+      static_cast<T*>(grad));
   return launch_status();
 }
 
 template <class Run>
 Status with_order(int32_t order, const Run& run) {
   switch (order) {
-    case 1: return run(std::integral_constant<int, 1>());
-    case 2: return run(std::integral_constant<int, 2>());
-    case 3: return run(std::integral_constant<int, 3>());
-    case 4: return run(std::integral_constant<int, 4>());
-    case 5: return run(std::integral_constant<int, 5>());
-    case 6: return run(std::integral_constant<int, 6>());
-    case 7: return run(std::integral_constant<int, 7>());
-    default: return run(std::integral_constant<int, 8>());
+    case 1:
+      return run(std::integral_constant<int, 1>());
+    case 2:
+      return run(std::integral_constant<int, 2>());
+    case 3:
+      return run(std::integral_constant<int, 3>());
+    case 4:
+      return run(std::integral_constant<int, 4>());
+    case 5:
+      return run(std::integral_constant<int, 5>());
+    case 6:
+      return run(std::integral_constant<int, 6>());
+    case 7:
+      return run(std::integral_constant<int, 7>());
+    default:
+      return run(std::integral_constant<int, 8>());
+  }
+}
+
+// ---- given distances: one simplex a thread
+
+template <int K, class T>
+__global__ void __launch_bounds__(kThreads)
+    distances_kernel(const T* given, int64_t simplices, Targets<T> out, uint8_t* euclidean) {
+  constexpr int kPairs = K * (K + 1) / 2;
+  constexpr double kRoundoff = sizeof(T) == 8 ? 0x1p-53 : 0x1p-24;
+  const int64_t stride = int64_t(gridDim.x) * blockDim.x;
+  for (int64_t b = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; b < simplices; b += stride) {
+    double distances[kPairs];
+    for (int p = 0; p < kPairs; ++p) distances[p] = given[b * kPairs + p];
+    const GivenMeasures measures = measure_distances<K>(distances, kRoundoff);
+    if (out.volume) out.volume[b] = T(measures.volume);
+    if (out.log_volume) out.log_volume[b] = T(measures.log_volume);
+    if (out.squared_volume) out.squared_volume[b] = T(measures.squared_volume);
+    if (out.determinant) out.determinant[b] = T(determinant_coefficient(K) * measures.squared_volume);
+    if (euclidean) euclidean[b] = measures.euclidean;
+  }
+}
+
+template <int K, class T>
+__global__ void __launch_bounds__(kThreads)
+    distances_backward_kernel(const T* given, int64_t simplices, Incoming<T> in, T* grad) {
+  constexpr int kPairs = K * (K + 1) / 2;
+  const int64_t stride = int64_t(gridDim.x) * blockDim.x;
+  for (int64_t b = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; b < simplices; b += stride) {
+    double distances[kPairs], gradient[kPairs];
+    for (int p = 0; p < kPairs; ++p) distances[p] = given[b * kPairs + p];
+    const Cotangent<double> cotangent{at_or_zero(in.volume, b), at_or_zero(in.log_volume, b),
+                                      at_or_zero(in.squared_volume, b), at_or_zero(in.determinant, b)};
+    distances_gradient<K>(distances, cotangent, gradient);
+    for (int p = 0; p < kPairs; ++p) grad[b * kPairs + p] = T(gradient[p]);
   }
 }
 
 template <class Run>
 Status with_element(Element element, const Run& run) {
   switch (element) {
-    case Element::kFloat64: return run(double());
-    case Element::kFloat32: return run(float());
-    case Element::kBFloat16: return run(__nv_bfloat16());
-    default: return run(__half());
+    case Element::kFloat64:
+      return run(double());
+    case Element::kFloat32:
+      return run(float());
+    case Element::kBFloat16:
+      return run(__nv_bfloat16());
+    default:
+      return run(__half());
   }
+}
+
+template <class Run>
+Status with_distances(const Distances& distances, const Run& run) {
+  if (distances.simplices == 0) return kOk;
+  return with_order(distances.order, [&](auto k) {
+    return distances.dtype == DType::kFloat64 ? run(k, double()) : run(k, float());
+  });
 }
 
 }  // namespace
@@ -386,6 +459,27 @@ Status backward_cuda(const Points& points, const Cotangents& cotangents, void* g
     return with_order(points.order, [&](auto k) {
       return backward_of<k(), S>(points, cotangents, grad, order, workspace, executor);
     });
+  });
+}
+
+Status from_distances_cuda(const Distances& distances, const Measures& out, uint8_t* euclidean,
+                           const Executor& executor) {
+  return with_distances(distances, [&](auto k, auto like) {
+    using T = decltype(like);
+    distances_kernel<k(), T><<<grid_for(distances.simplices), kThreads, 0, stream_of(executor)>>>(
+        static_cast<const T*>(distances.data), distances.simplices, targets_of<T>(out), euclidean);
+    return launch_status();
+  });
+}
+
+Status from_distances_backward_cuda(const Distances& distances, const Cotangents& cotangents, void* grad,
+                                    const Executor& executor) {
+  return with_distances(distances, [&](auto k, auto like) {
+    using T = decltype(like);
+    distances_backward_kernel<k(), T><<<grid_for(distances.simplices), kThreads, 0, stream_of(executor)>>>(
+        static_cast<const T*>(distances.data), distances.simplices, incoming_of<T>(cotangents),
+        static_cast<T*>(grad));
+    return launch_status();
   });
 }
 

@@ -3,9 +3,9 @@
 #include "simplex_cv_math.h"
 #include "simplex_warp.cuh"
 
-// Forward: a warp draws and measures a few simplices, the last block to finish makes the statistics. Backward: every
-// row of x belongs to one warp, which adds its parts in the order of the simplices. One launch each. Legend as in
-// simplex_cv.h.
+// Forward: a warp draws and measures a few simplices, the last block to finish makes the statistics.
+// Backward: every row of x belongs to one warp, which adds its parts in the order of the simplices. One
+// launch each. Legend as in simplex_cv.h.
 namespace stratcore::simplex_cv {
 namespace {
 
@@ -66,7 +66,8 @@ __device__ void write_statistics(const Problem& problem, const Targets<S>& out, 
 
 template <int K, class S>
 __global__ void __launch_bounds__(kForwardWarps* kWarp)
-    forward_kernel(Problem problem, const int64_t* seed, Targets<S> out, uint32_t* counter, int tile, bool aligned) {
+    forward_kernel(Problem problem, const int64_t* seed, Targets<S> out, uint32_t* counter, int tile,
+                   bool aligned) {
   constexpr int kPairs = K * (K + 1) / 2;
   __shared__ double all[kForwardWarps][kPairs * kWarp];
   __shared__ int64_t drawn[kForwardWarps][kWarp][K + 1];
@@ -147,9 +148,11 @@ struct Backward {
   __device__ double cotangent(int64_t simplex) const {
     const double volume = volumes[simplex];
     double total = at_or_zero(in.volumes, simplex);
-    const Statistics statistics{double(*scalars.cv), double(*scalars.mean), double(*scalars.std), *scalars.count};
+    const Statistics statistics{double(*scalars.cv), double(*scalars.mean), double(*scalars.std),
+                                *scalars.count};
     if (statistics.count >= problem.min_valid && volume * volume > problem.valid_above) {
-      const ScalarCotangents g{at_or_zero(in.loss), at_or_zero(in.cv), at_or_zero(in.mean), at_or_zero(in.std)};
+      const ScalarCotangents g{at_or_zero(in.loss), at_or_zero(in.cv), at_or_zero(in.mean),
+                               at_or_zero(in.std)};
       total += volume_cotangent(statistics, g, problem.target, problem.eps, volume);
     }
     return total;
@@ -157,12 +160,13 @@ struct Backward {
 };
 
 constexpr int kBackwardThreads = kBackwardWarps * kWarp;
-constexpr int kScanned = 8;                             // positions a thread looks at in one round
-constexpr int kRound = kBackwardThreads * kScanned;     // positions of a round
-constexpr int kListed = 2 * kRound;                     // parts a block lists before they are worked off
-constexpr int kBatch = kBackwardThreads;                // parts that are described at once
+constexpr int kScanned = 8;                          // positions a thread looks at in one round
+constexpr int kRound = kBackwardThreads * kScanned;  // positions of a round
+constexpr int kListed = 2 * kRound;                  // parts a block lists before they are worked off
+constexpr int kBatch = kBackwardThreads;             // parts that are described at once
 
-// What simplices give to the rows of one block: sum_j factor[j] (x_j - x_0) each, in the order of their positions.
+// What simplices give to the rows of one block: sum_j factor[j] (x_j - x_0) each, in the order of their
+// positions.
 template <int K>
 struct Parts {
   int32_t position[kListed];  // simplex (K + 1) + vertex
@@ -197,10 +201,11 @@ __device__ void describe_part(const Backward<K, S>& backward, int64_t position, 
   }
 }
 
-// Appends the block's parts among positions [begin, begin + kRound), in order; returns the new length of the list.
+// Appends the block's parts among positions [begin, begin + kRound), in order; returns the new length of the
+// list.
 template <int K, class S>
-__device__ int list_parts(const Backward<K, S>& backward, int64_t begin, int64_t positions, int listed, int owner_shift,
-                          Parts<K>& parts) {
+__device__ int list_parts(const Backward<K, S>& backward, int64_t begin, int64_t positions, int listed,
+                          int owner_shift, Parts<K>& parts) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t from = begin + int64_t(warp) * kWarp * kScanned;
   int32_t row[kScanned];
@@ -246,7 +251,8 @@ __device__ __forceinline__ void add_parts(const Problem& problem, const Parts<K>
     cayley_menger::Vertices<K, S> vertices;
 #pragma unroll
     for (int j = 0; j <= K; ++j) {
-      vertices.row[j] = static_cast<const S*>(problem.x) + int64_t(parts.vertex[max(slot[n], 0)][j]) * problem.dim;
+      vertices.row[j] =
+          static_cast<const S*>(problem.x) + int64_t(parts.vertex[max(slot[n], 0)][j]) * problem.dim;
     }
     loaded[n].load(vertices, at, problem.dim, aligned);
   }
@@ -265,8 +271,8 @@ __device__ __forceinline__ void add_parts(const Problem& problem, const Parts<K>
 
 // Adds described parts (those of the list from `first` on) to the rows of the block, or writes the rows.
 template <int K, class S>
-__device__ void add_batch(const Problem& problem, const Parts<K>& parts, int first, int count, int64_t own_rows,
-                          int owner_shift, bool write, bool aligned, S* grad) {
+__device__ void add_batch(const Problem& problem, const Parts<K>& parts, int first, int count,
+                          int64_t own_rows, int owner_shift, bool write, bool aligned, S* grad) {
   constexpr int kAtOnce = K <= 4 ? 4 : 2;
   const int lane = threadIdx.x % kWarp;
   const int64_t chunks = (problem.dim + kWarp * kQuad - 1) / (kWarp * kQuad);
@@ -340,15 +346,22 @@ template <int K, class S>
 Status forward_of(const Problem& problem, const int64_t* seed, const Sample& out, uint32_t* counter,
                   const Executor& executor) {
   using T = Computed<S>;
-  const Targets<S> targets{static_cast<T*>(out.loss), static_cast<T*>(out.cv),      static_cast<T*>(out.mean),
-                           static_cast<T*>(out.std),  static_cast<T*>(out.volumes), out.count,
-                           out.indices,               out.weights};
+  const Targets<S> targets{static_cast<T*>(out.loss),
+                           static_cast<T*>(out.cv),
+                           static_cast<T*>(out.mean),
+                           static_cast<T*>(out.std),
+                           static_cast<T*>(out.volumes),
+                           out.count,
+                           out.indices,
+                           out.weights};
   const int64_t resident = int64_t(processors()) * 16;
-  const int tile = static_cast<int>(std::min<int64_t>(kWarp, std::max<int64_t>(1, problem.simplices / resident)));
+  const int tile =
+      static_cast<int>(std::min<int64_t>(kWarp, std::max<int64_t>(1, problem.simplices / resident)));
   const int64_t warps = (problem.simplices + tile - 1) / tile;
   const unsigned blocks = static_cast<unsigned>((warps + kForwardWarps - 1) / kForwardWarps);
-  forward_kernel<K, S><<<blocks, kForwardWarps * kWarp, 0, stream_of(executor)>>>(
-      problem, seed, targets, counter, tile, quads_aligned<S>(problem.x, problem.dim));
+  forward_kernel<K, S>
+      <<<blocks, kForwardWarps * kWarp, 0, stream_of(executor)>>>(problem, seed, targets, counter, tile,
+                                                                  quads_aligned<S>(problem.x, problem.dim));
   return launch_status();
 }
 
@@ -356,16 +369,16 @@ template <int K, class S>
 Status backward_of(const Problem& problem, const Sample& sample, const Cotangents& cotangents, void* grad,
                    const Executor& executor) {
   using T = Computed<S>;
-  const Backward<K, S> backward{
-      problem,
-      {static_cast<const T*>(sample.cv), static_cast<const T*>(sample.mean), static_cast<const T*>(sample.std),
-       sample.count},
-      {static_cast<const T*>(cotangents.loss), static_cast<const T*>(cotangents.cv),
-       static_cast<const T*>(cotangents.mean), static_cast<const T*>(cotangents.std),
-       static_cast<const T*>(cotangents.volumes)},
-      static_cast<const T*>(sample.volumes),
-      sample.indices,
-      sample.weights};
+  const Backward<K, S> backward{problem,
+                                {static_cast<const T*>(sample.cv), static_cast<const T*>(sample.mean),
+                                 static_cast<const T*>(sample.std), sample.count},
+                                {static_cast<const T*>(cotangents.loss), static_cast<const T*>(cotangents.cv),
+                                 static_cast<const T*>(cotangents.mean),
+                                 static_cast<const T*>(cotangents.std),
+                                 static_cast<const T*>(cotangents.volumes)},
+                                static_cast<const T*>(sample.volumes),
+                                sample.indices,
+                                sample.weights};
   int owner_shift = 0;
   while ((2 << owner_shift) <= std::min<int64_t>(problem.rows, processors())) ++owner_shift;
   const bool aligned = quads_aligned<S>(problem.x, problem.dim) && quads_aligned<S>(grad, problem.dim);
@@ -378,24 +391,36 @@ Status backward_of(const Problem& problem, const Sample& sample, const Cotangent
 template <class Run>
 Status with_order(int32_t order, const Run& run) {
   switch (order) {
-    case 1: return run(std::integral_constant<int, 1>());
-    case 2: return run(std::integral_constant<int, 2>());
-    case 3: return run(std::integral_constant<int, 3>());
-    case 4: return run(std::integral_constant<int, 4>());
-    case 5: return run(std::integral_constant<int, 5>());
-    case 6: return run(std::integral_constant<int, 6>());
-    case 7: return run(std::integral_constant<int, 7>());
-    default: return run(std::integral_constant<int, 8>());
+    case 1:
+      return run(std::integral_constant<int, 1>());
+    case 2:
+      return run(std::integral_constant<int, 2>());
+    case 3:
+      return run(std::integral_constant<int, 3>());
+    case 4:
+      return run(std::integral_constant<int, 4>());
+    case 5:
+      return run(std::integral_constant<int, 5>());
+    case 6:
+      return run(std::integral_constant<int, 6>());
+    case 7:
+      return run(std::integral_constant<int, 7>());
+    default:
+      return run(std::integral_constant<int, 8>());
   }
 }
 
 template <class Run>
 Status with_element(Element element, const Run& run) {
   switch (element) {
-    case Element::kFloat64: return run(double());
-    case Element::kFloat32: return run(float());
-    case Element::kBFloat16: return run(__nv_bfloat16());
-    default: return run(__half());
+    case Element::kFloat64:
+      return run(double());
+    case Element::kFloat32:
+      return run(float());
+    case Element::kBFloat16:
+      return run(__nv_bfloat16());
+    default:
+      return run(__half());
   }
 }
 

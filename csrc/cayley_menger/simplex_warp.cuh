@@ -4,8 +4,8 @@
 #include "../common/warp.cuh"
 #include "cayley_menger_math.h"
 
-// Gram matrices of simplices by a warp: L lanes share one simplex, each with every L-th group of four coordinates.
-// Legend as in cayley_menger.h.
+// Gram matrices of simplices by a warp: L lanes share one simplex, each with every L-th group of four
+// coordinates. Legend as in cayley_menger.h.
 namespace stratcore::cayley_menger {
 
 // Where the vertices of a simplex begin.
@@ -19,7 +19,8 @@ template <int K, class S>
 struct Loaded {
   Quad<S> vertex[K + 1];
 
-  __device__ __forceinline__ void load(const Vertices<K, S>& vertices, int64_t at, int64_t dim, bool aligned) {
+  __device__ __forceinline__ void load(const Vertices<K, S>& vertices, int64_t at, int64_t dim,
+                                       bool aligned) {
 #pragma unroll
     for (int j = 0; j <= K; ++j) vertex[j] = load_quad(vertices.row[j], at, dim, aligned);
   }
@@ -50,7 +51,8 @@ struct Loaded {
 
 // Sums the lanes' parts and leaves the Gram matrix in column `column` of shared memory [P][kWarp].
 template <int K, int L>
-__device__ __forceinline__ void collect_gram(double (&gram)[K * (K + 1) / 2], int lane, int column, double* shared) {
+__device__ __forceinline__ void collect_gram(double (&gram)[K * (K + 1) / 2], int lane, int column,
+                                             double* shared) {
   constexpr int kPairs = K * (K + 1) / 2;
   int base = 0, count = kPairs;
   reduce_scatter<kPairs, L>(gram, lane % L, base, count);
@@ -61,13 +63,15 @@ __device__ __forceinline__ void collect_gram(double (&gram)[K * (K + 1) / 2], in
 }
 
 template <int K>
-__device__ __forceinline__ void read_column(const double* shared, int column, double (&matrix)[K * (K + 1) / 2]) {
+__device__ __forceinline__ void read_column(const double* shared, int column,
+                                            double (&matrix)[K * (K + 1) / 2]) {
 #pragma unroll
   for (int p = 0; p < K * (K + 1) / 2; ++p) matrix[p] = shared[p * kWarp + column];
 }
 
 template <int K>
-__device__ __forceinline__ void write_column(const double (&matrix)[K * (K + 1) / 2], int column, double* shared) {
+__device__ __forceinline__ void write_column(const double (&matrix)[K * (K + 1) / 2], int column,
+                                             double* shared) {
 #pragma unroll
   for (int p = 0; p < K * (K + 1) / 2; ++p) shared[p * kWarp + column] = matrix[p];
 }

@@ -36,7 +36,8 @@ constexpr int kQuad = 4;  // elements a lane loads at once
 // Whether rows of `dim` elements from `data` on can be read four elements at a time.
 template <class S>
 inline bool quads_aligned(const void* data, int64_t dim) {
-  return dim % kQuad == 0 && reinterpret_cast<uintptr_t>(data) % (sizeof(S) * kQuad > 16 ? 16 : sizeof(S) * kQuad) == 0;
+  return dim % kQuad == 0 &&
+         reinterpret_cast<uintptr_t>(data) % (sizeof(S) * kQuad > 16 ? 16 : sizeof(S) * kQuad) == 0;
 }
 
 template <class S>
@@ -55,7 +56,8 @@ __device__ inline Quad<S> load_quad(const S* row, int64_t at, int64_t dim, bool 
 }
 
 template <class S>
-__device__ inline void store_quad(S* row, int64_t at, int64_t dim, bool aligned, const Computed<S> (&value)[kQuad]) {
+__device__ inline void store_quad(S* row, int64_t at, int64_t dim, bool aligned,
+                                  const Computed<S> (&value)[kQuad]) {
   Quad<S> quad;
 #pragma unroll
   for (int i = 0; i < kQuad; ++i) quad.element[i] = stored<S>(value[i]);

@@ -16,8 +16,9 @@ __device__ __forceinline__ T sum_over(T value) {
   return value;
 }
 
-// Totals over L lanes of N numbers a lane, spread over the lanes: lane l ends with those from base on, `count` of them,
-// in values[0 .. count). A transposing butterfly: N + N/2 + .. shuffles in place of N log2 L.
+// Totals over L lanes of N numbers a lane, spread over the lanes: lane l ends with those from base on,
+// `count` of them, in values[0 .. count). A transposing butterfly: N + N/2 + .. shuffles in place of N log2
+// L.
 template <int N, int L, class T>
 __device__ __forceinline__ void reduce_scatter(T (&values)[N], int lane, int& base, int& count) {
   if constexpr (L > 1) {

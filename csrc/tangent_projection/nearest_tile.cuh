@@ -7,23 +7,23 @@
 #include "../common/element.cuh"
 #include "../common/warp.cuh"
 
-// Scores of 16 rows against all anchors by tensor cores in float16: which anchors may be the nearest. Legend as in
-// tangent_projection.h.
+// Scores of 16 rows against all anchors by tensor cores in float16: which anchors may be the nearest. Legend
+// as in tangent_projection.h.
 //
-// mma.m16n8k16 wants of lane l the rows l / 4 and l / 4 + 8 and of 16 columns the four 2 (l % 4) + {0, 1, 8, 9}. A
-// product does not mind the order of its columns, so lane l takes 8 neighboring columns 8 (l % 4) + {0 .. 7} of every
-// 32 for two such steps: 16-byte loads of both rows and anchors.
+// mma.m16n8k16 wants of lane l the rows l / 4 and l / 4 + 8 and of 16 columns the four 2 (l % 4) + {0, 1, 8,
+// 9}. A product does not mind the order of its columns, so lane l takes 8 neighboring columns 8 (l % 4) + {0
+// .. 7} of every 32 for two such steps: 16-byte loads of both rows and anchors.
 namespace stratcore::tangent_projection {
 
 constexpr int kTileRows = 16;   // of a warp
 constexpr int kGroup = 32;      // columns of two mma steps
 constexpr int kSlabGroups = 8;  // groups of columns that a warp keeps in registers
 constexpr int kSlab = kGroup * kSlabGroups;
-constexpr int kChunk = 32;      // anchors in shared memory at once
-constexpr int kPad = 32;        // elements behind an anchor's slab: 64 bytes shift the banks by half
+constexpr int kChunk = 32;  // anchors in shared memory at once
+constexpr int kPad = 32;    // elements behind an anchor's slab: 64 bytes shift the banks by half
 
-// Two rows of a lane in float16: as fragments [group][step][register of mma]; the power of two that each was multiplied
-// with, the squares of what it is made of, and of what rounding took away, in multiplied units.
+// Two rows of a lane in float16: as fragments [group][step][register of mma]; the power of two that each was
+// multiplied with, the squares of what it is made of, and of what rounding took away, in multiplied units.
 struct RowPair {
   uint32_t value[kSlabGroups][2][4];
   float scale[2], squares[2] = {}, lost[2] = {};
@@ -34,14 +34,15 @@ __device__ inline uint32_t pack(float low, float high) {
   return *reinterpret_cast<const uint32_t*>(&both);
 }
 
-// A power of two that brings `largest` near 16, so that its neighbors, larger or smaller, are well within float16. A row
-// that is not overflows to infinity, and is then scored exactly.
+// A power of two that brings `largest` near 16, so that its neighbors, larger or smaller, are well within
+// float16. A row that is not overflows to infinity, and is then scored exactly.
 __device__ inline float scale_for(float largest) {
   return largest > 0 && largest < INFINITY ? exp2f(4.0f - float(ilogbf(largest))) : 1.0f;
 }
 
 template <class S>
-__device__ inline void scale_rows(const S* low, const S* high, int64_t dim, bool aligned, int lane, RowPair& out) {
+__device__ inline void scale_rows(const S* low, const S* high, int64_t dim, bool aligned, int lane,
+                                  RowPair& out) {
   float largest[2] = {};
 #pragma unroll
   for (int step = 0; step < 2; ++step) {
@@ -63,8 +64,8 @@ __device__ inline void scale_rows(const S* low, const S* high, int64_t dim, bool
 
 // Columns [first, first + 256) of rows `low` and `high`; `count`: also counts their squares.
 template <class S>
-__device__ inline void load_fragments(const S* low, const S* high, int64_t first, int64_t dim, bool aligned, int lane,
-                                      bool count, RowPair& out) {
+__device__ inline void load_fragments(const S* low, const S* high, int64_t first, int64_t dim, bool aligned,
+                                      int lane, bool count, RowPair& out) {
 #pragma unroll
   for (int group = 0; group < kSlabGroups; ++group) {
     const int64_t at = first + group * kGroup + lane % 4 * 8;
@@ -112,9 +113,11 @@ __device__ inline void multiply_chunk(const RowPair& rows, const __half* chunk, 
       anchor[tile] = *reinterpret_cast<const uint4*>(at);
     }
 #pragma unroll
-    for (int tile = 0; tile < kChunk / 8; ++tile) mma(sums[tile], rows.value[group][0], anchor[tile].x, anchor[tile].y);
+    for (int tile = 0; tile < kChunk / 8; ++tile)
+      mma(sums[tile], rows.value[group][0], anchor[tile].x, anchor[tile].y);
 #pragma unroll
-    for (int tile = 0; tile < kChunk / 8; ++tile) mma(sums[tile], rows.value[group][1], anchor[tile].z, anchor[tile].w);
+    for (int tile = 0; tile < kChunk / 8; ++tile)
+      mma(sums[tile], rows.value[group][1], anchor[tile].z, anchor[tile].w);
   }
 }
 

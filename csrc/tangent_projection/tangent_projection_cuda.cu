@@ -3,9 +3,9 @@
 #include "tangent_projection.h"
 #include "tangent_projection_math.h"
 
-// Without anchors: L lanes a row, the row in registers. With few anchors or rows: a block scores four rows exactly. With
-// many: tensor cores find the anchors that may be nearest, which are then scored exactly. Legend as in
-// tangent_projection.h.
+// Without anchors: L lanes a row, the row in registers. With few anchors or rows: a block scores four rows
+// exactly. With many: tensor cores find the anchors that may be nearest, which are then scored exactly.
+// Legend as in tangent_projection.h.
 namespace stratcore::tangent_projection {
 namespace {
 
@@ -21,14 +21,15 @@ struct Targets {
 
 template <class T>
 __device__ inline T inverse_radius(T norm, double eps) {
-  return T(1) / (norm > T(eps) ? norm : T(eps));
+  return T(1) / radius_of(norm, T(eps));
 }
 
 // ---- rows alone
 
 // Q quads of one row a lane; elements beyond the row are 0.
 template <int L, int Q, class S>
-__device__ inline void load_row(const S* row, int lane, int64_t dim, bool aligned, Computed<S> (&values)[Q][kQuad]) {
+__device__ inline void load_row(const S* row, int lane, int64_t dim, bool aligned,
+                                Computed<S> (&values)[Q][kQuad]) {
 #pragma unroll
   for (int q = 0; q < Q; ++q) {
     const Quad<S> quad = load_quad(row, int64_t(q * L + lane) * kQuad, dim, aligned);
@@ -68,16 +69,17 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   }
 }
 
-// A row of any length by a warp, read twice; returns what it was multiplied with.
+// A row of any length by a warp, read twice; returns its norm.
 template <class S>
-__device__ inline Computed<S> normalize_row(const S* x, S* y, Computed<S>* norm_out, int64_t dim, double eps, int lane) {
+__device__ inline Computed<S> normalize_row(const S* x, S* y, Computed<S>* norm_out, int64_t dim, double eps,
+                                            int lane) {
   using T = Computed<S>;
   T squares = 0;
   for (int64_t d = lane; d < dim; d += kWarp) squares += T(number(x[d])) * T(number(x[d]));
   const T norm = sqrt(sum_over<kWarp>(squares)), scale = inverse_radius(norm, eps);
   for (int64_t d = lane; d < dim; d += kWarp) y[d] = stored<S>(T(number(x[d])) * scale);
   if (lane == 0) *norm_out = norm;
-  return scale;
+  return norm;
 }
 
 template <class S>
@@ -85,8 +87,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) normalize_long_kernel(Problem p
   const int lane = threadIdx.x % kWarp;
   const int64_t warps = int64_t(gridDim.x) * kWarps, dim = problem.dim;
   for (int64_t row = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp; row < problem.rows; row += warps) {
-    normalize_row(static_cast<const S*>(problem.x) + row * dim, out.y + row * dim, out.norm + row, dim, problem.eps,
-                  lane);
+    normalize_row(static_cast<const S*>(problem.x) + row * dim, out.y + row * dim, out.norm + row, dim,
+                  problem.eps, lane);
   }
 }
 
@@ -94,19 +96,30 @@ __global__ void __launch_bounds__(kWarps* kWarp) normalize_long_kernel(Problem p
 
 constexpr int kExactRows = 4;  // of a block
 
-// Best anchor so far; of equals the lower.
+// Best anchor so far; NaN is larger than everything, of equals the lower anchor wins.
 template <class T>
 struct Nearest {
   T cosine = -INFINITY;
   int32_t anchor = 0x7fffffff;
 
   __device__ void see(T other, int32_t index) {
-    if (other > cosine || (other == cosine && index < anchor)) {
+    const bool is_nan = other != other, held = cosine != cosine;
+    const bool equal = is_nan ? held : other == cosine;
+    if ((is_nan && !held) || other > cosine || (equal && index < anchor)) {
       cosine = other;
       anchor = index;
     }
   }
 };
+
+// Rows that are not finite have no nearest anchor: 0, with cosine NaN.
+template <class S>
+__device__ inline void write_nearest(const Targets<S>& out, int64_t row, const Nearest<Computed<S>>& nearest,
+                                     Computed<S> norm, double eps) {
+  const bool finite = norm < Computed<S>(INFINITY);
+  out.nearest[row] = finite ? nearest.anchor : 0;
+  out.cosine[row] = finite ? nearest.cosine * inverse_radius(norm, eps) : Computed<S>(NAN);
+}
 
 template <class S>
 __device__ inline Computed<S> inverse_length(Computed<S> squares) {
@@ -115,15 +128,17 @@ __device__ inline Computed<S> inverse_length(Computed<S> squares) {
 
 constexpr int kExactAnchors = 4;  // of a warp at once
 
-// Cosines, but for the rows' lengths, of the block's rows with anchors [from, from + kExactAnchors), in every lane.
+// Cosines, but for the rows' lengths, of the block's rows with anchors [from, from + kExactAnchors), in every
+// lane.
 template <class S>
-__device__ inline void score_exactly(const Problem& problem, const S* const (&x)[kExactRows], int64_t from, bool aligned,
-                                     int lane, Nearest<Computed<S>> (&best)[kExactRows]) {
+__device__ inline void score_exactly(const Problem& problem, const S* const (&x)[kExactRows], int64_t from,
+                                     bool aligned, int lane, Nearest<Computed<S>> (&best)[kExactRows]) {
   using T = Computed<S>;
   const S* anchor[kExactAnchors];
 #pragma unroll
   for (int n = 0; n < kExactAnchors; ++n) {
-    anchor[n] = static_cast<const S*>(problem.anchors) + min(from + n, problem.anchor_count - 1) * problem.dim;
+    anchor[n] =
+        static_cast<const S*>(problem.anchors) + min(from + n, problem.anchor_count - 1) * problem.dim;
   }
   T dot[kExactAnchors][kExactRows] = {}, squares[kExactAnchors] = {};
   for (int64_t at = lane * kQuad; at < problem.dim; at += kWarp * kQuad) {
@@ -176,13 +191,11 @@ __global__ void __launch_bounds__(kWarps* kWarp) exact_kernel(Problem problem, T
     const int64_t row = tile * kExactRows + warp;
     if (warp < kExactRows && row < problem.rows) {
       const S* own = static_cast<const S*>(problem.x) + row * dim;
-      const T scale = normalize_row(own, out.y + row * dim, out.norm + row, dim, problem.eps, lane);
+      const T norm = normalize_row(own, out.y + row * dim, out.norm + row, dim, problem.eps, lane);
       if (lane == 0) {
         Nearest<T> nearest;
         for (int w = 0; w < kWarps; ++w) nearest.see(found[w][warp].cosine, found[w][warp].anchor);
-        const bool none = nearest.anchor == 0x7fffffff;  // NaN is larger than nothing
-        out.nearest[row] = none ? 0 : nearest.anchor;
-        out.cosine[row] = none ? T(NAN) : nearest.cosine * scale;
+        write_nearest<S>(out, row, nearest, norm, problem.eps);
       }
     }
     __syncthreads();
@@ -191,8 +204,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) exact_kernel(Problem problem, T
 
 // ---- rows against anchors, by tensor cores
 
-// The anchors of length 1 in float16, [A padded to kChunk][D padded to kSlab], the inverse of their lengths [A] and what
-// the rounding took away of them at most, as a length.
+// The anchors of length 1 in float16, [A padded to kChunk][D padded to kSlab], the inverse of their lengths
+// [A] and what the rounding took away of them at most, as a length.
 struct Prepared {
   __half* unit;
   float* inverse;
@@ -232,7 +245,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) prepare_kernel(Problem problem,
     }
     lost = sqrtf(sum_over<kWarp>(lost));
     if (lane == 0) {
-      out.lost[n] = lost;
+      out.lost[n] = lost < INFINITY ? lost : INFINITY;  // NaN, too: then every row is scored exactly
       if (real) out.inverse[n] = inverse;
     }
   }
@@ -265,15 +278,15 @@ __device__ inline void copy_chunk(const Prepared& anchors, int64_t chunk, int64_
   asm volatile("cp.async.commit_group;");
 }
 
-// A score is at most this far from its exact value, as a share of |x|: by Cauchy and Schwarz |x - x'| |n'| + |x| |n - n'|
-// for the rounded x' and n', and the rounding of the sums.
+// A score is at most this far from its exact value, as a share of |x|: by Cauchy and Schwarz |x - x'| |n'| +
+// |x| |n - n'| for the rounded x' and n', and the rounding of the sums.
 __device__ inline float score_error(float lost_share, float anchor_lost, int64_t dim) {
   return 1.01f * (lost_share + anchor_lost) + float(dim) * 1.2e-7f;
 }
 
 // Row `which` of a lane's pair; four lanes share it.
-__device__ inline void keep_candidates(const Best& best, const RowPair& rows, int which, float anchor_lost, int lane,
-                                       int64_t dim, Candidates& out) {
+__device__ inline void keep_candidates(const Best& best, const RowPair& rows, int which, float anchor_lost,
+                                       int lane, int64_t dim, Candidates& out) {
   const int row = lane / 4 + 8 * which;
   const float squares = sum_over<4>(rows.squares[which]), lost = sum_over<4>(rows.lost[which]);
   float largest = fmaxf(best.first, __shfl_xor_sync(kFullWarp, best.first, 1));
@@ -302,9 +315,9 @@ constexpr int kAtOnce = 4;  // rows of a warp in the second pass
 
 // Exact cosines (but for the row's length) of N pairs of a row and an anchor, in every lane.
 template <class S, int N>
-__device__ __forceinline__ void exact_scores(const S* const (&row)[N], const S* anchors, const int32_t (&index)[N],
-                                             const float* inverse, int64_t dim, bool aligned, int lane,
-                                             float (&score)[N]) {
+__device__ __forceinline__ void exact_scores(const S* const (&row)[N], const S* anchors,
+                                             const int32_t (&index)[N], const float* inverse, int64_t dim,
+                                             bool aligned, int lane, float (&score)[N]) {
 #pragma unroll
   for (int n = 0; n < N; ++n) score[n] = 0;
   for (int64_t at = lane * kQuad; at < dim; at += kWarp * kQuad) {
@@ -317,17 +330,20 @@ __device__ __forceinline__ void exact_scores(const S* const (&row)[N], const S* 
 #pragma unroll
     for (int n = 0; n < N; ++n) {
 #pragma unroll
-      for (int c = 0; c < kQuad; ++c) score[n] += float(number(a[n].element[c])) * float(number(b[n].element[c]));
+      for (int c = 0; c < kQuad; ++c)
+        score[n] += float(number(a[n].element[c])) * float(number(b[n].element[c]));
     }
   }
 #pragma unroll
   for (int n = 0; n < N; ++n) score[n] = sum_over<kWarp>(score[n]) * inverse[index[n]];
 }
 
-// Second pass: y, and exact cosines with the candidates, for kAtOnce rows from `r` on; rows beyond the last repeat it.
+// Second pass: y, and exact cosines with the candidates, for kAtOnce rows from `r` on; rows beyond the last
+// repeat it.
 template <class S>
-__device__ inline void finish_rows(const Problem& problem, const Prepared& anchors, const Targets<S>& out, int64_t first,
-                                   int r, const Candidates& candidates, bool aligned, int lane) {
+__device__ inline void finish_rows(const Problem& problem, const Prepared& anchors, const Targets<S>& out,
+                                   int64_t first, int r, const Candidates& candidates, bool aligned,
+                                   int lane) {
   const int64_t dim = problem.dim;
   const S* x[kAtOnce];
   int64_t row[kAtOnce];
@@ -362,7 +378,8 @@ __device__ inline void finish_rows(const Problem& problem, const Prepared& ancho
       const int count = candidates.count[own[n]];
       index[n] = count > 0 ? candidates.anchor[own[n]][min(i, count - 1)] : 0;
     }
-    exact_scores<S>(x, static_cast<const S*>(problem.anchors), index, anchors.inverse, dim, aligned, lane, score);
+    exact_scores<S>(x, static_cast<const S*>(problem.anchors), index, anchors.inverse, dim, aligned, lane,
+                    score);
 #pragma unroll
     for (int n = 0; n < kAtOnce; ++n) nearest[n].see(score[n], index[n]);
   }
@@ -375,25 +392,25 @@ __device__ inline void finish_rows(const Problem& problem, const Prepared& ancho
         int32_t index[kAtOnce];
         float score[kAtOnce];
 #pragma unroll
-        for (int m = 0; m < kAtOnce; ++m) index[m] = static_cast<int32_t>(min(i + m, problem.anchor_count - 1));
-        exact_scores<S>(same, static_cast<const S*>(problem.anchors), index, anchors.inverse, dim, aligned, lane,
-                        score);
+        for (int m = 0; m < kAtOnce; ++m)
+          index[m] = static_cast<int32_t>(min(i + m, problem.anchor_count - 1));
+        exact_scores<S>(same, static_cast<const S*>(problem.anchors), index, anchors.inverse, dim, aligned,
+                        lane, score);
 #pragma unroll
         for (int m = 0; m < kAtOnce; ++m) nearest[n].see(score[m], index[m]);
       }
     }
     if (lane == 0) {
-      const bool none = nearest[n].anchor == 0x7fffffff;
-      out.norm[row[n]] = candidates.norm[own[n]];
-      out.nearest[row[n]] = none ? 0 : nearest[n].anchor;
-      out.cosine[row[n]] = none ? NAN : nearest[n].cosine * scale[n];
+      const float norm = candidates.norm[own[n]];
+      out.norm[row[n]] = norm;
+      write_nearest<S>(out, row[n], nearest[n], norm, problem.eps);
     }
   }
 }
 
 template <class S>
-__device__ inline void score_tile(const Problem& problem, const Prepared& anchors, int64_t first, bool aligned, int lane,
-                                  Shared& shared, Candidates& candidates) {
+__device__ inline void score_tile(const Problem& problem, const Prepared& anchors, int64_t first,
+                                  bool aligned, int lane, Shared& shared, Candidates& candidates) {
   const int64_t dim = problem.dim, last = problem.rows - 1;
   const S* x = static_cast<const S*>(problem.x);
   const S* low = x + min(first + lane / 4, last) * dim;
@@ -419,8 +436,10 @@ __device__ inline void score_tile(const Problem& problem, const Prepared& anchor
         for (int i = 0; i < 4; ++i) sums[tile][i] = 0.0f;
       }
     }
-    if (step + 1 < steps) asm volatile("cp.async.wait_group 1;");
-    else asm volatile("cp.async.wait_group 0;");
+    if (step + 1 < steps)
+      asm volatile("cp.async.wait_group 1;");
+    else
+      asm volatile("cp.async.wait_group 0;");
     __syncthreads();
     const int64_t left = dim - slab * kSlab;
     const int groups = static_cast<int>(min(int64_t(kSlabGroups), (left + kGroup - 1) / kGroup));
@@ -437,7 +456,8 @@ __device__ inline void score_tile(const Problem& problem, const Prepared& anchor
     }
     __syncthreads();
   }
-  for (int64_t n = lane; n < anchors.padded_count; n += kWarp) anchor_lost = fmaxf(anchor_lost, anchors.lost[n]);
+  for (int64_t n = lane; n < anchors.padded_count; n += kWarp)
+    anchor_lost = fmaxf(anchor_lost, anchors.lost[n]);
   for (int offset = kWarp / 2; offset; offset /= 2) {
     anchor_lost = fmaxf(anchor_lost, __shfl_xor_sync(kFullWarp, anchor_lost, offset));
   }
@@ -469,8 +489,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
 
 template <int L, int Q, class S>
 __global__ void __launch_bounds__(kWarps* kWarp)
-    backward_kernel(Problem problem, const Computed<S>* norms, const int32_t* nearest, const S* grad_y, S* grad_x,
-                    bool aligned) {
+    backward_kernel(Problem problem, const Computed<S>* norms, const int32_t* nearest, const S* grad_y,
+                    S* grad_x, bool aligned) {
   using T = Computed<S>;
   const int lane = threadIdx.x % L;
   const int64_t groups = int64_t(gridDim.x) * (kWarps * kWarp / L), dim = problem.dim;
@@ -503,7 +523,8 @@ __global__ void __launch_bounds__(kWarps* kWarp)
       nn = sum_over<L>(nn);
     }
     const T norm = norms[from], scale = inverse_radius(norm, problem.eps), unit = inverse_length<S>(nn);
-    Combination<T> sum = combine<T>(problem, nearest != nullptr, norm, xn * scale * unit, gx * scale, gn * unit);
+    Combination<T> sum =
+        combine<T>(problem, nearest != nullptr, norm, xn * scale * unit, gx * scale, gn * unit);
     sum.of_row *= scale;
     sum.of_anchor *= unit;
     if (!inside) continue;
@@ -545,7 +566,8 @@ __global__ void __launch_bounds__(kWarps* kWarp)
         combine<T>(problem, n != nullptr, norm, xn * scale * unit, gx * scale, gn * unit);
     for (int64_t d = lane; d < dim; d += kWarp) {
       const T along = n ? sum.of_anchor * unit * number(n[d]) : T(0);
-      grad_x[row * dim + d] = stored<S>(sum.of_gradient * number(g[d]) + sum.of_row * scale * number(x[d]) + along);
+      grad_x[row * dim + d] =
+          stored<S>(sum.of_gradient * number(g[d]) + sum.of_row * scale * number(x[d]) + along);
     }
   }
 }
@@ -568,10 +590,14 @@ unsigned blocks_for(int64_t rows, int rows_a_block, int blocks_a_processor) {
 template <class Run>
 Status with_element(Element element, const Run& run) {
   switch (element) {
-    case Element::kFloat64: return run(double());
-    case Element::kFloat32: return run(float());
-    case Element::kBFloat16: return run(__nv_bfloat16());
-    default: return run(__half());
+    case Element::kFloat64:
+      return run(double());
+    case Element::kFloat32:
+      return run(float());
+    case Element::kBFloat16:
+      return run(__nv_bfloat16());
+    default:
+      return run(__half());
   }
 }
 
@@ -583,12 +609,18 @@ struct Shape {
 // Lanes a row and quads a lane for a dimension; false where the row does not fit.
 template <class Run>
 bool with_shape(int64_t dim, const Run& run) {
-  if (dim <= 64) run(Shape<8, 2>());
-  else if (dim <= 128) run(Shape<32, 1>());
-  else if (dim <= 256) run(Shape<32, 2>());
-  else if (dim <= 512) run(Shape<32, 4>());
-  else if (dim <= 1024) run(Shape<32, 8>());
-  else return false;
+  if (dim <= 64)
+    run(Shape<8, 2>());
+  else if (dim <= 128)
+    run(Shape<32, 1>());
+  else if (dim <= 256)
+    run(Shape<32, 2>());
+  else if (dim <= 512)
+    run(Shape<32, 4>());
+  else if (dim <= 1024)
+    run(Shape<32, 8>());
+  else
+    return false;
   return true;
 }
 
@@ -604,9 +636,8 @@ Status launch_normalize(const Problem& problem, const Targets<S>& out, const Exe
   const bool aligned = quads_aligned<S>(problem.x, problem.dim) && quads_aligned<S>(out.y, problem.dim);
   const bool short_rows = with_shape(problem.dim, [&](auto shape) {
     constexpr int kLanes = decltype(shape)::kLanes, kQuads = decltype(shape)::kQuads;
-    normalize_kernel<kLanes, kQuads, S>
-        <<<blocks_for(problem.rows, kWarps * kWarp / kLanes, 1 << 12), kWarps * kWarp, 0, stream_of(executor)>>>(
-            problem, out, aligned);
+    normalize_kernel<kLanes, kQuads, S><<<blocks_for(problem.rows, kWarps * kWarp / kLanes, 1 << 12),
+                                          kWarps * kWarp, 0, stream_of(executor)>>>(problem, out, aligned);
   });
   if (!short_rows) {
     normalize_long_kernel<S>
@@ -621,8 +652,9 @@ Status launch_tensor(const Problem& problem, const Targets<S>& out, void* scratc
     return kOk;
   } else {
     const Prepared anchors = prepared(problem, scratch);
-    prepare_kernel<S><<<blocks_for(anchors.padded_count, kWarps, 4), kWarps * kWarp, 0, stream_of(executor)>>>(
-        problem, anchors);
+    prepare_kernel<S>
+        <<<blocks_for(anchors.padded_count, kWarps, 4), kWarps * kWarp, 0, stream_of(executor)>>>(problem,
+                                                                                                  anchors);
     const Status status = launch_status();
     if (status != kOk) return status;
     const bool aligned = quads_aligned<S>(problem.x, problem.dim) && quads_aligned<S>(out.y, problem.dim) &&
@@ -643,8 +675,9 @@ Status forward_of(const Problem& problem, const Output& output, void* scratch, c
   if (use_tensor_cores(problem)) return launch_tensor<S>(problem, out, scratch, executor);
   const bool aligned =
       quads_aligned<S>(problem.x, problem.dim) && quads_aligned<S>(problem.anchors, problem.dim);
-  exact_kernel<S><<<blocks_for(problem.rows, kExactRows, 16), kWarps * kWarp, 0, stream_of(executor)>>>(problem, out,
-                                                                                                       aligned);
+  exact_kernel<S>
+      <<<blocks_for(problem.rows, kExactRows, 16), kWarps * kWarp, 0, stream_of(executor)>>>(problem, out,
+                                                                                             aligned);
   return launch_status();
 }
 
@@ -655,7 +688,8 @@ Status backward_of(const Problem& problem, const Output& output, const S* grad_y
   const int32_t* nearest = pushed ? output.nearest : nullptr;
   const auto* norms = static_cast<const Computed<S>*>(output.norm);
   const bool aligned = quads_aligned<S>(problem.x, problem.dim) && quads_aligned<S>(grad_y, problem.dim) &&
-                       quads_aligned<S>(grad_x, problem.dim) && (!pushed || quads_aligned<S>(problem.anchors, problem.dim));
+                       quads_aligned<S>(grad_x, problem.dim) &&
+                       (!pushed || quads_aligned<S>(problem.anchors, problem.dim));
   const bool short_rows = with_shape(problem.dim, [&](auto shape) {
     constexpr int kLanes = decltype(shape)::kLanes, kQuads = decltype(shape)::kQuads;
     backward_kernel<kLanes, kQuads, S>
@@ -680,8 +714,9 @@ int64_t forward_scratch_cuda(const Problem& problem) {
 
 Status forward_cuda(const Problem& problem, const Output& out, void* scratch, const Executor& executor) {
   if (problem.rows == 0) return kOk;
-  return with_element(problem.element,
-                      [&](auto element) { return forward_of<decltype(element)>(problem, out, scratch, executor); });
+  return with_element(problem.element, [&](auto element) {
+    return forward_of<decltype(element)>(problem, out, scratch, executor);
+  });
 }
 
 Status backward_cuda(const Problem& problem, const Output& out, const void* grad_y, void* grad_x,
