@@ -47,7 +47,7 @@ class Case:
 
     def job(self, mode: str) -> Job:
         """Least bytes: the rows of the pool once; backward: these and the gradient."""
-        both = mode == "fwd+bwd"
+        both = mode != "fwd"
         pairs = ORDER * (ORDER + 1) // 2
         flops = 2 * self.simplices * self.dim * (pairs + (ORDER**2 if both else 0))
         drawn = min(POOL, self.rows, self.simplices * (ORDER + 1)) * self.dim
@@ -178,7 +178,7 @@ def run_mode(problem: Problem, mode: str, recorder: Recorder, wanted: Sequence[s
     exact = problem.oracle(mode)
     baseline = [t.clone() for t in problem.eager(mode, fresh=False)()]
     floor = 2e-2 if problem.case.dtype == torch.bfloat16 else 1e-4
-    tolerance = Tolerance(floor=floor)
+    tolerance = Tolerance(floor=floor, coarse=max(1e-2, 2 * floor))
     providers: dict[str, tuple[Callable[[], Call], Callable[[], Call]]] = {
         "eager": (lambda: problem.eager(mode, fresh=False), lambda: problem.eager(mode, fresh=True)),
         "stratcore": (lambda: problem.own(mode), lambda: problem.own(mode)),
@@ -189,12 +189,14 @@ def run_mode(problem: Problem, mode: str, recorder: Recorder, wanted: Sequence[s
         if wanted and name not in wanted:
             continue
         problem.seed.copy_(torch.tensor([7, 0]))
-        gate = check([t.clone() for t in gated()()], exact, baseline, tolerance)
+        results = [t.clone() for t in gated()()]
+        gate = check(results, exact, None if name == "eager" else baseline, tolerance)
         report(recorder.record(problem.case.job(mode), name, timed(), gate))
     if mode == "fwd+bwd" and (not wanted or "yardstick" in wanted):
         double = [2 * problem.grad]
         gate = check([problem.yardstick()()], [t.double() for t in double], double, tolerance)
-        report(recorder.record(problem.case.job(mode), "yardstick", problem.yardstick(), gate))
+        # A mode of its own: it is no peer that could be beaten.
+        report(recorder.record(problem.case.job("x*2 f+b"), "yardstick", problem.yardstick(), gate))
 
 
 def report(row: dict[str, Any]) -> None:
