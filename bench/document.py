@@ -48,7 +48,7 @@ follow the domains less than plain clustering does (ARI {ari:.2f} on average, wh
 .6; see the report), so nothing here says that strata are domains.
 
 What shaped the recipe: with 2,450 training rows, 256 atoms an expert learn rows by heart without the input noise; the
-encoder's step has to grow tenfold in training, so it is searched for at the start and learns at three times the rate
+encoder's step has to grow tenfold in training, so it is searched for at the start and learns at twice the rate
 of all else (else the single dictionary has two modes, .073 and .10); a load balance makes the gate a worse predictor
 (.08 without it against .14 at weight .05), so its weight is .01; the straight-through backward trained worse than the
 masked one at the learning rates tried (3e-4 and 1e-3), so the recipe uses the masked one.

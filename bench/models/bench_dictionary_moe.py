@@ -70,7 +70,7 @@ def strata_rows(kind: str, center_distance: float, seed: int, runtime: Runtime) 
 
 def assign(run: Any, options: DictionaryMoEOptions, rows: dict[str, Rows], runtime: Runtime) -> tuple:
     """Expert of least penalized residual, and the gate's own choice, of the held-out rows."""
-    objective = replace(run.objective, noise=0.0, balance=0.0)
+    objective = replace(run.objective, noise=0.0, balance=0.0, step_lr_scale=1.0)
     with tempfile.TemporaryDirectory() as folder:
         trained = train(run, options, objective, rows, runtime, Path(folder), None)
     with torch.no_grad():

@@ -36,13 +36,13 @@ template <class S>
 __device__ void write_statistics(const Problem& problem, const Targets<S>& out, double* shared) {
   using T = Computed<S>;
   constexpr int kBlock = kForwardWarps * kWarp;
-  const auto valid = [&](double v) { return v * v > problem.valid_above; };
+  const double least = sqrt(problem.valid_above);
+  const auto valid = [&](double v) { return v > least; };  // NaN is not
   const volatile T* volumes = out.volumes;
   double sum = 0.0, counted = 0.0;
   for (int64_t i = threadIdx.x; i < problem.simplices; i += kBlock) {
     const double v = volumes[i];
-    // NaN counts, so that it shows.
-    if (valid(v) || v != v) {
+    if (valid(v)) {
       sum += v;
       counted += 1.0;
     }
@@ -51,7 +51,7 @@ __device__ void write_statistics(const Problem& problem, const Targets<S>& out, 
   double squares = 0.0;
   for (int64_t i = threadIdx.x; i < problem.simplices; i += kBlock) {
     const double v = volumes[i];
-    if (valid(v) || v != v) squares += (v - mean) * (v - mean);
+    if (valid(v)) squares += (v - mean) * (v - mean);
   }
   squares = block_sum<kBlock>(squares, shared);
   if (threadIdx.x) return;
@@ -150,7 +150,7 @@ struct Backward {
     double total = at_or_zero(in.volumes, simplex);
     const Statistics statistics{double(*scalars.cv), double(*scalars.mean), double(*scalars.std),
                                 *scalars.count};
-    if (statistics.count >= problem.min_valid && volume * volume > problem.valid_above) {
+    if (statistics.count >= problem.min_valid && volume > sqrt(problem.valid_above)) {
       const ScalarCotangents g{at_or_zero(in.loss), at_or_zero(in.cv), at_or_zero(in.mean),
                                at_or_zero(in.std)};
       total += volume_cotangent(statistics, g, problem.target, problem.eps, volume);
@@ -173,6 +173,7 @@ struct Parts {
   int32_t own_row[kListed];   // rows of the block, counted by themselves
   int32_t vertex[kBatch][K + 1];
   double factor[kBatch][K];
+  bool silent[kBatch];
   int32_t warp_counts[kBackwardWarps];
 };
 
@@ -182,6 +183,7 @@ __device__ void describe_part(const Backward<K, S>& backward, int64_t position, 
   const int64_t simplex = position / (K + 1);
   const int corner = static_cast<int>(position - simplex * (K + 1));
   const double scale = backward.cotangent(simplex);
+  parts.silent[slot] = scale == 0.0;  // then nothing is added, not even NaN times 0
 #pragma unroll
   for (int j = 0; j <= K; ++j) {
     parts.vertex[slot][j] = static_cast<int32_t>(backward.indices[simplex * (K + 1) + j]);
@@ -258,7 +260,7 @@ __device__ __forceinline__ void add_parts(const Problem& problem, const Parts<K>
   }
 #pragma unroll
   for (int n = 0; n < N; ++n) {
-    if (slot[n] < 0) break;
+    if (slot[n] < 0 || parts.silent[slot[n]]) continue;
     double edge[K][kQuad];
     loaded[n].edges(edge);
 #pragma unroll

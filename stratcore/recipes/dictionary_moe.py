@@ -98,7 +98,7 @@ def dictionary_moe() -> DictionaryMoERun:
         recipe="dictionary_moe",
         model=DictionaryMoEOptions(input_dim=64, tied=True, backward="masked", candidates=4, rate=1.0),
         objective=ObjectiveOptions(
-            kind="mixture", balance=0.01, noise=0.3, step_lr_scale=3.0, revive_every=50, revive_until=300
+            kind="mixture", balance=0.01, noise=0.3, step_lr_scale=2.0, revive_every=50, revive_until=300
         ),
         stage=Stage(
             steps=400,
