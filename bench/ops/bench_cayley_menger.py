@@ -391,8 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for case in CASES:
         if case.name in options.cases or case.group in options.cases:
             run_case(case, recorder, options)
-    if recorder.rows:
-        print(summarize(recorder.rows))
+    print(summarize(recorder.rows))
     if "numerics" in options.cases:
         print_numerics(device, options.count)
 
