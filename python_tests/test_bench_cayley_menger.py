@@ -51,7 +51,7 @@ def test_work_of_a_case():
 
 def test_numerics_counts_wrong_signs(capsys):
     bench.main(["--cases", "numerics", "--count", "3000"])
-    header, *lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    _, header, *lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert header[:3] == ["height", "shift", "provider"] and len(lines) == 6
     flat = {tuple(line[2:-4]): line for line in lines if line[0] == "0.0001"}
     ours, naive = flat[("stratcore",)], flat[("bordered", "determinant")]

@@ -273,12 +273,13 @@ class Problem:
 
 
 def flat_simplices(height: float, count: int, generator: torch.Generator, shift: float) -> Tensor:
-    """Pentachora in 32 dimensions, edges about 1, whose last vertex lies `height` above the others' centroid."""
+    """A bent regular tetrahedron of edge 1.4 in 32 dimensions, a fifth vertex `height` above its centroid."""
     dim, device = 32, generator.device
-    frame = torch.linalg.qr(torch.randn(dim, dim, generator=generator, device=device, dtype=torch.float64)).Q[
-        :, :4
-    ]
-    inside = torch.randn(count, 5, 3, generator=generator, device=device, dtype=torch.float64)
+    square = torch.randn(dim, dim, generator=generator, device=device, dtype=torch.float64)
+    frame = torch.linalg.qr(square).Q[:, :4]
+    inside = 0.1 * torch.randn(count, 5, 3, generator=generator, device=device, dtype=torch.float64)
+    corners = [[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]
+    inside[:, :4] += 0.5 * torch.tensor(corners, device=device)
     inside[:, 4] = inside[:, :4].mean(1)
     heights = torch.zeros(count, 5, 1, device=device, dtype=torch.float64)
     heights[:, 4] = height
@@ -390,8 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for case in CASES:
         if case.name in options.cases or case.group in options.cases:
             run_case(case, recorder, options)
-    if recorder.rows:
-        print(summarize(recorder.rows))
+    print(summarize(recorder.rows))
     if "numerics" in options.cases:
         print_numerics(device, options.count)
 

@@ -154,7 +154,7 @@ def gradient_of_distances(distances_BP: Tensor, k: int, grads: Sequence[Tensor |
     d = distances_BP.double()
     first, second = vertex_pairs(k, d.device)
     positions = d.new_zeros(d.shape[-1], k + 1, k + 1, dtype=torch.float64)
-    positions[torch.arange(d.shape[-1]), first, second] = 1.0
+    positions[torch.arange(d.shape[-1], device=d.device), first, second] = 1.0
     square = torch.einsum("bp,pij->bij", d, positions + positions.mT)
     gram = (square[:, :1, 1:] + square[:, 1:, :1] - square[:, 1:, 1:]) / 2
     volume, log_volume, squared_volume, determinant = (None if g is None else g.double() for g in grads)

@@ -67,10 +67,10 @@ def simplex_measures(
     simplex (a vertex lies in the plane of those before it, up to 1e-7 of its distance from vertex 0) has volume,
     squared volume and determinant 0 and log-volume -inf. There squared volume, determinant and distances keep their
     derivatives, while volume and log-volume have none and give 0.
-    Numerics: differences first, then E E^T = L diag L^T, all in float64 whatever the input, so that a height of 1e-4
-    of the edges keeps a relative error of V^2 below 1e-6 of what the rounded coordinates say. The log-volume neither
-    overflows nor underflows. A squared distance is as exact as 1e-15 of the larger distance from vertex 0. NaN stays
-    in its simplex. Under autocast: float32.
+    Numerics: differences first, then E E^T = L diag L^T, all in float64 whatever the input: at a height of 1e-4 of
+    the edges V^2 keeps a relative error of 2e-7 against the rounded coordinates, most of it the rounding of the
+    result to float32. The log-volume neither overflows nor underflows. A squared distance is as exact as 1e-15 of
+    the larger distance from vertex 0. NaN stays in its simplex. Under autocast: float32.
     Determinism: forward always; backward on the CPU and of points without indices always, over a table on a GPU with
     `deterministic`. Empty batches give empty outputs.
     Cost: O(B k^2 D): one pass over the vertices forward, two backward.
