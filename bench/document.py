@@ -26,32 +26,40 @@ components.
 STRATA = """## Known strata
 
 Five strata of dimensions 1, 2, 4, 8, 16 in 64 dimensions, noise 1 % an axis, 10,000 draws; agreement (ARI)
-with the truth on 2,000 held-out points, mean and worst of six seeds. `ari`: the expert of least penalized
-residual. `ari_gate`: the gate alone, a query-key term plus an even energy term. `affine_ari_gate`: the same
-training with an affine gate, which cannot own both x and -x of two strata with one center. The experts
-start on thresholded subspace clustering; the sparsities are the dimensions of the linear spans, which a
-user does not know beforehand.
+with the truth on 2,000 held-out points, mean and worst of twelve seeds, one process a seed. `ari`: the expert
+of least penalized residual. `ari_gate`: the gate alone, a query-key term plus an even energy term.
+`affine_ari_gate`: the same training with an affine gate, which cannot own both x and -x of two strata with
+one center. The experts start on thresholded subspace clustering; the sparsities are the dimensions of the
+linear spans, which a user does not know beforehand.
+
+One of the twelve seeds of spheres with one center fails (seed 9: ARI .79, dimensions 2, 0, 3, 5, 26): there
+the clustering that the experts start on cuts the circle in two and takes the two largest spheres for one, and
+training does not mend it. All others are within rounding of the truth. With the recipe's faster step sizes
+two more (6 and 11) end at .82 and .89 from a perfect start, so these runs keep them at the common rate.
 """
 BUNDLED = """## Bundled embeddings
 
-3,500 MiniLM embeddings of seven domains, six seeds of split, start and order, none of which was looked at while the
-recipe was chosen. The mixture runs four experts a row and takes the one of least penalized residual; its TopK peers
-have the same mean number of active atoms (rounded up, on validation rows), the same training, and either the same
-active FLOPs or the same parameters. Intervals are 95 % t intervals of the paired difference. Dead atoms: used by no
-training row that their expert is run on; or by none that it is chosen for.
+3,500 MiniLM embeddings of seven domains, six seeds of split, start and order, none of which was looked at
+while the recipe was chosen; one process a seed. The mixture runs four experts a row and takes the one of
+least penalized residual; its TopK peers have the same mean number of active atoms (rounded up, on validation
+rows), the same training, and either the same active FLOPs or the same parameters. Intervals are 95 % t
+intervals of the paired difference. Dead atoms: used by no training row that their expert is run on; or by
+none that it is chosen for.
 
-Read with care. What the mixture gains, it gains by trying several experts on a row: by its gate alone it leaves
-{gate:.3f} of the variance of the validation rows unexplained, more than one dictionary. With two experts a row it
-equals the single dictionary of equal FLOPs (six seeds that served to choose the recipe: .0721 against .0725), with
-three or four it wins, and a single dictionary gains nothing from the atoms that the same FLOPs would buy it. Experts
-follow the domains less than plain clustering does (ARI {ari:.2f} on average, where spherical KMeans reaches about
-.6; see the report), so nothing here says that strata are domains.
+Read with care. What the mixture gains, it gains by trying several experts on a row: by its gate alone it
+leaves {gate:.3f} of the variance of the validation rows unexplained, more than one dictionary. With two
+experts a row it equals the single dictionary of equal FLOPs (six seeds that served to choose the recipe:
+.0721 against .0725), with three or four it wins, and a single dictionary gains nothing from the atoms that
+the same FLOPs would buy it. Experts follow the domains less than plain clustering does (ARI {ari:.2f} on
+average, where spherical KMeans reaches about .6; see the report), so nothing here says that strata are
+domains.
 
-What shaped the recipe: with 2,450 training rows, 256 atoms an expert learn rows by heart without the input noise; the
-encoder's step has to grow tenfold in training, so it is searched for at the start and learns at twice the rate
-of all else (else the single dictionary has two modes, .073 and .10); a load balance makes the gate a worse predictor
-(.08 without it against .14 at weight .05), so its weight is .01; the straight-through backward trained worse than the
-masked one at the learning rates tried (3e-4 and 1e-3), so the recipe uses the masked one.
+What shaped the recipe: with 2,450 training rows, 256 atoms an expert learn rows by heart without the input
+noise; the encoder's step has to grow tenfold in training, so it is searched for at the start and learns at
+twice the rate of all else (else the single dictionary has two modes, .073 and .10); a load balance makes the
+gate a worse predictor (.08 without it against .14 at weight .05), so its weight is .01; the straight-through
+backward trained worse than the masked one at the learning rates tried (3e-4 and 1e-3), so the recipe uses the
+masked one.
 """
 OP = """## topk_lista on the GPU
 

@@ -156,7 +156,7 @@ __device__ __forceinline__ void gradient_of_simplex(const Source<K, S>& source,
 #pragma unroll
   for (int j = 0; j <= K; ++j) {
     const int64_t row = simplex * (K + 1) + j;
-    target[j] = sink.data + (sink.indices ? sink.indices[row] : row) * source.dim;
+    target[j] = sink.indices ? sink.data + (vertices.row[j] - source.data) : sink.data + row * source.dim;
   }
   for (int64_t at = int64_t(lane % L) * kQuad; at < source.dim; at += L * kQuad) {
     double edge[K][kQuad], origin[kQuad] = {};
@@ -216,9 +216,12 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     for (int column = lane / L; column < tiling.tile; column += kWarp / L) {
       Vertices<K, S> vertices;
       if (first + column >= source.simplices) break;
-      if (!source.vertices(first + column, vertices) && sink.indices) continue;
       double matrix[K * (K + 1) / 2];
       read_column<K>(grams, column, matrix);
+      if (!source.vertices(first + column, vertices)) {  // then its other vertices get no gradient either
+#pragma unroll
+        for (int p = 0; p < K * (K + 1) / 2; ++p) matrix[p] = 0.0;
+      }
       gradient_of_simplex<K, L>(source, vertices, sink, first + column, tiling.aligned, lane, matrix);
     }
     __syncwarp();

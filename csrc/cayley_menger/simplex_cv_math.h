@@ -43,12 +43,12 @@ STRATCORE_HOST_DEVICE inline uint64_t scaled_draw(uint64_t bits, uint64_t range)
 template <int K>
 STRATCORE_HOST_DEVICE inline void choose_vertices(const uint64_t (&bits)[K + 1], int64_t pool,
                                                   int64_t (&rows)[K + 1]) {
-STRATCORE_UNROLL
+  STRATCORE_UNROLL
   for (int j = 0; j <= K; ++j) {
     const int64_t last = pool - K - 1 + j;
     const int64_t row = int64_t(scaled_draw(bits[j], uint64_t(last) + 1));
     bool taken = false;
-STRATCORE_UNROLL
+    STRATCORE_UNROLL
     for (int p = 0; p < j; ++p) taken = taken || rows[p] == row;
     rows[j] = taken ? last : row;
   }
@@ -69,7 +69,7 @@ STRATCORE_HOST_DEVICE inline void draw_vertices(int64_t seed, int64_t offset, in
                                                 int64_t (&rows)[K + 1]) {
   uint64_t bits[K + 1];
   PhiloxBlock block{};
-STRATCORE_UNROLL
+  STRATCORE_UNROLL
   for (int j = 0; j <= K; ++j) {
     if (j % 2 == 0) block = random_block<K>(seed, offset, which, j / 2);
     bits[j] = uint64_t(block.word[j % 2 * 2 + 1]) << 32 | block.word[j % 2 * 2];

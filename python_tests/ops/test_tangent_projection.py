@@ -157,7 +157,8 @@ def test_matches_reference(device, dtype, rows, dim, anchors):
     exact = reference.on_sphere(x.double())
     y, nearest, cosine = ops.sphere_normalize_nearest(x, directions)
     assert_as_accurate(y, reference.on_sphere(x), exact)
-    assert torch.equal(ops.sphere_normalize(x), y)
+    # On a GPU the kernels with and without anchors add up a row's squares in different orders.
+    torch.testing.assert_close(ops.sphere_normalize(x), y, rtol=4 * torch.finfo(dtype).eps, atol=0)
     if rows == 0:
         assert nearest.shape == cosine.shape == (0,)
         return
@@ -199,7 +200,7 @@ def test_any_strides(device, separation):
     leaf = wide.requires_grad_()
     y = ops.sphere_normalize(leaf[:, 1::2], anchors.T.contiguous().T, separation=separation)
     y.backward(grad.T.contiguous().T)
-    assert torch.equal(y, ops.sphere_normalize(x))
+    assert torch.equal(y, ops.sphere_normalize(x, anchors, separation=separation))
     assert torch.equal(leaf.grad[:, 1::2], gradient(x, anchors, grad, separation=separation))
     expanded = grad[:1].expand(12, -1)
     assert torch.equal(gradient(x, anchors, expanded), gradient(x, anchors, expanded.contiguous()))
