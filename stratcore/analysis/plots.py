@@ -104,14 +104,14 @@ def embedding_3d(view: View, levels: Sequence[int]) -> Figure:
                 *rarefied(view.points).T, s=6, c=rarefied(colors_of(labels, colors)), depthshade=True
             )
             axes.view_init(elev=18, azim=azimuth)
-            axes.set(
-                xticklabels=[], yticklabels=[], zticklabels=[], xlabel="PC 1", ylabel="PC 2", zlabel="PC 3"
-            )
+            axes.set(xlabel="PC 1", ylabel="PC 2", zlabel="PC 3")
             axes.set_title(
                 f"Held-out rows {what}, " + ("from the front" if column == 0 else "from the right")
             )
             axes.patch.set_visible(False)
             for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+                # With empty labels instead, matplotlib before 3.11 gives up the constrained layout.
+                axis.set_major_formatter(NullFormatter())
                 axis.labelpad = -8
             axes.set_box_aspect((1, 1, 0.85), zoom=1.1)
             if column == 1:

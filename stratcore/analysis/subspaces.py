@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 
 
@@ -33,7 +31,7 @@ def subspace_clusters(
     Source: Heckel and Boelcskei 2015 (thresholding-based subspace clustering).
     """
     from scipy.sparse.csgraph import connected_components
-    from sklearn.cluster import KMeans, SpectralClustering
+    from sklearn.cluster import KMeans
 
     if len(x_Nd) < num_clusters:
         raise ValueError(f"subspace_clusters: expected at least {num_clusters} rows, got {len(x_Nd)}")
@@ -55,11 +53,23 @@ def subspace_clusters(
     large = size[component] >= max(2, len(rows) // (10 * num_clusters))
     if large.sum() >= num_clusters:
         rows, unit, weights = rows[large], unit[large], weights[np.ix_(large, large)]
-    with warnings.catch_warnings():
-        # Strata far apart leave the graph in pieces, which is what is sought.
-        warnings.filterwarnings("ignore", "Graph is not fully connected", UserWarning)
-        cut = SpectralClustering(num_clusters, affinity="precomputed", random_state=seed)
-        labels = cut.fit_predict(weights)
+    labels = _spectral_cut(weights, num_clusters, seed)
     if np.bincount(labels, minlength=num_clusters).min() < len(rows) // (20 * num_clusters) + 1:
         labels = KMeans(num_clusters, n_init=10, random_state=seed).fit_predict(unit)
     return rows, labels
+
+
+def _spectral_cut(weights_NN: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
+    """Clusters the nodes of a graph by KMeans of the leading eigenvectors of its normalized weights.
+
+    SpectralClustering of scikit-learn before 1.9 factorizes an exactly singular matrix for them and errs.
+    """
+    from scipy.linalg import eigh
+    from sklearn.cluster import KMeans
+
+    scale_N = 1 / np.sqrt(weights_NN.sum(axis=1, dtype=np.float64))
+    count = len(scale_N)
+    _, vectors_NC = eigh(
+        scale_N[:, None] * weights_NN * scale_N, subset_by_index=(count - num_clusters, count - 1)
+    )
+    return KMeans(num_clusters, n_init=10, random_state=seed).fit_predict(scale_N[:, None] * vectors_NC)
