@@ -82,15 +82,12 @@ def simplex_measures(
 def simplex_volume(
     points: Tensor, indices: Tensor | None = None, *, deterministic: bool | None = None
 ) -> Tensor:
-    """Volume [...] of simplices: sqrt(det(E E^T)) / k!. See `simplex_measures`.
-
-    Args:
-        points: [..., k + 1, D], or a table [N, D].
-        indices: rows of the table [..., k + 1], or None.
-        deterministic: see `simplex_measures`.
+    """Volume of simplices, sqrt(det(E E^T)) / k!: points [..., k + 1, D], or [N, D] with indices [..., k + 1].
 
     Returns:
-        [...], float64 for float64 points, else float32; 0 where degenerate, with gradient 0.
+        [...], unit length^k, float64 for float64 points, else float32; 0 where degenerate, with gradient 0.
+
+    Arguments, errors, gradient, numerics and source: those of `simplex_measures`, field `volume`.
     """
     return _one(points, indices, "volume", deterministic)
 
@@ -98,15 +95,12 @@ def simplex_volume(
 def simplex_log_volume(
     points: Tensor, indices: Tensor | None = None, *, deterministic: bool | None = None
 ) -> Tensor:
-    """Logarithm [...] of the volume, without underflow. See `simplex_measures`.
-
-    Args:
-        points: [..., k + 1, D], or a table [N, D].
-        indices: rows of the table [..., k + 1], or None.
-        deterministic: see `simplex_measures`.
+    """Logarithm of `simplex_volume`, which neither overflows nor underflows.
 
     Returns:
         [...], float64 for float64 points, else float32; -inf where degenerate, with gradient 0.
+
+    Arguments, errors, gradient, numerics and source: those of `simplex_measures`, field `log_volume`.
     """
     return _one(points, indices, "log_volume", deterministic)
 
@@ -114,15 +108,12 @@ def simplex_log_volume(
 def simplex_squared_volume(
     points: Tensor, indices: Tensor | None = None, *, deterministic: bool | None = None
 ) -> Tensor:
-    """Squared volume [...], smooth everywhere. See `simplex_measures`.
-
-    Args:
-        points: [..., k + 1, D], or a table [N, D].
-        indices: rows of the table [..., k + 1], or None.
-        deterministic: see `simplex_measures`.
+    """Square of `simplex_volume`, with a derivative everywhere.
 
     Returns:
-        [...], float64 for float64 points, else float32.
+        [...], unit length^2k, float64 for float64 points, else float32; 0 where degenerate.
+
+    Arguments, errors, gradient, numerics and source: those of `simplex_measures`, field `squared_volume`.
     """
     return _one(points, indices, "squared_volume", deterministic)
 
@@ -130,15 +121,13 @@ def simplex_squared_volume(
 def cayley_menger_determinant(
     points: Tensor, indices: Tensor | None = None, *, deterministic: bool | None = None
 ) -> Tensor:
-    """Determinant [...] of the bordered matrix of squared distances. See `simplex_measures`.
-
-    Args:
-        points: [..., k + 1, D], or a table [N, D].
-        indices: rows of the table [..., k + 1], or None.
-        deterministic: see `simplex_measures`.
+    """Determinant of the bordered matrix: (-1)^(k + 1) 2^k (k!)^2 times `simplex_squared_volume`.
 
     Returns:
-        [...], float64 for float64 points, else float32: positive for odd k, negative for even k, 0 where degenerate.
+        [...], unit length^2k, float64 for float64 points, else float32; positive for odd k, negative for even k, 0
+        where degenerate.
+
+    Arguments, errors, gradient, numerics and source: those of `simplex_measures`, field `determinant`.
     """
     return _one(points, indices, "determinant", deterministic)
 
