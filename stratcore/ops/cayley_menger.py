@@ -17,6 +17,7 @@ from stratcore.ops._autograd import differentiable
 from stratcore.ops._cayley_menger_call import OP, OUTPUTS, Call, check_shapes, result_dtype
 from stratcore.ops._cayley_menger_replay import SimplexReplay, gradient_of_points, through_table
 from stratcore.ops._checks import check_floating
+from stratcore.ops._vmap import batch_in_front
 
 
 class SimplexMeasures(NamedTuple):
@@ -208,20 +209,16 @@ _call = differentiable(_op, setup_context=_save, backward=_gradient, jvp=_tangen
 
 def _fold(size: int, points: Tensor, indices: Tensor | None, dims: Sequence[int | None]) -> tuple:
     """Batches of points or indices [X, ...] as one: vertices lie in a row, tables under each other."""
-
-    def wide(tensor: Tensor, dim: int | None) -> Tensor:
-        return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
     if indices is None:
-        return wide(points, dims[0]).flatten(0, 1), None
-    rows_XBV = wide(indices, dims[1])
+        return batch_in_front(points, dims[0], size).flatten(0, 1), None
+    rows_XBV = batch_in_front(indices, dims[1], size)
     if dims[0] is None:
         return points, rows_XBV.flatten(0, 1)
     count = points.movedim(dims[0], 0).shape[1]
     inside = (rows_XBV >= 0) & (rows_XBV < count)
     start = torch.arange(size, device=points.device)[:, None, None] * count
     rows_XBV = torch.where(inside, rows_XBV + start, -1)
-    return wide(points, dims[0]).flatten(0, 1), rows_XBV.flatten(0, 1)
+    return points.movedim(dims[0], 0).flatten(0, 1), rows_XBV.flatten(0, 1)
 
 
 @torch.library.register_vmap("stratcore::cayley_menger")
@@ -241,7 +238,7 @@ def _vmap_backward(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
         points, in_dims = points.expand(size, *points.shape), (*in_dims[:5], 0, *in_dims[6:])
     folded, rows = _fold(size, points, indices, in_dims[5:7])
     wide = [
-        None if g is None else (g.expand(size, *g.shape) if d is None else g.movedim(d, 0)).flatten(0, 1)
+        None if g is None else batch_in_front(g, d, size).flatten(0, 1)
         for g, d in zip(grads, in_dims[:5], strict=True)
     ]
     if order is not None:
