@@ -75,6 +75,14 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stratcore.training.Trainer.fit", fit)
 
 
+@pytest.fixture
+def quick_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bench takes rooflines as given instead of measuring them."""
+    from bench import harness
+
+    monkeypatch.setattr(harness, "measure_ceilings", lambda *_: harness.Ceilings(1e9, 1e9))
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
