@@ -59,8 +59,8 @@ UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib
 
 
 def read_project() -> dict[str, str]:
-    """Text files of the project by path; build outputs and caches are left out."""
-    paths = [path for path in ROOT.iterdir() if path.is_file()]
+    """Text files of the project by path; build outputs, caches and a worktree's .git are left out."""
+    paths = [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"]
     for folder in FOLDERS:
         paths += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
     kept = [path for path in paths if path.suffix in SUFFIXES and "__pycache__" not in path.parts]

@@ -1,4 +1,4 @@
-"""Devices as parameters; deterministic algorithms and NaN-filled fresh memory in every test of an op."""
+"""What tests of several rooms share: devices, seeds, threads, a folder with a small table, and which package runs."""
 
 from __future__ import annotations
 
@@ -46,6 +46,41 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(scope="module")
+def single_thread() -> Iterator[None]:
+    """For sizes at which a second thread costs more than it gives."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh folder with the small table in it, as the current one."""
+    from python_tests.recipes.small_run import save_small_table  # few tests need what it imports
+
+    save_small_table(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(self: object, resume: object = None) -> None:
+        raise AssertionError("training began")
+
+    monkeypatch.setattr("stratcore.training.Trainer.fit", fit)
+
+
+@pytest.fixture
+def quick_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bench takes rooflines as given instead of measuring them."""
+    from bench import harness
+
+    monkeypatch.setattr(harness, "measure_ceilings", lambda *_: harness.Ceilings(1e9, 1e9))
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ Legend: B rows, E experts, M atoms.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,16 +17,8 @@ from stratcore.models import DictionaryMoE, DictionaryMoEOptions
 from stratcore.training import OptimizerOptions, Runtime, Stage, StepResult, Trainer
 from stratcore.training.tasks import DictionaryMoETask, ObjectiveOptions, Rows
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 LEVELS = (8, 12, 16, 20, 24, 28, 32)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def single_thread() -> Iterator[None]:
-    """At these sizes a second thread costs more than it gives."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # ---- D0: a gate without gradient has mean sparsity 20.0 in every stratum

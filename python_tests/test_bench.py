@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from bench import compare, harness
+from bench import compare, harness, runner
 from bench.ops import bench_simplex_cv, bench_topk_lista
 
 CPU = torch.device("cpu")
@@ -227,8 +227,8 @@ KINDS = ["small_classic", "small_coupled", "small_experts", "small_routed", "sma
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_provider_passes_its_gate(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(harness, "measure_ceilings", lambda *_: harness.Ceilings(1e9, 1e9))
+@pytest.mark.usefixtures("quick_ceilings")
+def test_every_provider_passes_its_gate(tmp_path, name):
     out = tmp_path / "rows.jsonl"
     providers = ["--providers", "eager,torch.topk,stratcore"]
     bench_topk_lista.main([*FAST, *providers, "--cases", name, "--out", str(out)])
@@ -239,8 +239,8 @@ def test_every_provider_passes_its_gate(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize("fault", [1.01, float("nan")])
+@pytest.mark.usefixtures("quick_ceilings")
 def test_a_wrong_kernel_gets_no_speed(monkeypatch, capsys, fault):
-    monkeypatch.setattr(harness, "measure_ceilings", lambda *_: harness.Ceilings(1e9, 1e9))
     right = bench_topk_lista.stratcore_code
     monkeypatch.setattr(bench_topk_lista, "stratcore_code", lambda *a: fault * right(*a))
     bench_topk_lista.main([*FAST, "--providers", "stratcore", "--cases", "small_classic"])
@@ -248,9 +248,8 @@ def test_a_wrong_kernel_gets_no_speed(monkeypatch, capsys, fault):
     assert len(lines) == 2 and all("GATE FAILED" in line for line in lines)
 
 
+@pytest.mark.usefixtures("quick_ceilings")
 def test_missing_providers_and_heavy_cases_are_named(monkeypatch, capsys):
-    monkeypatch.setattr(harness, "measure_ceilings", lambda *_: harness.Ceilings(1e9, 1e9))
-
     monkeypatch.setitem(sys.modules, "bench.native._native", None)
     cases = ["--cases", "small_topk,m16384_bf16", "--modes", "fwd", "--providers", "native"]
     bench_topk_lista.main([*FAST, *cases])
@@ -261,8 +260,8 @@ def test_missing_providers_and_heavy_cases_are_named(monkeypatch, capsys):
 
 
 def test_compiling_is_bounded():
-    with pytest.raises(bench_topk_lista.TimeLimit, match="took longer than 0.05 s"):
-        with bench_topk_lista.time_limit(0.05):
+    with pytest.raises(runner.TimeLimit, match="took longer than 0.05 s"):
+        with runner.time_limit(0.05):
             time.sleep(5)
 
 
@@ -289,8 +288,8 @@ def test_unknown_names_are_refused(capsys):
 # the benchmark of simplex_cv
 
 
+@pytest.mark.usefixtures("quick_ceilings")
 def test_simplex_cv_passes_its_gate_and_a_wrong_one_gets_no_speed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(harness, "measure_ceilings", lambda *_: harness.Ceilings(1e9, 1e9))
     out = tmp_path / "rows.jsonl"
     bench_simplex_cv.main([*FAST, "--cases", "small", "--out", str(out)])
     rows = compare.read_rows(out)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import compare, harness
+from bench import compare
 from bench.ops import bench_cayley_menger as bench
 
+pytestmark = pytest.mark.usefixtures("quick_ceilings")
 FAST = ["--warm-up", "0", "--measure", "0.001", "--modes", "fwd,fwd+bwd"]
 
 
 @pytest.mark.parametrize("name", ["small_points", "small_bf16", "small_table", "small_distances"])
-def test_every_provider_passes_its_gate(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(harness, "measure_ceilings", lambda *_: harness.Ceilings(1e9, 1e9))
+def test_every_provider_passes_its_gate(tmp_path, name):
     out = tmp_path / "rows.jsonl"
     providers = ["det", "cdist", "cholesky", "stratcore"]
     bench.main([*FAST, "--providers", ",".join(providers), "--cases", name, "--out", str(out)])
@@ -24,7 +24,6 @@ def test_every_provider_passes_its_gate(tmp_path, monkeypatch, name):
 
 
 def test_a_wrong_kernel_gets_no_speed(monkeypatch, capsys):
-    monkeypatch.setattr(harness, "measure_ceilings", lambda *_: harness.Ceilings(1e9, 1e9))
     right = bench.ops.simplex_volume
     monkeypatch.setattr(bench.ops, "simplex_volume", lambda *a, **k: 1.0001 * right(*a, **k))
     bench.main([*FAST, "--providers", "stratcore", "--cases", "small_points"])

@@ -5,15 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import compare, harness
+from bench import compare
 from bench.ops import bench_tangent_projection as bench
 
+pytestmark = pytest.mark.usefixtures("quick_ceilings")
 FAST = ["--warm-up", "0", "--measure", "0.001"]
-
-
-@pytest.fixture(autouse=True)
-def quick_ceilings(monkeypatch):
-    monkeypatch.setattr(harness, "measure_ceilings", lambda *_: harness.Ceilings(1e9, 1e9))
 
 
 @pytest.mark.parametrize("name", [case.name for case in bench.CASES if case.group == "small"])

@@ -5,53 +5,27 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from safetensors.numpy import save_file
 
-from python_tests.recipes.small_run import SETTINGS, files_of, refusal, small_table
+from python_tests.recipes.small_run import SMALL, files_of, refusal, small_table
 from stratcore.cli import load_run, train
 from stratcore.data import save_table
 from stratcore.models import DictionaryMoE
 from stratcore.recipes import RECIPES
-from stratcore.training import Trainer
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 FLAGS = ["--config", "--help", "--output", "--print_config", "--resume"]
 KEYS = [
     *("recipe", "seed", "device", "batch_size", "start", "baselines"),
     *("data", "model", "objective", "stage"),
 ]
-SMALL = ("data.source=rows.safetensors", *SETTINGS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def single_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh folder with the small table in it, as the current one."""
-    save_table(small_table(), tmp_path / "rows.safetensors")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fit(self: Trainer, resume: object = None) -> None:
-        raise AssertionError("training began")
-
-    monkeypatch.setattr(Trainer, "fit", fit)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,46 +21,21 @@ import torch
 
 from python_tests.recipes.small_run import (
     SETTINGS,
+    SMALL,
     files_of,
     last_checkpoint,
     refusal,
-    small_table,
-    timeless_records,
+    save_small_table,
     timeless_results,
 )
+from python_tests.training.toy import timeless_records
 from stratcore import analysis
 from stratcore.cli import load_run, train
-from stratcore.data import save_table
-from stratcore.training import Trainer
 
-SMALL = ("data.source=rows.safetensors", *SETTINGS)
+pytestmark = pytest.mark.usefixtures("single_thread")
 PROGRAM = (sys.executable, "-m", "stratcore.train")
 # At these sizes a second thread costs more than it gives.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TERM": "xterm"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def single_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh folder with the small table in it, as the current one."""
-    save_table(small_table(), tmp_path / "rows.safetensors")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fit(self: Trainer, resume: object = None) -> None:
-        raise AssertionError("training began")
-
-    monkeypatch.setattr(Trainer, "fit", fit)
 
 
 @pytest.fixture
@@ -77,7 +52,7 @@ def start(folder: Path, *words: str, **options: object) -> subprocess.Popen[str]
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """A folder with the small table and a run on it with its baselines, and what it wrote into pipes."""
     folder = tmp_path_factory.mktemp("finished")
-    save_table(small_table(), folder / "rows.safetensors")
+    save_small_table(folder)
     process = start(folder, *SMALL, "--output", "run", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr

@@ -15,21 +15,17 @@ Legend: B simplices, k order, D dimension, N rows of a table.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.compare import format_table, summarize
-from bench.harness import Budget, Call, Job, Recorder, Tolerance, check, device_of
-from bench.ops.bench_topk_lista import time_limit
+from bench import runner
+from bench.compare import format_table
+from bench.harness import Call, Job, Recorder, Tolerance
 from stratcore import ops
 from stratcore.ops.reference import cayley_menger as reference
 
@@ -207,7 +203,7 @@ class Problem:
         self.sampled_grad = torch.zeros_like(self.grad)
         self.sampled_grad[self.sample] = self.grad[self.sample]
 
-    def functions(self) -> dict[str, Callable[[], Function]]:
+    def functions(self, mode: str) -> dict[str, Callable[[], Function]]:
         """How to make each provider. The first is the baseline of the gate."""
         case, indices = self.case, self.indices
 
@@ -231,17 +227,7 @@ class Problem:
         }
 
     def call(self, function: Function, mode: str, grad: Tensor | None = None) -> Call:
-        """What is timed: the volumes, or the gradient of the input."""
-        grad = self.grad if grad is None else grad
-        leaf = self.input.detach().requires_grad_(mode == "fwd+bwd")
-
-        def run() -> Any:
-            if mode == "fwd":
-                with torch.no_grad():
-                    return function(leaf)
-            return torch.autograd.grad(function(leaf), leaf, grad)
-
-        return run
+        return runner.timed_call(function, [self.input], mode, self.grad if grad is None else grad)
 
     def sampled(self, function: Function, mode: str) -> list[Tensor]:
         """The call at full size, reduced to the sampled simplices; only these have a gradient."""
@@ -318,30 +304,6 @@ def print_numerics(device: torch.device, count: int) -> None:
 # ---- running
 
 
-def run_mode(problem: Problem, mode: str, recorder: Recorder, options: argparse.Namespace) -> None:
-    """Gates and times every wanted provider; those that are missing are named with the reason."""
-    baseline, exact = None, problem.oracle(mode)
-    for name, make in problem.functions().items():
-        first, wanted = baseline is None, not options.providers or name in options.providers
-        if not first and not wanted:
-            continue
-        try:
-            with time_limit(options.compile_limit) if name == "compile" else contextlib.nullcontext():
-                function = make()
-                results = problem.sampled(function, mode)
-        except Exception as error:  # a provider that cannot run is a finding, not the end of the run
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
-            print(f"missing: {problem.case.name} {mode} {name}: {type(error).__name__}: {reason}", flush=True)
-            continue
-        gate = check(results, exact, baseline, problem.tolerance(mode))
-        baseline = results if first else baseline
-        if not wanted:
-            continue
-        row = recorder.record(problem.case.job(mode), name, problem.call(function, mode), gate)
-        speed = f"{row['p50_ms']:.4f} ms" if gate.passed else f"GATE FAILED: {gate.text}"
-        print(f"{problem.case.name} {mode} {name}: {speed}", flush=True)
-
-
 def run_case(case: Case, recorder: Recorder, options: argparse.Namespace) -> None:
     gib = math.prod(case.input_shape()) * (case.k + 1) * case.dtype.itemsize / 2**30
     if recorder.device.type == "cpu" and gib > options.cpu_limit:
@@ -350,50 +312,22 @@ def run_case(case: Case, recorder: Recorder, options: argparse.Namespace) -> Non
     torch.compiler.reset()
     problem = Problem(case, recorder.device)
     for mode in options.modes:
-        run_mode(problem, mode, recorder, options)
+        runner.run_providers(problem, mode, recorder, options)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.ops.bench_cayley_menger", allow_abbrev=False)
-
-    def words(text: str) -> list[str]:
-        return [word for word in text.split(",") if word]
-
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--modes", type=words, default=["fwd", "fwd+bwd"], help="fwd,fwd+bwd")
-    parser.add_argument(
-        "--cases", type=words, default=["small"], help="groups (peers,more,cpu,small,numerics) or names"
-    )
-    parser.add_argument("--providers", type=words, default=[], help="all unless named")
-    parser.add_argument("--out", type=Path, help="JSONL file to write")
-    parser.add_argument("--warm-up", type=float, default=0.3, help="seconds a row")
-    parser.add_argument("--measure", type=float, default=1.0, help="seconds a row")
-    parser.add_argument("--compile-limit", type=float, default=180, help="seconds for one torch.compile")
-    parser.add_argument("--cpu-limit", type=float, default=1, help="GiB above which the CPU skips a case")
+    groups = "groups (peers,more,cpu,small,numerics) or names"
+    parser = runner.argument_parser("bench.ops.bench_cayley_menger", groups)
+    runner.add_limits(parser, 1, "GiB")
     parser.add_argument("--count", type=int, default=1_000_000, help="simplices of each row of numerics")
-    options = parser.parse_args(arguments)
-    known = {case.name for case in CASES} | {case.group for case in CASES} | {"numerics"}
-    for name, chosen, allowed in (
-        ("case", options.cases, known),
-        ("mode", options.modes, {"fwd", "fwd+bwd"}),
-    ):
-        for unknown in [word for word in chosen if word not in allowed]:
-            parser.error(f"expected a {name} of {', '.join(sorted(allowed))}, got {unknown!r}")
-    return options
+    return runner.parse_known(parser, arguments, cases=runner.names_of(CASES) | {"numerics"})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = parse(arguments)
-    command = shlex.join(["python", "-m", "bench.ops.bench_cayley_menger", *arguments])
-    device = device_of(options.device)
-    recorder = Recorder(device, Budget(options.warm_up, options.measure), command, options.out)
-    for case in CASES:
-        if case.name in options.cases or case.group in options.cases:
-            run_case(case, recorder, options)
-    print(summarize(recorder.rows))
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    recorder = runner.run_cases(options, CASES, run_case)
     if "numerics" in options.cases:
-        print_numerics(device, options.count)
+        print_numerics(recorder.device, options.count)
 
 
 if __name__ == "__main__":

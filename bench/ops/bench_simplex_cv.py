@@ -14,18 +14,15 @@ Legend: N rows, D dimension, n simplices.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.compare import summarize
-from bench.harness import Budget, Call, Job, Recorder, Tolerance, check, device_of
+from bench import runner
+from bench.harness import Call, Job, Recorder, Tolerance, check
 from stratcore import ops
 from stratcore.ops import reference
 
@@ -118,15 +115,7 @@ class Problem:
         ).indices
 
     def call(self, loss: Callable[[Tensor], Tensor], mode: str, x: Tensor | None = None) -> Call:
-        leaf = (self.x if x is None else x).detach().requires_grad_(mode == "fwd+bwd")
-
-        def run() -> Any:
-            if mode == "fwd":
-                with torch.no_grad():
-                    return [loss(leaf)]
-            return torch.autograd.grad(loss(leaf), [leaf])
-
-        return run
+        return runner.timed_call(lambda leaf: [loss(leaf)], [self.x if x is None else x], mode)
 
     def oracle(self, mode: str) -> list[Tensor]:
         def loss(x: Tensor) -> Tensor:
@@ -191,60 +180,30 @@ def run_mode(problem: Problem, mode: str, recorder: Recorder, wanted: Sequence[s
         problem.seed.copy_(torch.tensor([7, 0]))
         results = [t.clone() for t in gated()()]
         gate = check(results, exact, None if name == "eager" else baseline, tolerance)
-        report(recorder.record(problem.case.job(mode), name, timed(), gate))
+        runner.report(recorder.record(problem.case.job(mode), name, timed(), gate), wall=True)
     if mode == "fwd+bwd" and (not wanted or "yardstick" in wanted):
         double = [2 * problem.grad]
         gate = check([problem.yardstick()()], [t.double() for t in double], double, tolerance)
         # A mode of its own: it is no peer that could be beaten.
-        report(recorder.record(problem.case.job("x*2 f+b"), "yardstick", problem.yardstick(), gate))
+        job = problem.case.job("x*2 f+b")
+        runner.report(recorder.record(job, "yardstick", problem.yardstick(), gate), wall=True)
 
 
-def report(row: dict[str, Any]) -> None:
-    speed = (
-        f"{row['p50_ms']:.4f} ms, wall {row['wall_ms']:.4f} ms"
-        if row["gate"]
-        else f"GATE FAILED: {row['error']}"
-    )
-    print(f"{row['case']} {row['mode']} {row['provider']}: {speed}", flush=True)
+def run_case(case: Case, recorder: Recorder, options: argparse.Namespace) -> None:
+    problem = Problem(case, recorder.device)
+    for mode in options.modes:
+        run_mode(problem, mode, recorder, options.providers)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.ops.bench_simplex_cv", allow_abbrev=False)
-
-    def words(text: str) -> list[str]:
-        return [word for word in text.split(",") if word]
-
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--modes", type=words, default=["fwd", "fwd+bwd"], help="fwd,fwd+bwd")
-    parser.add_argument("--cases", type=words, default=["small"], help="groups or names: table,small")
-    parser.add_argument("--providers", type=words, default=[], help="all unless named")
-    parser.add_argument("--out", type=Path, help="JSONL file to write")
-    parser.add_argument("--warm-up", type=float, default=0.3, help="seconds a row")
-    parser.add_argument("--measure", type=float, default=1.0, help="seconds a row")
-    options = parser.parse_args(arguments)
-    known = {case.name for case in CASES} | {case.group for case in CASES}
-    for name, chosen, allowed in (
-        ("case", options.cases, known),
-        ("mode", options.modes, {"fwd", "fwd+bwd"}),
-        ("provider", options.providers, {"eager", "stratcore", "graph", "yardstick"}),
-    ):
-        for unknown in [word for word in chosen if word not in allowed]:
-            parser.error(f"expected a {name} of {', '.join(sorted(allowed))}, got {unknown!r}")
-    return options
+    parser = runner.argument_parser("bench.ops.bench_simplex_cv", "groups or names: table,small")
+    providers = {"eager", "stratcore", "graph", "yardstick"}
+    return runner.parse_known(parser, arguments, cases=runner.names_of(CASES), providers=providers)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = parse(arguments)
-    command = shlex.join(["python", "-m", "bench.ops.bench_simplex_cv", *arguments])
-    budget = Budget(options.warm_up, options.measure)
-    recorder = Recorder(device_of(options.device), budget, command, options.out)
-    for case in CASES:
-        if case.name in options.cases or case.group in options.cases:
-            problem = Problem(case, recorder.device)
-            for mode in options.modes:
-                run_mode(problem, mode, recorder, options.providers)
-    print(summarize(recorder.rows))
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    runner.run_cases(options, CASES, run_case)
 
 
 if __name__ == "__main__":

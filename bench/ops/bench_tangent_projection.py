@@ -19,20 +19,16 @@ Legend: N rows, D dimension, A anchors.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.compare import summarize
-from bench.harness import Budget, Call, Job, Recorder, Tolerance, check, device_of
-from bench.ops.bench_topk_lista import time_limit
+from bench import runner
+from bench.harness import Call, Job, Recorder, Tolerance, check
 from stratcore import ops
 from stratcore.ops import reference
 
@@ -226,20 +222,16 @@ def run_mode(problem: Problem, mode: str, recorder: Recorder, options: argparse.
     for name, provider in problem.providers().items():
         if options.providers and name not in options.providers:
             continue
-        try:
-            with time_limit(options.compile_limit) if name == "compile" else contextlib.nullcontext():
-                call = problem.call(provider.make(), mode)
-                result = call()[problem.rows].clone()
-        except Exception as error:  # a provider that cannot run is a finding, not the end of the run
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
-            print(f"missing: {case.name} {mode} {name}: {type(error).__name__}: {reason}", flush=True)
+        result = None
+        with runner.may_be_missing(case.name, mode, name, options):
+            call = problem.call(provider.make(), mode)
+            result = call()[problem.rows].clone()
+        if result is None:
             continue
         exact = problem.exact(provider, mode)
         gate = check([result], [exact], baseline if not provider.suffix else None, problem.tolerance())
         baseline = [result] if name == "eager" else baseline
-        row = recorder.record(case.job(mode, provider.suffix), name, call, gate)
-        speed = f"{row['p50_ms']:.4f} ms" if gate.passed else f"GATE FAILED: {gate.text}"
-        print(f"{case.name}{provider.suffix} {mode} {name}: {speed}", flush=True)
+        runner.report(recorder.record(case.job(mode, provider.suffix), name, call, gate))
 
 
 def run_case(case: Case, recorder: Recorder, options: argparse.Namespace) -> None:
@@ -254,38 +246,16 @@ def run_case(case: Case, recorder: Recorder, options: argparse.Namespace) -> Non
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.ops.bench_tangent_projection", allow_abbrev=False)
-
-    def words(text: str) -> list[str]:
-        return [word for word in text.split(",") if word]
-
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--modes", type=words, default=list(MODES), help=",".join(MODES))
-    parser.add_argument("--cases", type=words, default=["small"], help="groups or names: table,cpu,small")
-    parser.add_argument("--providers", type=words, default=[], help="all unless named")
-    parser.add_argument("--out", type=Path, help="JSONL file to write")
-    parser.add_argument("--warm-up", type=float, default=0.3, help="seconds a row")
-    parser.add_argument("--measure", type=float, default=1.0, help="seconds a row")
-    parser.add_argument("--compile-limit", type=float, default=180, help="seconds for one torch.compile")
-    parser.add_argument("--cpu-limit", type=float, default=1, help="GiB above which the CPU skips a case")
-    options = parser.parse_args(arguments)
-    known = {case.name for case in CASES} | {case.group for case in CASES}
-    for name, chosen, allowed in (("case", options.cases, known), ("mode", options.modes, set(MODES))):
-        for unknown in [word for word in chosen if word not in allowed]:
-            parser.error(f"expected a {name} of {', '.join(sorted(allowed))}, got {unknown!r}")
-    return options
+    parser = runner.argument_parser(
+        "bench.ops.bench_tangent_projection", "groups or names: table,cpu,small", MODES
+    )
+    runner.add_limits(parser, 1, "GiB")
+    return runner.parse_known(parser, arguments, cases=runner.names_of(CASES))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = parse(arguments)
-    command = shlex.join(["python", "-m", "bench.ops.bench_tangent_projection", *arguments])
-    budget = Budget(options.warm_up, options.measure)
-    recorder = Recorder(device_of(options.device), budget, command, options.out)
-    for case in CASES:
-        if case.name in options.cases or case.group in options.cases:
-            run_case(case, recorder, options)
-    print(summarize(recorder.rows))
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    runner.run_cases(options, CASES, run_case)
 
 
 if __name__ == "__main__":

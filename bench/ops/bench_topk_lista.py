@@ -16,19 +16,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import shlex
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.compare import summarize
-from bench.harness import Budget, Call, Job, Recorder, Tolerance, check, device_of
+from bench import runner
+from bench.harness import Call, Job, Recorder, Tolerance
 from stratcore import ops
 from stratcore.ops import reference
 
@@ -245,17 +242,7 @@ class Problem:
         }
 
     def call(self, function: Function, mode: str, grad: Tensor | None = None) -> Call:
-        """What is timed: the result, or the gradients of all inputs."""
-        grad = self.grad if grad is None else grad
-        leaves = [t.detach().requires_grad_(mode == "fwd+bwd") for t in self.inputs]
-
-        def run() -> Any:
-            if mode == "fwd":
-                with torch.no_grad():
-                    return function(*leaves)
-            return torch.autograd.grad(function(*leaves), leaves, grad)
-
-        return run
+        return runner.timed_call(function, self.inputs, mode, self.grad if grad is None else grad)
 
     def sampled(self, function: Function, mode: str) -> list[Tensor]:
         """The call at full size, reduced to the sampled rows; only these rows have a gradient."""
@@ -278,7 +265,7 @@ class Problem:
             return [result]
         return list(torch.autograd.grad(result, leaves, self.grad[..., self.rows, :].double()))
 
-    def tolerance(self) -> Tolerance:
+    def tolerance(self, mode: str) -> Tolerance:
         """Of the gate: a selection is exact, codes are as good as eager torch's."""
         if self.case.kind == "topk":
             return Tolerance(floor=0.0, coarse=0.0)
@@ -287,24 +274,6 @@ class Problem:
 
 
 # ---- running
-
-
-class TimeLimit(Exception):
-    """Compiling took longer than was allowed."""
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    def stop(*_: Any) -> None:
-        raise TimeLimit(f"took longer than {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @contextlib.contextmanager
@@ -317,31 +286,6 @@ def matmul_precision(tf32: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def run_mode(problem: Problem, mode: str, recorder: Recorder, options: argparse.Namespace) -> None:
-    """Gates and times every wanted provider; those that are missing are named with the reason."""
-    makers, baseline = problem.functions(mode), None
-    exact = problem.oracle(mode)
-    for name, make in makers.items():
-        first, wanted = baseline is None, not options.providers or name in options.providers
-        if not first and not wanted:
-            continue
-        try:
-            with time_limit(options.compile_limit) if name == "compile" else contextlib.nullcontext():
-                function = make()
-                results = problem.sampled(function, mode)
-        except Exception as error:  # a provider that cannot run is a finding, not the end of the run
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
-            print(f"missing: {problem.case.name} {mode} {name}: {type(error).__name__}: {reason}", flush=True)
-            continue
-        gate = check(results, exact, baseline, problem.tolerance())
-        baseline = results if first else baseline
-        if not wanted:
-            continue
-        row = recorder.record(problem.case.job(mode), name, problem.call(function, mode), gate)
-        speed = f"{row['p50_ms']:.4f} ms" if gate.passed else f"GATE FAILED: {gate.text}"
-        print(f"{problem.case.name} {mode} {name}: {speed}", flush=True)
-
-
 def run_case(case: Case, recorder: Recorder, options: argparse.Namespace) -> None:
     gflop = case.job(options.modes[-1]).flops / 1e9
     gib = sum(case.elements()) * case.dtype.itemsize / 2**30
@@ -352,47 +296,18 @@ def run_case(case: Case, recorder: Recorder, options: argparse.Namespace) -> Non
     with matmul_precision(case.tf32):
         problem = Problem(case, recorder.device)
         for mode in options.modes:
-            run_mode(problem, mode, recorder, options)
+            runner.run_providers(problem, mode, recorder, options)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.ops.bench_topk_lista", allow_abbrev=False)
-
-    def words(text: str) -> list[str]:
-        return [word for word in text.split(",") if word]
-
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--modes", type=words, default=["fwd", "fwd+bwd"], help="fwd,fwd+bwd")
-    parser.add_argument(
-        "--cases", type=words, default=["small"], help="groups or names: table,topk,cpu,small"
-    )
-    parser.add_argument("--providers", type=words, default=[], help="all unless named")
-    parser.add_argument("--out", type=Path, help="JSONL file to write")
-    parser.add_argument("--warm-up", type=float, default=0.3, help="seconds a row")
-    parser.add_argument("--measure", type=float, default=1.0, help="seconds a row")
-    parser.add_argument("--compile-limit", type=float, default=180, help="seconds for one torch.compile")
-    parser.add_argument("--cpu-limit", type=float, default=60, help="GFLOP above which the CPU skips a case")
-    options = parser.parse_args(arguments)
-    known = {case.name for case in CASES} | {case.group for case in CASES}
-    for name, chosen, allowed in (
-        ("case", options.cases, known),
-        ("mode", options.modes, {"fwd", "fwd+bwd"}),
-    ):
-        for unknown in [word for word in chosen if word not in allowed]:
-            parser.error(f"expected a {name} of {', '.join(sorted(allowed))}, got {unknown!r}")
-    return options
+    parser = runner.argument_parser("bench.ops.bench_topk_lista", "groups or names: table,topk,cpu,small")
+    runner.add_limits(parser, 60, "GFLOP")
+    return runner.parse_known(parser, arguments, cases=runner.names_of(CASES))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = parse(arguments)
-    command = shlex.join(["python", "-m", "bench.ops.bench_topk_lista", *arguments])
-    budget = Budget(options.warm_up, options.measure)
-    recorder = Recorder(device_of(options.device), budget, command, options.out)
-    for case in CASES:
-        if case.name in options.cases or case.group in options.cases:
-            run_case(case, recorder, options)
-    print(summarize(recorder.rows))
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    runner.run_cases(options, CASES, run_case)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,16 +10,8 @@ from torch import Tensor
 
 from stratcore.layers import QueryKeyGate, expert_weights
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 LEVELS = (8, 12, 16)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def single_thread() -> Iterator[None]:
-    """At these sizes a second thread costs more than it gives."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def two_lines(count: int = 100, dim: int = 6, noise: float = 0.05) -> tuple[Tensor, Tensor]:

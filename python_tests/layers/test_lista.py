@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,17 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stratcore.layers import ListaOptions, TopKLISTA
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 K = (2, 4, 12)
 FORMS = ["coupled", "classic"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def single_thread() -> Iterator[None]:
-    """At these sizes a second thread costs more than it gives."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def options(**changes: Any) -> ListaOptions:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,16 +12,8 @@ from torch import Tensor
 from stratcore.models import DictionaryMoE, DictionaryMoEOptions
 from stratcore.training import losses
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 K = (3, 1, 2)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def single_thread() -> Iterator[None]:
-    """At these sizes a second thread costs more than it gives."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def options(**changes: Any) -> DictionaryMoEOptions:

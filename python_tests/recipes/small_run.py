@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stratcore.cli import load_run, train
-from stratcore.data import EmbeddingTable
+from stratcore.data import EmbeddingTable, save_table
 from stratcore.recipes import DictionaryMoERun
 from stratcore.training import open_checkpoint, resolve_checkpoint
 
@@ -23,6 +23,7 @@ SETTINGS = (
     "batch_size=32",
     "device=cpu",
 )
+SMALL = ("data.source=rows.safetensors", *SETTINGS)
 
 
 def small_table(rows: int = 300, domains: int = 3, features: int = 16) -> EmbeddingTable:
@@ -33,6 +34,11 @@ def small_table(rows: int = 300, domains: int = 3, features: int = 16) -> Embedd
     x += 0.05 * rng.standard_normal(x.shape)
     names = ("letters", "numbers", "signs")[:domains]
     return EmbeddingTable.from_arrays(x, domain, names, token_count=rng.integers(5, 50, rows))
+
+
+def save_small_table(folder: Path) -> None:
+    """As the file that `SMALL` names."""
+    save_table(small_table(), folder / "rows.safetensors")
 
 
 def small_run(*settings: str, source: str = "rows.safetensors") -> DictionaryMoERun:
@@ -52,12 +58,6 @@ def last_checkpoint(run: Path) -> dict[str, bytes]:
     folder = resolve_checkpoint(run / "checkpoint-last")
     open_checkpoint(folder)
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
-
-
-def timeless_records(run: Path) -> list[dict[str, Any]]:
-    """Metrics but for their times."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "time"} for line in lines]
 
 
 def timeless_results(run: Path) -> dict[str, Any]:

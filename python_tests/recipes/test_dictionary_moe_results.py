@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from python_tests.recipes.small_run import small_run, small_table
+from python_tests.recipes.small_run import save_small_table, small_run
 from stratcore import analysis
 from stratcore.analysis.results import to_plain
-from stratcore.data import save_table
 from stratcore.recipes import DictionaryMoERun
 from stratcore.recipes.dictionary_moe_data import PreparedData, prepare
 from stratcore.recipes.dictionary_moe_results import Evaluation, environment, evaluate
@@ -23,6 +21,7 @@ from stratcore.recipes.dictionary_moe_run import Trained, single_dictionaries, t
 from stratcore.training import Runtime
 from stratcore.training.tasks import ObjectiveOptions, Rows
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 CPU = torch.device("cpu")
 LEVELS = np.array([2, 4])
 
@@ -41,7 +40,7 @@ class Case:
 
 
 def make(folder: Path, *settings: str) -> Case:
-    save_table(small_table(), folder / "rows.safetensors")
+    save_small_table(folder)
     run = small_run(*settings, source=str(folder / "rows.safetensors"))
     data = prepare(run, folder)
     rows = {part: data.rows(part) for part in ("train", "validation", "test")}
@@ -56,14 +55,6 @@ def make(folder: Path, *settings: str) -> Case:
     results = evaluation.results("the command", CPU)
     analysis.validate_results(results)
     return Case(run, data, rows, mixture, peers, evaluation, to_plain(results))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def single_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

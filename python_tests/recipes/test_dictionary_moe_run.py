@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from python_tests.recipes.small_run import small_run, small_table
-from stratcore.data import save_table
+from python_tests.recipes.small_run import save_small_table, small_run
 from stratcore.models import DictionaryMoE, DictionaryMoEOptions
 from stratcore.recipes import DictionaryMoERun, dictionary_moe, dictionary_moe_seed
 from stratcore.recipes.dictionary_moe_data import prepare
@@ -25,15 +23,8 @@ from stratcore.recipes.dictionary_moe_run import (
 )
 from stratcore.training import Runtime, open_checkpoint, resolve_checkpoint, seed_everything
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def single_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def planes(dims: tuple[int, ...] = (2, 4), rows: int = 90, dim: int = 8) -> tuple[Tensor, Tensor]:
@@ -164,7 +155,7 @@ def test_one_expert_starts_on_all_rows() -> None:
 
 
 def trained(folder: Path, *settings: str) -> tuple[DictionaryMoERun, Trained]:
-    save_table(small_table(), folder / "rows.safetensors")
+    save_small_table(folder)
     run = small_run(*settings, source=str(folder / "rows.safetensors"))
     data = prepare(run, folder)
     rows = {part: data.rows(part) for part in ("train", "validation", "test")}
@@ -216,7 +207,7 @@ def test_rows_are_looked_at_before_anything_is_recorded(
     monkeypatch.setattr(
         "stratcore.training.optimization.Optimization.run", lambda *arguments: events.append("step")
     )
-    save_table(small_table(), tmp_path / "rows.safetensors")
+    save_small_table(tmp_path)
     run = small_run("baselines=false", "stage.steps=1", source=str(tmp_path / "rows.safetensors"))
     execute(run, tmp_path, resume=False, command="x", before_training=lambda: events.append("recorded"))
     assert events == ["recorded", "step", "written"]

@@ -101,5 +101,6 @@ def finished_files(folder: Path) -> dict[str, Any]:
 
 
 def timeless_records(folder: Path) -> list[dict[str, Any]]:
+    """Metrics but for their times."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in record.items() if key != "time"} for record in records]

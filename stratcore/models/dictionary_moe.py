@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +13,10 @@ from stratcore.layers.lista import ListaOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class DictionaryMoEOptions:
-    """Architecture of a dictionary mixture-of-experts.
+class DictionaryMoEOptions(ListaOptions):
+    """Architecture of a dictionary mixture-of-experts: beside what `ListaOptions` says of its encoders, the mixture.
 
     Args:
-        input_dim: D.
-        atoms: M of each expert.
-        sparsities: k of each expert; their number is E.
-        num_steps: steps of the encoder after its first code.
-        form: 'coupled' or 'classic', see `ListaOptions`.
-        tied: the encoder's directions are the atoms; only its step sizes and thresholds are its own.
-        per_step: own encoder weights for every step.
-        threshold: initial soft threshold of the encoder, None for none.
-        backward: gradient through the top-k, 'straight_through' or 'masked'.
         centers: learn a center b_e for every expert.
         query_dim: size of the gate's query.
         energy_rank: directions an expert of the gate's even term; 0: the gate is affine.
@@ -37,15 +28,6 @@ class DictionaryMoEOptions:
         head: hidden and output size of a head on the mixed code (for contrastive losses); None: no head.
     """
 
-    input_dim: int
-    atoms: int = 256
-    sparsities: tuple[int, ...] = (8, 12, 16, 20, 24, 28, 32)
-    num_steps: int = 4
-    form: str = "coupled"
-    tied: bool = False
-    per_step: bool = False
-    threshold: float | None = 1e-3
-    backward: str = "straight_through"
     centers: bool = True
     query_dim: int = 128
     energy_rank: int = 16
@@ -62,7 +44,7 @@ class DictionaryMoEOptions:
             raise ValueError(
                 f"query_dim and energy_rank: expected >= 1 and >= 0, got {self.query_dim} and {self.energy_rank}"
             )
-        self.lista  # noqa: B018  checks its part
+        super().__post_init__()
         if self.candidates < 1:
             raise ValueError(f"candidates: expected at least 1, got {self.candidates}")
         if not 0 <= self.eligibility <= 1:
@@ -74,18 +56,8 @@ class DictionaryMoEOptions:
 
     @property
     def lista(self) -> ListaOptions:
-        """The encoder's part of the options."""
-        return ListaOptions(
-            input_dim=self.input_dim,
-            atoms=self.atoms,
-            sparsities=self.sparsities,
-            num_steps=self.num_steps,
-            form=self.form,
-            tied=self.tied,
-            per_step=self.per_step,
-            threshold=self.threshold,
-            backward=self.backward,
-        )
+        """The encoders' part of the options alone."""
+        return ListaOptions(**{field.name: getattr(self, field.name) for field in fields(ListaOptions)})
 
     @property
     def gate_flops_per_row(self) -> int:
@@ -99,7 +71,7 @@ class DictionaryMoEOptions:
         """FLOPs a row: the gate, and encoder and decoder (of the mean k atoms) of the candidates."""
         decode = 2 * self.input_dim * sum(self.sparsities) / len(self.sparsities)
         gate = self.gate_flops_per_row if len(self.sparsities) > 1 else 0
-        return gate + min(self.candidates, len(self.sparsities)) * (self.lista.flops_per_row + decode)
+        return gate + min(self.candidates, len(self.sparsities)) * (self.flops_per_row + decode)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +90,7 @@ class DictionaryMoEOutput:
     codes: Tensor
     logits: Tensor
     weights: Tensor
-    projection: Tensor | None = field(default=None)
+    projection: Tensor | None = None
 
     @property
     def probabilities(self) -> Tensor:

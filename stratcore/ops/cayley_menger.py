@@ -17,6 +17,7 @@ from stratcore.ops._autograd import differentiable
 from stratcore.ops._cayley_menger_call import OP, OUTPUTS, Call, check_shapes, result_dtype
 from stratcore.ops._cayley_menger_replay import SimplexReplay, gradient_of_points, through_table
 from stratcore.ops._checks import check_floating
+from stratcore.ops._vmap import batch_in_front
 
 
 class SimplexMeasures(NamedTuple):
@@ -82,15 +83,12 @@ def simplex_measures(
 def simplex_volume(
     points: Tensor, indices: Tensor | None = None, *, deterministic: bool | None = None
 ) -> Tensor:
-    """Volume [...] of simplices: sqrt(det(E E^T)) / k!. See `simplex_measures`.
-
-    Args:
-        points: [..., k + 1, D], or a table [N, D].
-        indices: rows of the table [..., k + 1], or None.
-        deterministic: see `simplex_measures`.
+    """Volume of simplices, sqrt(det(E E^T)) / k!: points [..., k + 1, D], or [N, D] with indices [..., k + 1].
 
     Returns:
-        [...], float64 for float64 points, else float32; 0 where degenerate, with gradient 0.
+        [...], unit length^k, float64 for float64 points, else float32; 0 where degenerate, with gradient 0.
+
+    Arguments, errors, gradient, numerics and source: those of `simplex_measures`, field `volume`.
     """
     return _one(points, indices, "volume", deterministic)
 
@@ -98,15 +96,12 @@ def simplex_volume(
 def simplex_log_volume(
     points: Tensor, indices: Tensor | None = None, *, deterministic: bool | None = None
 ) -> Tensor:
-    """Logarithm [...] of the volume, without underflow. See `simplex_measures`.
-
-    Args:
-        points: [..., k + 1, D], or a table [N, D].
-        indices: rows of the table [..., k + 1], or None.
-        deterministic: see `simplex_measures`.
+    """Logarithm of `simplex_volume`, which neither overflows nor underflows.
 
     Returns:
         [...], float64 for float64 points, else float32; -inf where degenerate, with gradient 0.
+
+    Arguments, errors, gradient, numerics and source: those of `simplex_measures`, field `log_volume`.
     """
     return _one(points, indices, "log_volume", deterministic)
 
@@ -114,15 +109,12 @@ def simplex_log_volume(
 def simplex_squared_volume(
     points: Tensor, indices: Tensor | None = None, *, deterministic: bool | None = None
 ) -> Tensor:
-    """Squared volume [...], smooth everywhere. See `simplex_measures`.
-
-    Args:
-        points: [..., k + 1, D], or a table [N, D].
-        indices: rows of the table [..., k + 1], or None.
-        deterministic: see `simplex_measures`.
+    """Square of `simplex_volume`, with a derivative everywhere.
 
     Returns:
-        [...], float64 for float64 points, else float32.
+        [...], unit length^2k, float64 for float64 points, else float32; 0 where degenerate.
+
+    Arguments, errors, gradient, numerics and source: those of `simplex_measures`, field `squared_volume`.
     """
     return _one(points, indices, "squared_volume", deterministic)
 
@@ -130,15 +122,13 @@ def simplex_squared_volume(
 def cayley_menger_determinant(
     points: Tensor, indices: Tensor | None = None, *, deterministic: bool | None = None
 ) -> Tensor:
-    """Determinant [...] of the bordered matrix of squared distances. See `simplex_measures`.
-
-    Args:
-        points: [..., k + 1, D], or a table [N, D].
-        indices: rows of the table [..., k + 1], or None.
-        deterministic: see `simplex_measures`.
+    """Determinant of the bordered matrix: (-1)^(k + 1) 2^k (k!)^2 times `simplex_squared_volume`.
 
     Returns:
-        [...], float64 for float64 points, else float32: positive for odd k, negative for even k, 0 where degenerate.
+        [...], unit length^2k, float64 for float64 points, else float32; positive for odd k, negative for even k, 0
+        where degenerate.
+
+    Arguments, errors, gradient, numerics and source: those of `simplex_measures`, field `determinant`.
     """
     return _one(points, indices, "determinant", deterministic)
 
@@ -219,20 +209,16 @@ _call = differentiable(_op, setup_context=_save, backward=_gradient, jvp=_tangen
 
 def _fold(size: int, points: Tensor, indices: Tensor | None, dims: Sequence[int | None]) -> tuple:
     """Batches of points or indices [X, ...] as one: vertices lie in a row, tables under each other."""
-
-    def wide(tensor: Tensor, dim: int | None) -> Tensor:
-        return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
     if indices is None:
-        return wide(points, dims[0]).flatten(0, 1), None
-    rows_XBV = wide(indices, dims[1])
+        return batch_in_front(points, dims[0], size).flatten(0, 1), None
+    rows_XBV = batch_in_front(indices, dims[1], size)
     if dims[0] is None:
         return points, rows_XBV.flatten(0, 1)
     count = points.movedim(dims[0], 0).shape[1]
     inside = (rows_XBV >= 0) & (rows_XBV < count)
     start = torch.arange(size, device=points.device)[:, None, None] * count
     rows_XBV = torch.where(inside, rows_XBV + start, -1)
-    return wide(points, dims[0]).flatten(0, 1), rows_XBV.flatten(0, 1)
+    return points.movedim(dims[0], 0).flatten(0, 1), rows_XBV.flatten(0, 1)
 
 
 @torch.library.register_vmap("stratcore::cayley_menger")
@@ -252,7 +238,7 @@ def _vmap_backward(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
         points, in_dims = points.expand(size, *points.shape), (*in_dims[:5], 0, *in_dims[6:])
     folded, rows = _fold(size, points, indices, in_dims[5:7])
     wide = [
-        None if g is None else (g.expand(size, *g.shape) if d is None else g.movedim(d, 0)).flatten(0, 1)
+        None if g is None else batch_in_front(g, d, size).flatten(0, 1)
         for g, d in zip(grads, in_dims[:5], strict=True)
     ]
     if order is not None:

@@ -13,11 +13,11 @@ from torch.utils.flop_counter import register_flop_formula
 
 import stratcore.ops._library  # noqa: F401
 from stratcore.ops._autograd import differentiable
+from stratcore.ops._cayley_menger_call import MAX_ORDER
 from stratcore.ops._checks import check_floating
 from stratcore.ops._simplex_cv_replay import gradient, tangents
+from stratcore.ops._vmap import one_by_one
 from stratcore.ops.simplex_baseline import cv_uniform
-
-MAX_ORDER = 8
 
 
 class SimplexCV(NamedTuple):
@@ -234,24 +234,9 @@ def _tangent(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple:
 _call = differentiable(_op, setup_context=_save, backward=_gradient, jvp=_tangent)
 
 
-def _one_by_one(op: Any) -> Any:
-    """A vmap rule that calls the op for every element of the batch; its kernels fill the machine by themselves."""
-
-    def rule(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        results = [
-            op(*(a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True)))
-            for i in range(info.batch_size)
-        ]
-        if isinstance(results[0], Tensor):
-            return torch.stack(results), 0
-        stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
-        return stacked, (0,) * len(stacked)
-
-    return rule
-
-
-torch.library.register_vmap("stratcore::simplex_cv", _one_by_one(_op))
-torch.library.register_vmap("stratcore::simplex_cv_backward", _one_by_one(_backward_op))
+# The kernels of one call fill the machine by themselves.
+torch.library.register_vmap("stratcore::simplex_cv", one_by_one(_op))
+torch.library.register_vmap("stratcore::simplex_cv_backward", one_by_one(_backward_op))
 
 
 @register_flop_formula(torch.ops.stratcore.simplex_cv)

@@ -16,6 +16,7 @@ from stratcore.ops._autograd import differentiable
 from stratcore.ops._cayley_menger_call import MAX_ORDER, result_dtype
 from stratcore.ops._cayley_menger_replay import gradient_of_distances
 from stratcore.ops._checks import check_floating
+from stratcore.ops._vmap import batch_in_front
 
 OP = "cayley_menger_distances"
 
@@ -131,13 +132,10 @@ def _vmap(info: Any, in_dims: tuple, squared_distances: Tensor, k: int) -> tuple
 
 @torch.library.register_vmap("stratcore::cayley_menger_distances_backward")
 def _vmap_backward(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
-    def wide(tensor: Tensor | None, dim: int | None) -> Tensor | None:
-        if tensor is None:
-            return None
-        tensor = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        return tensor.flatten(0, 1)
-
-    folded = [wide(tensor, dim) for tensor, dim in zip(arguments[:5], in_dims[:5], strict=True)]
+    folded = [
+        None if tensor is None else batch_in_front(tensor, dim, info.batch_size).flatten(0, 1)
+        for tensor, dim in zip(arguments[:5], in_dims[:5], strict=True)
+    ]
     return _backward_op(*folded, arguments[5]).unflatten(0, (info.batch_size, -1)), 0
 
 

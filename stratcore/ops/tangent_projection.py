@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 import stratcore.ops._library  # noqa: F401
 from stratcore.ops._autograd import differentiable, transforms_active
 from stratcore.ops._checks import FLOATING, check_choice, check_floating
+from stratcore.ops._vmap import batch_in_front, one_by_one
 
 SIGNS = ("repel", "reference")
 JACOBIANS = ("tangent", "normalize", "identity")
@@ -106,22 +107,10 @@ def sphere_normalize_nearest(
 ) -> SphereNormalized:
     """`sphere_normalize` with the nearest anchor of each row and its cosine.
 
-    Args:
-        x: as are all further arguments, those of `sphere_normalize`.
-        anchors: see there.
-        tangential: see there.
-        separation: see there.
-        separation_sign: see there.
-        jacobian: see there.
-        eps: see there.
-
     Returns:
         SphereNormalized. The cosine is <y, n>, for rows below eps shorter than a cosine; 0 for a row of zeros.
 
-    Raises:
-        ValueError: see `sphere_normalize`.
-        TypeError: see `sphere_normalize`.
-
+    Arguments and errors: those of `sphere_normalize`; the anchors are needed.
     Gradient: of y, as in `sphere_normalize`; `nearest` and `cosine` have none.
     """
     if anchors is None:
@@ -135,19 +124,11 @@ def sphere_normalize_nearest(
     return SphereNormalized(y.reshape(x.shape), nearest.reshape(batch), cosine.reshape(batch))
 
 
-def _checked(
-    x: Tensor,
-    anchors: Tensor | None,
-    tangential: float,
-    separation: float,
-    separation_sign: str,
-    jacobian: str,
-    eps: float,
-) -> Any:
+def _checked(x: Tensor, anchors: Tensor | None, *options: Any) -> Any:
     """The conditions of the op, as errors of the public functions; returns the anchors in the dtype of x."""
     if x.dtype not in FLOATING:
         check_floating("tangent_projection", "x", x)
-    _check_options(tangential, separation, separation_sign, jacobian, eps, ValueError)
+    _check_options(ValueError, *options)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"tangent_projection: expected x of shape [..., D] with D >= 1, got {list(x.shape)}")
     if anchors is None:
@@ -170,7 +151,7 @@ def _anchor_shape(x: Tensor, anchors: Tensor) -> str:
 
 
 def _check_options(
-    tangential: float, separation: float, sign: str, jacobian: str, eps: float, error: type[Exception]
+    error: type[Exception], tangential: float, separation: float, sign: str, jacobian: str, eps: float
 ) -> None:
     if sign not in SIGNS:
         check_choice("tangent_projection", "separation_sign", sign, SIGNS)
@@ -188,15 +169,7 @@ _backward_op = torch.ops.stratcore.tangent_projection_backward.default
 
 
 @torch.library.register_fake("stratcore::tangent_projection")
-def _fake(
-    x: Tensor,
-    anchors: Tensor | None,
-    tangential: float,
-    separation: float,
-    separation_sign: str,
-    jacobian: str,
-    eps: float,
-) -> tuple[Tensor, ...]:
+def _fake(x: Tensor, anchors: Tensor | None, *options: Any) -> tuple[Tensor, ...]:
     check_floating("tangent_projection", "x", x)
     if x.ndim != 2:
         raise RuntimeError(f"tangent_projection: expected x with 2 dimensions, got {list(x.shape)}")
@@ -204,7 +177,7 @@ def _fake(
         raise RuntimeError(
             f"tangent_projection: expected x with at least one dimension a row, got {list(x.shape)}"
         )
-    _check_options(tangential, separation, separation_sign, jacobian, eps, RuntimeError)
+    _check_options(RuntimeError, *options)
     if anchors is not None and (anchors.ndim != 2 or anchors.shape[1] != x.shape[1] or anchors.shape[0] == 0):
         raise RuntimeError(_anchor_shape(x, anchors))
     rows, compute = x.shape[0], torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -292,26 +265,12 @@ def _surrogate(
     return (g if jacobian == "identity" else g / radius).to(x.dtype)
 
 
-def _batched(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    """The batch of vmap in front, repeated where there is none."""
-    return tensor.movedim(dim, 0) if dim is not None else tensor.expand(size, *tensor.shape)
-
-
-def _each(op: Any, size: int, in_dims: tuple, args: tuple) -> list[Any]:
-    """One call for each element of the batch."""
-    return [
-        op(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
-        for i in range(size)
-    ]
-
-
 @torch.library.register_vmap("stratcore::tangent_projection")
 def _vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
     """Batched rows are rows; anchors of their own need a call each."""
     x, anchors, *options = args
     if in_dims[1] is not None:
-        outputs = _each(_op, info.batch_size, in_dims, args)
-        return tuple(torch.stack(parts) for parts in zip(*outputs, strict=True)), (0,) * 4
+        return one_by_one(_op)(info, in_dims, *args)
     x_VND = x.movedim(in_dims[0], 0)
     y, norm, nearest, cosine = _op(x_VND.flatten(0, 1), anchors, *options)
     split = [
@@ -327,13 +286,13 @@ def _vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
 def _vmap_backward(info: Any, in_dims: tuple, *args: Any) -> tuple:
     grad_y, x, anchors, norm, nearest, *options = args
     if in_dims[2] is not None:
-        return torch.stack(_each(_backward_op, info.batch_size, in_dims, args)), 0
+        return one_by_one(_backward_op)(info, in_dims, *args)
     g_VND, x_VND, norm_VN = (
-        _batched(t, d, info.batch_size)
+        batch_in_front(t, d, info.batch_size)
         for t, d in ((grad_y, in_dims[0]), (x, in_dims[1]), (norm, in_dims[3]))
     )
     if anchors is not None:
-        nearest = _batched(nearest, in_dims[4], info.batch_size).flatten()
+        nearest = batch_in_front(nearest, in_dims[4], info.batch_size).flatten()
     rows = (t.flatten(0, 1) for t in (g_VND, x_VND))
     grad_x = _backward_op(*rows, anchors, norm_VN.flatten(), nearest, *options)
     return grad_x.unflatten(0, x_VND.shape[:2]), 0

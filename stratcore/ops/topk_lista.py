@@ -98,25 +98,10 @@ def topk_lista_sparse(
 ) -> SparseCode:
     """`topk_lista` with the codes as indices and values instead of a dense tensor.
 
-    Args:
-        x: as are all further arguments, those of `topk_lista`.
-        encoder: see there.
-        recurrent: see there.
-        theta: see there.
-        k: see there.
-        num_steps: see there.
-        form: see there.
-        backward: see there.
-        input_per_expert: see there.
-        every_step: return the codes of all steps, with a leading axis T + 1.
-
     Returns:
-        SparseCode with [..., K] or [E, ..., K]; with `every_step` [T + 1, ...] in front.
+        SparseCode with [..., K] or [E, ..., K]; with `every_step` the codes of all steps, [T + 1, ...] in front.
 
-    Raises:
-        ValueError: see `topk_lista`.
-        TypeError: see `topk_lista`.
-
+    Arguments and errors: those of `topk_lista`.
     Gradient: flows through the values. Entries that the returned code does not hold get none; inside the
     recurrence `backward` rules as in `topk_lista`.
     """

@@ -6,7 +6,6 @@ import functools
 import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,19 +22,11 @@ from stratcore.training import Intervals, OptimizerOptions, Runtime, Stage, Trai
 from stratcore.training.optimizer import build_optimizer
 from stratcore.training.tasks import DictionaryMoETask, ObjectiveOptions, Rows
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 LEVELS = (8, 12, 16, 20, 24, 28, 32)
 SMALL = DictionaryMoEOptions(
     input_dim=6, atoms=10, sparsities=(1, 2, 3), query_dim=4, energy_rank=2, num_steps=2, backward="masked"
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def single_thread() -> Iterator[None]:
-    """At these sizes a second thread costs more than it gives."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def drawn(count: int = 40, dim: int = 6, seed: int = 2) -> Rows:
