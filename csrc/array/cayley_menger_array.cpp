@@ -16,7 +16,7 @@ using namespace cayley_menger;
 template <class T>
 using MeasureArrays = std::tuple<Written<T>, Written<T>, Written<T>, Written<T>, Written<T>>;
 
-// Points [B, k + 1, D], or a table [N, D] and indices [B, k + 1] within it; stratcore/array.py has checked
+// Points [B, k + 1, D], or a table [N, D] and indices [B, k + 1] within it; stratcore/array has checked
 // them. Measures that are not wanted have size 0.
 template <class T>
 MeasureArrays<T> run(nb::ndarray<const T, nb::c_contig, nb::device::cpu> points,

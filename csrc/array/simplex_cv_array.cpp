@@ -8,7 +8,7 @@ namespace {
 
 using namespace simplex_cv;
 
-// loss, cv, mean, std, count, volumes [n], indices [n, k + 1]; stratcore/array.py has checked the arguments.
+// loss, cv, mean, std, count, volumes [n], indices [n, k + 1]; stratcore/array has checked the arguments.
 template <class T>
 using SampleArrays = std::tuple<double, double, double, double, int64_t, Written<T>, Written<int64_t>>;
 

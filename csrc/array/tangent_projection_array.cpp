@@ -8,7 +8,7 @@ namespace {
 
 using namespace tangent_projection;
 
-// x [N, D], anchors [A, D] with A = 0 for none; stratcore/array.py has checked them. Returns y, nearest,
+// x [N, D], anchors [A, D] with A = 0 for none; stratcore/array has checked them. Returns y, nearest,
 // cosine.
 template <class T>
 std::tuple<Written<T>, Written<int32_t>, Written<T>> run(Input<T> x, Input<T> anchors, double eps) {

@@ -15,7 +15,7 @@ using namespace topk_lista;
 template <class T>
 using DenseAndSparse = std::tuple<Written<T>, Written<T>, Written<int32_t>>;
 
-// Shapes as in topk_lista.h; stratcore/array.py has checked them.
+// Shapes as in topk_lista.h; stratcore/array has checked them.
 template <class T>
 DenseAndSparse<T> run(Input<T> x, Input<T> encoder, Input<T> recurrent, Input<T> theta,
                       const std::vector<int64_t>& k, const std::string& form, int64_t num_steps) {
@@ -47,7 +47,7 @@ DenseAndSparse<T> run(Input<T> x, Input<T> encoder, Input<T> recurrent, Input<T>
   return {dense.release(), values.release(), indices.release()};
 }
 
-// x [B, m] -> dense [B, m], values [B, k], indices [B, k]; likewise checked by stratcore/array.py.
+// x [B, m] -> dense [B, m], values [B, k], indices [B, k]; likewise checked by stratcore/array.
 template <class T>
 DenseAndSparse<T> select(Input<T> x, int64_t k) {
   Sizes sizes{};

@@ -1,5 +1,6 @@
 #include "../common/launch.cuh"
 #include "cayley_menger.h"
+#include "order.h"
 #include "simplex_warp.cuh"
 
 // A warp takes a tile of up to 32 simplices: Gram matrices by groups of L lanes, then one simplex a lane for
@@ -58,45 +59,75 @@ __device__ void write_measures(const Targets<T>& out, int64_t simplex, double (&
     }
   }
   if (!(out.volume || out.log_volume || out.squared_volume || out.determinant)) return;
-  const bool full = factor<K>(gram);
-  if (out.volume) out.volume[simplex] = full ? T(volume<K>(gram)) : T(0);
+  Pivots<K, double> pivots;
+  const bool full = factor<K>(gram, pivots);
+  if (out.volume) out.volume[simplex] = full ? T(volume<K>(pivots)) : T(0);
   if (out.log_volume) out.log_volume[simplex] = full ? T(log_volume<K>(gram)) : T(-INFINITY);
   const double squared = full ? squared_volume<K>(gram) : 0.0;
   if (out.squared_volume) out.squared_volume[simplex] = T(squared);
   if (out.determinant) out.determinant[simplex] = T(determinant_coefficient(K) * squared);
 }
 
-// Gram matrices of a tile, into the columns of shared memory.
+template <int K, class S>
+struct Shared {
+  double grams[kWarps][K * (K + 1) / 2 * kStride];
+  Quad<S> quads[kWarps][Ring<K, S>::kQuads];
+};
+
+// Gram matrices of a tile, into the columns of shared memory. Coordinates are fetched kStages - 1 quads
+// ahead.
 template <int K, int L, class S>
 __device__ __forceinline__ void make_grams(const Source<K, S>& source, int64_t first, const Tiling& tiling,
-                                           int lane, double* grams) {
+                                           int lane, double* grams, Quad<S>* quads) {
+  constexpr int kWidth = L * kQuad;
+  Ring<K, S> ring(quads, lane);
+  Vertices<K, S> vertices;
+  bool known = true;
+  int fetched = 0;  // steps whose coordinates are all on their way
+  int64_t ahead = int64_t(lane % L) * kQuad;
+  const auto fetch = [&] {
+    if (fetched < tiling.tile) {
+      if (ahead < kWidth) {
+        known = source.vertices(min(first + fetched + lane / L, source.simplices - 1), vertices);
+      }
+      ring.fetch(vertices, known, ahead, source.dim, tiling.aligned);
+      ahead += kWidth;
+      if (ahead - lane % L * kQuad >= source.dim) {
+        ahead = int64_t(lane % L) * kQuad;
+        fetched += kWarp / L;
+      }
+    }
+    ring.commit();
+  };
+#pragma unroll
+  for (int stage = 1; stage < Ring<K, S>::kStages; ++stage) fetch();
+#pragma unroll 1
   for (int step = 0; step < tiling.tile; step += kWarp / L) {
-    const int column = step + lane / L;
-    Vertices<K, S> vertices;
-    const bool known = source.vertices(min(first + column, source.simplices - 1), vertices);
     double gram[K * (K + 1) / 2] = {};
-    if (!known) gram[0] = NAN;
-    for (int64_t at = int64_t(lane % L) * kQuad; at - lane % L * kQuad < source.dim; at += L * kQuad) {
+#pragma unroll 1
+    for (int64_t at = 0; at < source.dim; at += kWidth) {
       Loaded<K, S> loaded;
-      loaded.load(vertices, at, source.dim, tiling.aligned);
+      fetch();
+      ring.take(loaded);
       loaded.add_gram(gram);
     }
-    collect_gram<K, L>(gram, lane, column, grams);
+    collect_gram<K, L>(gram, lane, step + lane / L, grams);
   }
   __syncwarp();
 }
 
 template <int K, int L, class S>
-__global__ void __launch_bounds__(kWarps* kWarp)
+__global__ void __launch_bounds__(kWarps* kWarp, K <= 4 ? 5 : 1)
     forward_kernel(Source<K, S> source, Targets<Computed<S>> out, Tiling tiling) {
-  __shared__ double all[kWarps][K * (K + 1) / 2 * kWarp];
+  extern __shared__ __align__(16) unsigned char memory[];
+  Shared<K, S>& shared = *reinterpret_cast<Shared<K, S>*>(memory);
   const int lane = threadIdx.x % kWarp;
-  double* grams = all[threadIdx.x / kWarp];
+  double* grams = shared.grams[threadIdx.x / kWarp];
   const int64_t warps = int64_t(gridDim.x) * kWarps;
   for (int64_t tile = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp; tile < tiling.tiles;
        tile += warps) {
     const int64_t first = tile * tiling.tile;
-    make_grams<K, L, S>(source, first, tiling, lane, grams);
+    make_grams<K, L, S>(source, first, tiling, lane, grams, shared.quads[threadIdx.x / kWarp]);
     if (lane < tiling.tile && first + lane < source.simplices) {
       double gram[K * (K + 1) / 2];
       read_column<K>(grams, lane, gram);
@@ -198,14 +229,15 @@ __device__ __forceinline__ void gradient_of_simplex(const Source<K, S>& source,
 template <int K, int L, class S, class G>
 __global__ void __launch_bounds__(kWarps* kWarp)
     backward_kernel(Source<K, S> source, Incoming<Computed<S>> in, Sink<G> sink, Tiling tiling) {
-  __shared__ double all[kWarps][K * (K + 1) / 2 * kWarp];
+  extern __shared__ __align__(16) unsigned char memory[];
+  Shared<K, S>& shared = *reinterpret_cast<Shared<K, S>*>(memory);
   const int lane = threadIdx.x % kWarp;
-  double* grams = all[threadIdx.x / kWarp];
+  double* grams = shared.grams[threadIdx.x / kWarp];
   const int64_t warps = int64_t(gridDim.x) * kWarps;
   for (int64_t tile = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp; tile < tiling.tiles;
        tile += warps) {
     const int64_t first = tile * tiling.tile;
-    make_grams<K, L, S>(source, first, tiling, lane, grams);
+    make_grams<K, L, S>(source, first, tiling, lane, grams, shared.quads[threadIdx.x / kWarp]);
     if (lane < tiling.tile && first + lane < source.simplices) {
       double gram[K * (K + 1) / 2], matrix[K * (K + 1) / 2];
       read_column<K>(grams, lane, gram);
@@ -287,14 +319,14 @@ struct Launch {
 };
 
 // Tiles as large as lets all warps that are resident together finish together, of at most `most` simplices.
-template <int L, class S>
+template <int K, int L, class S>
 Launch plan(const void* kernel, const Points& points, int64_t most) {
   constexpr int kGroups = kWarp / L;
-  int device = 0, processors = 0, resident = 1;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kWarps * kWarp, 0);
-  const int64_t warps = int64_t(processors) * std::max(resident, 1) * kWarps;
+  constexpr int kBytes = sizeof(Shared<K, S>);
+  int resident = 1;
+  if (kBytes > 48 << 10) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kWarps * kWarp, kBytes);
+  const int64_t warps = int64_t(processors()) * std::max(resident, 1) * kWarps;
   const int64_t steps_at_most = std::max<int64_t>(1, std::min<int64_t>(kWarp, most) / kGroups);
   const int64_t steps = (points.simplices + kGroups - 1) / kGroups;
   const int64_t waves = (steps + warps * steps_at_most - 1) / (warps * steps_at_most);
@@ -305,13 +337,16 @@ Launch plan(const void* kernel, const Points& points, int64_t most) {
   return launch;
 }
 
-// How many lanes share a simplex: few, so that little is summed over lanes, while a row is still read in one
-// piece.
-template <class Run>
+// How many lanes share a simplex: few, so that little is summed over lanes, while a warp still reads rows in
+// pieces of 128 bytes. The larger orders, which are rarer and take longer to compile, have two choices.
+template <int K, class Run>
 Status with_lanes(const Points& points, const Run& run) {
-  if (points.dim <= 8) return run(std::integral_constant<int, 2>());
-  if (points.dim <= 64) return run(std::integral_constant<int, 4>());
-  return run(std::integral_constant<int, 32>());
+  if constexpr (K <= 4) {
+    if (points.dim <= 8) return run(std::integral_constant<int, 2>());
+    if (points.dim > 16 && points.dim <= 32) return run(std::integral_constant<int, 8>());
+  }
+  if (points.dim <= 16) return run(std::integral_constant<int, 4>());
+  return run(std::integral_constant<int, 16>());
 }
 
 template <int K, int L, class S>
@@ -320,9 +355,10 @@ Status launch_forward(const Points& points, const Measures& out, const Executor&
   const Source<K, S> source{static_cast<const S*>(points.data), points.indices, points.simplices, points.dim,
                             points.rows};
   const Targets<T> targets = targets_of<T>(out);
-  const Launch launch = plan<L, S>(reinterpret_cast<const void*>(&forward_kernel<K, L, S>), points, kWarp);
+  const Launch launch = plan<K, L, S>(reinterpret_cast<const void*>(&forward_kernel<K, L, S>), points, kWarp);
   forward_kernel<K, L, S>
-      <<<launch.blocks, kWarps * kWarp, 0, stream_of(executor)>>>(source, targets, launch.tiling);
+      <<<launch.blocks, kWarps * kWarp, sizeof(Shared<K, S>), stream_of(executor)>>>(source, targets,
+                                                                                     launch.tiling);
   return launch_status();
 }
 
@@ -335,10 +371,11 @@ Status launch_backward(const Points& points, const Cotangents& cotangents, G* gr
   const Incoming<T> in = incoming_of<T>(cotangents);
   const int64_t bytes = (K + 1) * points.dim * int64_t(sizeof(S));
   const Launch launch =
-      plan<L, S>(reinterpret_cast<const void*>(&backward_kernel<K, L, S, G>), points, kTileBytes / bytes);
+      plan<K, L, S>(reinterpret_cast<const void*>(&backward_kernel<K, L, S, G>), points, kTileBytes / bytes);
   const Sink<G> sink{grad, scatter ? points.indices : nullptr, quads_aligned<G>(grad, points.dim)};
   backward_kernel<K, L, S, G>
-      <<<launch.blocks, kWarps * kWarp, 0, stream_of(executor)>>>(source, in, sink, launch.tiling);
+      <<<launch.blocks, kWarps * kWarp, sizeof(Shared<K, S>), stream_of(executor)>>>(source, in, sink,
+                                                                                     launch.tiling);
   return launch_status();
 }
 
@@ -347,12 +384,12 @@ Status backward_of(const Points& points, const Cotangents& cotangents, void* gra
                    void* workspace, const Executor& executor) {
   using T = Computed<S>;
   if (!points.indices) {
-    return with_lanes(points, [&](auto lanes) {
+    return with_lanes<K>(points, [&](auto lanes) {
       return launch_backward<K, lanes(), S, S>(points, cotangents, static_cast<S*>(grad), false, executor);
     });
   }
   T* target = static_cast<T*>(order ? workspace : grad);
-  const Status status = with_lanes(points, [&](auto lanes) {
+  const Status status = with_lanes<K>(points, [&](auto lanes) {
     return launch_backward<K, lanes(), S, T>(points, cotangents, target, !order, executor);
   });
   if (status != kOk || !order) return status;
@@ -360,28 +397,6 @@ Status backward_of(const Points& points, const Cotangents& cotangents, void* gra
       target, points.indices, order, points.simplices * (K + 1), points.rows, points.dim,
       static_cast<T*>(grad));
   return launch_status();
-}
-
-template <class Run>
-Status with_order(int32_t order, const Run& run) {
-  switch (order) {
-    case 1:
-      return run(std::integral_constant<int, 1>());
-    case 2:
-      return run(std::integral_constant<int, 2>());
-    case 3:
-      return run(std::integral_constant<int, 3>());
-    case 4:
-      return run(std::integral_constant<int, 4>());
-    case 5:
-      return run(std::integral_constant<int, 5>());
-    case 6:
-      return run(std::integral_constant<int, 6>());
-    case 7:
-      return run(std::integral_constant<int, 7>());
-    default:
-      return run(std::integral_constant<int, 8>());
-  }
 }
 
 // ---- given distances: one simplex a thread
@@ -420,20 +435,6 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class Run>
-Status with_element(Element element, const Run& run) {
-  switch (element) {
-    case Element::kFloat64:
-      return run(double());
-    case Element::kFloat32:
-      return run(float());
-    case Element::kBFloat16:
-      return run(__nv_bfloat16());
-    default:
-      return run(__half());
-  }
-}
-
-template <class Run>
 Status with_distances(const Distances& distances, const Run& run) {
   if (distances.simplices == 0) return kOk;
   return with_order(distances.order, [&](auto k) {
@@ -448,8 +449,9 @@ Status forward_cuda(const Points& points, const Measures& out, const Executor& e
   return with_element(points.element, [&](auto element) {
     using S = decltype(element);
     return with_order(points.order, [&](auto k) {
-      return with_lanes(points,
-                        [&](auto lanes) { return launch_forward<k(), lanes(), S>(points, out, executor); });
+      return with_lanes<k()>(points, [&](auto lanes) {
+        return launch_forward<k(), lanes(), S>(points, out, executor);
+      });
     });
   });
 }

@@ -1,14 +1,21 @@
 // What the Gram matrix of the edges of a simplex says, for one simplex (Real = double) or a vector of them.
 // No include guard: cayley_menger_math.h includes it for host and device, cayley_menger_lanes.h once more for
 // every instruction set, since a template is compiled for the one in which it is defined. The namespace
-// around it brings square_root(Real) and any(mask). Legend as in cayley_menger.h; packing as in
-// cayley_menger_math.h.
+// around it brings invert(Real, Real& inverse, Real& root) and any(mask). Legend as in cayley_menger.h;
+// packing as in cayley_menger_math.h.
+
+// What divisions and heights need of the pivots d: 1 / d and sqrt(d).
+template <int K, class Real>
+struct Pivots {
+  Real inverse[K], root[K];
+};
 
 // G = L diag(d) L^T in place: d on the diagonal, L (unit diagonal) below. Returns whether it has full rank:
 // false where a pivot is below that share of its diagonal entry. NaN anywhere counts as full rank, so that it
 // is passed on.
 template <int K, class Real>
-STRATCORE_HOST_DEVICE inline auto factor(Real (&g)[K * (K + 1) / 2], double share = kDegenerate) {
+STRATCORE_HOST_DEVICE inline auto factor(Real (&g)[K * (K + 1) / 2], Pivots<K, Real>& pivots,
+                                         double share = kDegenerate) {
   using Mask = decltype(g[0] <= g[0]);
   Mask full = Mask{} == Mask{};
   Real trace{};
@@ -24,13 +31,13 @@ STRATCORE_HOST_DEVICE inline auto factor(Real (&g)[K * (K + 1) / 2], double shar
     }
     full &= !(pivot <= share * diagonal);
     g[packed(j, j)] = pivot;
-    const Real inverse = 1.0 / pivot;
+    invert(pivot, pivots.inverse[j], pivots.root[j]);
     STRATCORE_UNROLL
     for (int i = j + 1; i < K; ++i) {
       Real sum = g[packed(i, j)];
       STRATCORE_UNROLL
       for (int p = 0; p < j; ++p) sum -= g[packed(i, p)] * scaled[p];
-      g[packed(i, j)] = sum * inverse;
+      g[packed(i, j)] = sum * pivots.inverse[j];
     }
   }
   full |= trace != trace;
@@ -48,10 +55,10 @@ STRATCORE_HOST_DEVICE inline Real squared_volume(const Real (&factored)[K * (K +
 
 // V as the product of heights: no overflow or underflow where V itself has none.
 template <int K, class Real>
-STRATCORE_HOST_DEVICE inline Real volume(const Real (&factored)[K * (K + 1) / 2]) {
-  Real product = square_root(factored[0]);
+STRATCORE_HOST_DEVICE inline Real volume(const Pivots<K, Real>& pivots) {
+  Real product = pivots.root[0];
   STRATCORE_UNROLL
-  for (int j = 1; j < K; ++j) product *= square_root(factored[packed(j, j)]);
+  for (int j = 1; j < K; ++j) product *= pivots.root[j];
   return product * (1.0 / factorial(K));
 }
 
@@ -66,7 +73,8 @@ STRATCORE_HOST_DEVICE inline Real squared_distance(const Real* gram, int i, int 
 
 // scale G^-1 of a factored Gram matrix of full rank, packed.
 template <int K, class Real>
-STRATCORE_HOST_DEVICE inline void scaled_inverse(const Real (&factored)[K * (K + 1) / 2], Real scale,
+STRATCORE_HOST_DEVICE inline void scaled_inverse(const Real (&factored)[K * (K + 1) / 2],
+                                                 const Pivots<K, Real>& pivots, Real scale,
                                                  Real (&inverse)[K * (K + 1) / 2]) {
   Real lower[K * (K + 1) / 2];  // L^-1, whose diagonal of ones is not stored
   STRATCORE_UNROLL
@@ -81,7 +89,7 @@ STRATCORE_HOST_DEVICE inline void scaled_inverse(const Real (&factored)[K * (K +
   }
   Real weight[K];
   STRATCORE_UNROLL
-  for (int p = 0; p < K; ++p) weight[p] = scale / factored[packed(p, p)];
+  for (int p = 0; p < K; ++p) weight[p] = scale * pivots.inverse[p];
   STRATCORE_UNROLL
   for (int i = 0; i < K; ++i) {
     STRATCORE_UNROLL
@@ -107,12 +115,13 @@ template <int K, class Real>
 STRATCORE_HOST_DEVICE inline void gradient_matrix(Real (&gram)[K * (K + 1) / 2],
                                                   const Cotangent<Real>& cotangent,
                                                   Real (&matrix)[K * (K + 1) / 2]) {
-  const auto full = factor<K>(gram);
+  Pivots<K, Real> pivots;
+  const auto full = factor<K>(gram, pivots);
   const Real squared = cotangent.squared_volume + determinant_coefficient(K) * cotangent.determinant;
   Real scale = cotangent.log_volume;
-  if (any(cotangent.volume != 0.0)) scale += cotangent.volume * volume<K>(gram);
+  if (any(cotangent.volume != 0.0)) scale += cotangent.volume * volume<K>(pivots);
   if (any(squared != 0.0)) scale += 2.0 * squared * squared_volume<K>(gram);
-  scaled_inverse<K>(gram, scale, matrix);
+  scaled_inverse<K>(gram, pivots, scale, matrix);
   STRATCORE_UNROLL
   for (int p = 0; p < K * (K + 1) / 2; ++p) matrix[p] = full ? matrix[p] : Real{};
 }

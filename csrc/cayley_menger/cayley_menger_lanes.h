@@ -3,6 +3,11 @@
 // are summed one after the other and factored side by side, one lane each. Legend as in cayley_menger.h; T is
 // double for float64 points, else float.
 
+inline void invert(Doubles value, Doubles& inverse, Doubles& root) {
+  inverse = 1.0 / value;
+  root = square_root(value);
+}
+
 #include "cayley_menger_gram.h"
 
 // Rows of whole vectors, then what is left of them, filled up with zeros: so every loop has one form.
@@ -158,8 +163,9 @@ inline void write_measures(Doubles (&gram)[pairs_of(K)], const Measures& out, in
       }
     }
   }
-  const DoublesMask full = factor<K>(gram);
-  if (out.volume) put(out.volume, full ? volume<K>(gram) : Doubles{});
+  Pivots<K, Doubles> pivots;
+  const DoublesMask full = factor<K>(gram, pivots);
+  if (out.volume) put(out.volume, full ? volume<K>(pivots) : Doubles{});
   const Doubles squared = full ? squared_volume<K>(gram) : Doubles{};
   put(out.squared_volume, squared);
   put(out.determinant, determinant_coefficient(K) * squared);

@@ -1,4 +1,5 @@
 #include "../common/launch.cuh"
+#include "order.h"
 #include "simplex_cv.h"
 #include "simplex_cv_math.h"
 #include "simplex_warp.cuh"
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(kForwardWarps* kWarp)
     forward_kernel(Problem problem, const int64_t* seed, Targets<S> out, uint32_t* counter, int tile,
                    bool aligned) {
   constexpr int kPairs = K * (K + 1) / 2;
-  __shared__ double all[kForwardWarps][kPairs * kWarp];
+  __shared__ double all[kForwardWarps][kPairs * cayley_menger::kStride];
   __shared__ int64_t drawn[kForwardWarps][kWarp][K + 1];
   __shared__ double sums[kForwardWarps];
   __shared__ bool last;
@@ -104,9 +105,10 @@ __global__ void __launch_bounds__(kForwardWarps* kWarp)
   if (mine) {
     double gram[kPairs], weights[kPairs] = {};
     cayley_menger::read_column<K>(all[warp], lane, gram);
-    const bool full = cayley_menger::factor<K>(gram);
-    const double volume = full ? cayley_menger::volume<K>(gram) : 0.0;
-    if (full) cayley_menger::scaled_inverse<K>(gram, volume, weights);
+    cayley_menger::Pivots<K, double> pivots;
+    const bool full = cayley_menger::factor<K>(gram, pivots);
+    const double volume = full ? cayley_menger::volume<K>(pivots) : 0.0;
+    if (full) cayley_menger::scaled_inverse<K>(gram, pivots, volume, weights);
     out.volumes[first + lane] = Computed<S>(volume);
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) out.weights[(first + lane) * kPairs + p] = weights[p];
@@ -337,13 +339,6 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   }
 }
 
-int processors() {
-  int device = 0, count = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return count;
-}
-
 template <int K, class S>
 Status forward_of(const Problem& problem, const int64_t* seed, const Sample& out, uint32_t* counter,
                   const Executor& executor) {
@@ -390,48 +385,12 @@ Status backward_of(const Problem& problem, const Sample& sample, const Cotangent
   return launch_status();
 }
 
-template <class Run>
-Status with_order(int32_t order, const Run& run) {
-  switch (order) {
-    case 1:
-      return run(std::integral_constant<int, 1>());
-    case 2:
-      return run(std::integral_constant<int, 2>());
-    case 3:
-      return run(std::integral_constant<int, 3>());
-    case 4:
-      return run(std::integral_constant<int, 4>());
-    case 5:
-      return run(std::integral_constant<int, 5>());
-    case 6:
-      return run(std::integral_constant<int, 6>());
-    case 7:
-      return run(std::integral_constant<int, 7>());
-    default:
-      return run(std::integral_constant<int, 8>());
-  }
-}
-
-template <class Run>
-Status with_element(Element element, const Run& run) {
-  switch (element) {
-    case Element::kFloat64:
-      return run(double());
-    case Element::kFloat32:
-      return run(float());
-    case Element::kBFloat16:
-      return run(__nv_bfloat16());
-    default:
-      return run(__half());
-  }
-}
-
 }  // namespace
 
 Status forward_cuda(const Problem& problem, const int64_t* seed, const Sample& out, uint32_t* counter,
                     const Executor& executor) {
   return with_element(problem.element, [&](auto element) {
-    return with_order(problem.order, [&](auto k) {
+    return cayley_menger::with_order(problem.order, [&](auto k) {
       return forward_of<k(), decltype(element)>(problem, seed, out, counter, executor);
     });
   });
@@ -441,7 +400,7 @@ Status backward_cuda(const Problem& problem, const Sample& sample, const Cotange
                      const Executor& executor) {
   if (problem.rows == 0) return kOk;
   return with_element(problem.element, [&](auto element) {
-    return with_order(problem.order, [&](auto k) {
+    return cayley_menger::with_order(problem.order, [&](auto k) {
       return backward_of<k(), decltype(element)>(problem, sample, cotangents, grad, executor);
     });
   });

@@ -49,7 +49,68 @@ struct Loaded {
   }
 };
 
-// Sums the lanes' parts and leaves the Gram matrix in column `column` of shared memory [P][kWarp].
+// Coordinates on their way from memory to a lane: kStages quads of all vertices, in shared memory that no
+// other lane touches, so that nothing is waited for but the copies themselves. No registers hold what is
+// underway, so more warps are resident.
+template <int K, class S>
+class Ring {
+ public:
+  static constexpr int kStages = (K + 1) * sizeof(Quad<S>) <= 192 ? 2 : 1;
+  static constexpr int kQuads = kStages * (K + 1) * kWarp;  // of a warp
+
+  __device__ Ring(Quad<S>* quads, int lane) : own_(quads + lane) {}
+
+  // Begins to fetch coordinates [at, at + 4); those of a simplex that is not `known` are NaN.
+  __device__ __forceinline__ void fetch(const Vertices<K, S>& vertices, bool known, int64_t at, int64_t dim,
+                                        bool aligned) {
+    Quad<S>* slot = own_ + in_ * (K + 1) * kWarp;
+#pragma unroll
+    for (int j = 0; j <= K; ++j) {
+      if (aligned && known) {
+        copy_async(slot + j * kWarp, vertices.row[j] + at, at < dim);
+      } else {
+        Quad<S> quad = load_quad(vertices.row[j], at, dim, aligned);
+        if (!known) quad.element[0] = stored<S>(Computed<S>(NAN));
+        slot[j * kWarp] = quad;
+      }
+    }
+    in_ = in_ + 1 == kStages ? 0 : in_ + 1;
+  }
+
+  // Ends what was fetched since the last call; also to be called where nothing was.
+  __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+  // The oldest coordinates, once kStages - 1 commits have followed theirs.
+  __device__ __forceinline__ void take(Loaded<K, S>& out) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 1) : "memory");
+    const Quad<S>* slot = own_ + out_ * (K + 1) * kWarp;
+#pragma unroll
+    for (int j = 0; j <= K; ++j) out.vertex[j] = slot[j * kWarp];
+    out_ = out_ + 1 == kStages ? 0 : out_ + 1;
+  }
+
+ private:
+  static __device__ __forceinline__ void copy_async(Quad<S>* to, const S* from, bool inside) {
+    constexpr int kBytes = sizeof(Quad<S>) > 16 ? 16 : sizeof(Quad<S>);
+#pragma unroll
+    for (int part = 0; part < int(sizeof(Quad<S>)) / kBytes; ++part) {
+      const auto target = static_cast<unsigned>(__cvta_generic_to_shared(to)) + part * kBytes;
+      asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(target),
+                   "l"(reinterpret_cast<const char*>(inside ? from : nullptr) + part * kBytes), "n"(kBytes),
+                   "r"(inside ? kBytes : 0)
+                   : "memory");
+    }
+  }
+
+  Quad<S>* own_;
+  int in_ = 0, out_ = 0;
+};
+
+// From entry to entry of the Gram matrices that a warp keeps in shared memory, one a column; odd, so that the
+// entries of a column lie in different banks.
+constexpr int kStride = kWarp + 1;
+
+// Sums the lanes' parts and leaves the Gram matrix in column `column` of shared memory [P][kStride].
 template <int K, int L>
 __device__ __forceinline__ void collect_gram(double (&gram)[K * (K + 1) / 2], int lane, int column,
                                              double* shared) {
@@ -58,7 +119,7 @@ __device__ __forceinline__ void collect_gram(double (&gram)[K * (K + 1) / 2], in
   reduce_scatter<kPairs, L>(gram, lane % L, base, count);
 #pragma unroll
   for (int i = 0; i < scattered<kPairs, L>(); ++i) {
-    if (i < count) shared[(base + i) * kWarp + column] = gram[i];
+    if (i < count) shared[(base + i) * kStride + column] = gram[i];
   }
 }
 
@@ -66,14 +127,14 @@ template <int K>
 __device__ __forceinline__ void read_column(const double* shared, int column,
                                             double (&matrix)[K * (K + 1) / 2]) {
 #pragma unroll
-  for (int p = 0; p < K * (K + 1) / 2; ++p) matrix[p] = shared[p * kWarp + column];
+  for (int p = 0; p < K * (K + 1) / 2; ++p) matrix[p] = shared[p * kStride + column];
 }
 
 template <int K>
 __device__ __forceinline__ void write_column(const double (&matrix)[K * (K + 1) / 2], int column,
                                              double* shared) {
 #pragma unroll
-  for (int p = 0; p < K * (K + 1) / 2; ++p) shared[p * kWarp + column] = matrix[p];
+  for (int p = 0; p < K * (K + 1) / 2; ++p) shared[p * kStride + column] = matrix[p];
 }
 
 }  // namespace stratcore::cayley_menger

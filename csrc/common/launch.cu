@@ -7,6 +7,13 @@ thread_local cudaError_t last_error = cudaSuccess;
 
 }  // namespace
 
+int processors() {
+  int device = 0, count = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count;
+}
+
 Status launch_status() {
   const cudaError_t error = cudaGetLastError();
   if (error == cudaSuccess) return kOk;

@@ -18,6 +18,9 @@ inline unsigned grid_for(int64_t work, int64_t per_block = kThreads) {
   return static_cast<unsigned>(std::min<int64_t>((work + per_block - 1) / per_block, 1 << 20));
 }
 
+// Streaming multiprocessors of the current device.
+int processors();
+
 // Status of the launch just made; a failure is kept for last_launch_error().
 Status launch_status();
 

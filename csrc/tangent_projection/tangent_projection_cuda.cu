@@ -93,31 +93,10 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   }
 }
 
-int processors() {
-  int device = 0, count = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return count;
-}
-
 // Blocks that are resident together go through the rows in rounds.
 unsigned blocks_for(int64_t rows, int rows_a_block, int blocks_a_processor) {
   const int64_t wanted = (rows + rows_a_block - 1) / rows_a_block;
   return static_cast<unsigned>(std::min<int64_t>(wanted, int64_t(processors()) * blocks_a_processor));
-}
-
-template <class Run>
-Status with_element(Element element, const Run& run) {
-  switch (element) {
-    case Element::kFloat64:
-      return run(double());
-    case Element::kFloat32:
-      return run(float());
-    case Element::kBFloat16:
-      return run(__nv_bfloat16());
-    default:
-      return run(__half());
-  }
 }
 
 template <int L, int Q>

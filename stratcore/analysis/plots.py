@@ -188,7 +188,7 @@ def reconstruction_bars(reconstruction: Mapping[str, Any], levels: Sequence[int]
     figure = Figure(figsize=(13, 1.8 + 0.42 * max(len(models), len(levels))), layout="constrained")
     first, second, third = figure.subplots(1, 3)
     draw_fvu(first, models, "pca_space")
-    first.set_title("FVU in PCA space (lower is better)")
+    first.set_title("FVU in PCA space")
     draw_fvu(second, models, "original_space")
     second.set(title="FVU in the original space", yticklabels=[])
     experts = [expert for expert in reconstruction["per_expert"] if expert["pca_space"] is not None]
