@@ -3,9 +3,11 @@
 #include <cstring>
 #include <vector>
 
+#include "../common/half.h"
 #include "../common/instruction_set.h"
 #include "cayley_menger.h"
 #include "cayley_menger_math.h"
+#include "order.h"
 
 // Legend as in cayley_menger.h.
 namespace stratcore::cayley_menger {
@@ -121,29 +123,6 @@ void distances_backward_range(const Distances& distances, const Cotangents& cota
                                       get(cotangents.determinant, simplex)};
     distances_gradient<K>(given, cotangent, gradient);
     std::copy_n(gradient, pairs_of(K), static_cast<T*>(grad) + simplex * pairs_of(K));
-  }
-}
-
-// Calls `body` with the order as a constant.
-template <class Body>
-void with_order(int32_t order, const Body& body) {
-  switch (order) {
-    case 1:
-      return body(std::integral_constant<int, 1>());
-    case 2:
-      return body(std::integral_constant<int, 2>());
-    case 3:
-      return body(std::integral_constant<int, 3>());
-    case 4:
-      return body(std::integral_constant<int, 4>());
-    case 5:
-      return body(std::integral_constant<int, 5>());
-    case 6:
-      return body(std::integral_constant<int, 6>());
-    case 7:
-      return body(std::integral_constant<int, 7>());
-    case 8:
-      return body(std::integral_constant<int, 8>());
   }
 }
 

@@ -10,7 +10,6 @@ namespace stratcore::cayley_menger {
 namespace {
 
 constexpr const char* kOp = "cayley_menger";
-using OptionalTensor = std::optional<Tensor>;
 
 int32_t check_order(int64_t vertices) {
   STD_TORCH_CHECK(vertices >= 2 && vertices <= kMaxOrder + 1, kOp, ": expected 2 to ", kMaxOrder + 1,
@@ -30,7 +29,7 @@ Points check(const Tensor& points, const OptionalTensor& indices) {
     return problem;
   }
   check_dim(kOp, "indices", *indices, 2);
-  STD_TORCH_CHECK(indices->scalar_type() == ScalarType::Long, kOp, ": expected indices of dtype int64");
+  check_int64(kOp, "indices", *indices);
   STD_TORCH_CHECK(indices->device() == points.device(), kOp,
                   ": expected indices on the device of the first argument");
   problem.simplices = indices->size(0);
@@ -56,18 +55,33 @@ struct Inputs {
   OptionalTensor indices;
 
   Inputs(const Tensor& points_, const OptionalTensor& indices_, Points& problem)
-      : points(torch::stable::contiguous(points_)) {
+      : points(row_major(points_)) {
     problem.data = points.const_data_ptr();
     if (!indices_) return;
-    indices = torch::stable::contiguous(*indices_);
+    indices = row_major(*indices_);
     problem.indices = indices->const_data_ptr<int64_t>();
   }
 };
 
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-using Forward = Status (*)(const Points&, const Measures&, const Executor&);
+struct Cpu {
+  static constexpr auto forward = &forward_cpu;
+  static constexpr auto backward = &backward_cpu;
+  static constexpr auto from_distances = &from_distances_cpu;
+  static constexpr auto from_distances_backward = &from_distances_backward_cpu;
+};
 
-template <Forward kForward>
+#ifdef STRATCORE_CUDA
+struct Cuda {
+  static constexpr auto forward = &forward_cuda;
+  static constexpr auto backward = &backward_cuda;
+  static constexpr auto from_distances = &from_distances_cuda;
+  static constexpr auto from_distances_backward = &from_distances_backward_cuda;
+};
+#endif
+
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <class Device>
 Outputs forward(const Tensor& points, OptionalTensor indices, bool volume, bool log_volume,
                 bool squared_volume, bool determinant, bool squared_distances,
                 bool /* deterministic: for the gradient */) {
@@ -83,14 +97,11 @@ Outputs forward(const Tensor& points, OptionalTensor indices, bool volume, bool 
   if (problem.simplices > 0) {
     const Inputs inputs(points, indices, problem);
     if (problem.indices && !points.is_cuda()) check_range(problem);
-    const auto pointer = [](bool wanted, Tensor& tensor) {
-      return wanted ? tensor.mutable_data_ptr() : nullptr;
-    };
-    const Measures out{pointer(volume, volumes), pointer(log_volume, logarithms),
-                       pointer(squared_volume, squares), pointer(determinant, determinants),
-                       pointer(squared_distances, distances)};
+    const Measures out{data_of(volume, volumes), data_of(log_volume, logarithms),
+                       data_of(squared_volume, squares), data_of(determinant, determinants),
+                       data_of(squared_distances, distances)};
     const TorchExecutor executor(points);
-    executor.check(kOp, kForward(problem, out, executor.get()));
+    executor.check(kOp, Device::forward(problem, out, executor.get()));
   }
   return {volumes, logarithms, squares, determinants, distances};
 }
@@ -108,17 +119,15 @@ class CotangentTensors {
     }
   }
 
-  Cotangents pointers() const { return {at(0), at(1), at(2), at(3), at(4)}; }
+  Cotangents pointers() const {
+    return {data_of(held_[0]), data_of(held_[1]), data_of(held_[2]), data_of(held_[3]), data_of(held_[4])};
+  }
 
  private:
-  const void* at(size_t i) const { return held_[i] ? held_[i]->const_data_ptr() : nullptr; }
-
   std::array<OptionalTensor, 5> held_;
 };
 
-using Backward = Status (*)(const Points&, const Cotangents&, void*, const int64_t*, void*, const Executor&);
-
-template <Backward kBackward>
+template <class Device>
 Tensor backward(OptionalTensor grad_volume, OptionalTensor grad_log_volume,
                 OptionalTensor grad_squared_volume, OptionalTensor grad_determinant,
                 OptionalTensor grad_squared_distances, const Tensor& points, OptionalTensor indices,
@@ -136,16 +145,17 @@ Tensor backward(OptionalTensor grad_volume, OptionalTensor grad_log_volume,
     OptionalTensor sorted, workspace;
     if (indices && order) {
       check_shape(kOp, "order", *order, {vertices});
-      STD_TORCH_CHECK(order->scalar_type() == ScalarType::Long, kOp, ": expected order of dtype int64");
+      check_int64(kOp, "order", *order);
       STD_TORCH_CHECK(order->device() == points.device(), kOp,
                       ": expected order on the device of the first argument");
-      sorted = torch::stable::contiguous(*order);
+      sorted = row_major(*order);
       if (points.is_cuda()) workspace = empty(points, {vertices, problem.dim}, type);
     }
     const TorchExecutor executor(points);
-    executor.check(kOp, kBackward(problem, cotangents.pointers(), grad.mutable_data_ptr(),
-                                  sorted ? sorted->const_data_ptr<int64_t>() : nullptr,
-                                  workspace ? workspace->mutable_data_ptr() : nullptr, executor.get()));
+    executor.check(kOp,
+                   Device::backward(problem, cotangents.pointers(), grad.mutable_data_ptr(),
+                                    sorted ? sorted->const_data_ptr<int64_t>() : nullptr,
+                                    workspace ? workspace->mutable_data_ptr() : nullptr, executor.get()));
   }
   return cast(grad, points.scalar_type());
 }
@@ -163,9 +173,7 @@ Distances check_distances(const Tensor& squared_distances, int64_t k) {
   return {nullptr, compute_dtype(squared_distances), squared_distances.size(0), static_cast<int32_t>(k)};
 }
 
-using FromDistances = Status (*)(const Distances&, const Measures&, uint8_t*, const Executor&);
-
-template <FromDistances kForward>
+template <class Device>
 Outputs from_distances(const Tensor& squared_distances, int64_t k) {
   Distances problem = check_distances(squared_distances, k);
   const ScalarType type = compute_type(squared_distances);
@@ -180,14 +188,12 @@ Outputs from_distances(const Tensor& squared_distances, int64_t k) {
     const Measures measures{out[0].mutable_data_ptr(), out[1].mutable_data_ptr(), out[2].mutable_data_ptr(),
                             out[3].mutable_data_ptr(), nullptr};
     auto* flags = static_cast<uint8_t*>(euclidean.mutable_data_ptr());
-    executor.check(kDistancesOp, kForward(problem, measures, flags, executor.get()));
+    executor.check(kDistancesOp, Device::from_distances(problem, measures, flags, executor.get()));
   }
   return {out[0], out[1], out[2], out[3], euclidean};
 }
 
-using FromDistancesBackward = Status (*)(const Distances&, const Cotangents&, void*, const Executor&);
-
-template <FromDistancesBackward kBackward>
+template <class Device>
 Tensor from_distances_backward(OptionalTensor grad_volume, OptionalTensor grad_log_volume,
                                OptionalTensor grad_squared_volume, OptionalTensor grad_determinant,
                                const Tensor& squared_distances, int64_t k) {
@@ -201,10 +207,18 @@ Tensor from_distances_backward(OptionalTensor grad_volume, OptionalTensor grad_l
     const Tensor given = contiguous_as(squared_distances, type);
     problem.data = given.const_data_ptr();
     const TorchExecutor executor(squared_distances);
-    executor.check(kDistancesOp,
-                   kBackward(problem, cotangents.pointers(), grad.mutable_data_ptr(), executor.get()));
+    executor.check(kDistancesOp, Device::from_distances_backward(problem, cotangents.pointers(),
+                                                                 grad.mutable_data_ptr(), executor.get()));
   }
   return cast(grad, squared_distances.scalar_type());
+}
+
+template <class Device>
+void implement(Library& m) {
+  m.impl("cayley_menger", TORCH_BOX(&forward<Device>));
+  m.impl("cayley_menger_backward", TORCH_BOX(&backward<Device>));
+  m.impl("cayley_menger_distances", TORCH_BOX(&from_distances<Device>));
+  m.impl("cayley_menger_distances_backward", TORCH_BOX(&from_distances_backward<Device>));
 }
 
 }  // namespace
@@ -227,22 +241,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(stratcore, m) {
       "Tensor? grad_squared_volume, Tensor? grad_determinant, Tensor squared_distances, int k) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(stratcore, CPU, m) {
-  using namespace stratcore::cayley_menger;
-  m.impl("cayley_menger", TORCH_BOX(&forward<forward_cpu>));
-  m.impl("cayley_menger_backward", TORCH_BOX(&backward<backward_cpu>));
-  m.impl("cayley_menger_distances", TORCH_BOX(&from_distances<from_distances_cpu>));
-  m.impl("cayley_menger_distances_backward",
-         TORCH_BOX(&from_distances_backward<from_distances_backward_cpu>));
-}
-
-#ifdef STRATCORE_CUDA
-STABLE_TORCH_LIBRARY_IMPL(stratcore, CUDA, m) {
-  using namespace stratcore::cayley_menger;
-  m.impl("cayley_menger", TORCH_BOX(&forward<forward_cuda>));
-  m.impl("cayley_menger_backward", TORCH_BOX(&backward<backward_cuda>));
-  m.impl("cayley_menger_distances", TORCH_BOX(&from_distances<from_distances_cuda>));
-  m.impl("cayley_menger_distances_backward",
-         TORCH_BOX(&from_distances_backward<from_distances_backward_cuda>));
-}
-#endif
+STRATCORE_REGISTER(cayley_menger)

@@ -4,36 +4,19 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <random>
 #include <vector>
 
-#include "../common/instruction_set.h"
+#include "../common/test.h"
 #include "cayley_menger_math.h"
 
 using namespace stratcore;
+using namespace stratcore::test;
 using namespace stratcore::cayley_menger;
 
 namespace {
 
-int failures = 0;
-
-void expect(bool condition, const char* what, int k = 0, int64_t dim = 0) {
-  if (condition) return;
-  ++failures;
-  std::printf("FAILED: %s (k %d, D %ld)\n", what, k, static_cast<long>(dim));
-}
-
 bool close(double value, double wanted, double tolerance) {
   return std::abs(value - wanted) <= tolerance * std::max(1.0, std::abs(wanted));
-}
-
-std::vector<double> random_values(size_t count, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<double> normal;
-  std::vector<double> values(count);
-  for (double& value : values) value = normal(generator);
-  return values;
 }
 
 int32_t threads = 2;
@@ -201,9 +184,7 @@ void test_rows_outside_of_the_table() {
 }  // namespace
 
 int main() {
-  for (const auto set : {InstructionSet::kBaseline, InstructionSet::kAvx2, InstructionSet::kAvx512}) {
-    limit_instruction_set(set);
-    if (instruction_set() != set) continue;
+  on_every_instruction_set([] {
     for (int32_t k = 1; k <= kMaxOrder; ++k) {
       test_regular_simplices(k);
       for (const int64_t dim : {1, 3, 8, 13, 33}) {
@@ -213,11 +194,10 @@ int main() {
       }
     }
     test_rows_outside_of_the_table();
-  }
+  });
   for (int32_t k = 1; k <= kMaxOrder; ++k) {
     test_distances_backward(k, k + 2);
     if (k > 1) test_distances_backward(k, k - 1);
   }
-  std::printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
-  return failures ? 1 : 0;
+  return summary();
 }

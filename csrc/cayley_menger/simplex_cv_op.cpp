@@ -10,19 +10,6 @@ namespace {
 constexpr const char* kOp = "simplex_cv";
 constexpr int64_t kMaxOrder = 8;
 
-Element element_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double:
-      return Element::kFloat64;
-    case ScalarType::BFloat16:
-      return Element::kBFloat16;
-    case ScalarType::Half:
-      return Element::kFloat16;
-    default:
-      return Element::kFloat32;
-  }
-}
-
 struct Options {
   double target, valid_above;
   int64_t min_valid;
@@ -56,19 +43,30 @@ Problem check(const Tensor& x, int64_t order, int64_t simplices, int64_t pool, c
 
 void check_seed(const Tensor& seed, const Tensor& x) {
   check_shape(kOp, "seed", seed, {2});
-  STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long, kOp, ": expected seed of dtype int64");
+  check_int64(kOp, "seed", seed);
   STD_TORCH_CHECK(seed.device() == x.device(), kOp, ": expected seed on the device of x");
 }
 
-using Forward = Status (*)(const Problem&, const int64_t*, const Sample&, uint32_t*, const Executor&);
+struct Cpu {
+  static constexpr auto forward = &forward_cpu;
+  static constexpr auto backward = &backward_cpu;
+};
+
+#ifdef STRATCORE_CUDA
+struct Cuda {
+  static constexpr auto forward = &forward_cuda;
+  static constexpr auto backward = &backward_cuda;
+};
+#endif
+
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-template <Forward kForward>
+template <class Device>
 Outputs forward(const Tensor& x, const Tensor& seed, int64_t order, int64_t num_simplices, int64_t pool,
                 double target, double valid_above, int64_t min_valid, double eps) {
   Problem problem = check(x, order, num_simplices, pool, {target, valid_above, min_valid, eps});
   check_seed(seed, x);
-  const Tensor rows = torch::stable::contiguous(x), pair = torch::stable::contiguous(seed);
+  const Tensor rows = row_major(x), pair = row_major(seed);
   problem.x = rows.const_data_ptr();
   const ScalarType type = compute_type(x);
   Tensor loss = empty(x, {}, type), cv = empty(x, {}, type), mean = empty(x, {}, type);
@@ -88,68 +86,66 @@ Outputs forward(const Tensor& x, const Tensor& seed, int64_t order, int64_t num_
                    weights.mutable_data_ptr<double>()};
   const TorchExecutor executor(x);
   auto* ticket = counter ? static_cast<uint32_t*>(counter->mutable_data_ptr()) : nullptr;
-  executor.check(kOp, kForward(problem, pair.const_data_ptr<int64_t>(), out, ticket, executor.get()));
+  executor.check(kOp, Device::forward(problem, pair.const_data_ptr<int64_t>(), out, ticket, executor.get()));
   return {loss, cv, mean, deviation, count, volumes, indices, weights};
 }
 
-using Given = std::optional<Tensor>;
-
 // Contiguous cotangent of the compute type, of the shape of `like`.
-Given prepared(const char* name, const Given& grad, const Tensor& like, ScalarType type) {
-  if (!grad) return std::nullopt;
-  check_shape(kOp, name, *grad, shape_of(like));
-  return contiguous_as(*grad, type);
+OptionalTensor prepared(const char* name, const OptionalTensor& grad, const Tensor& like, ScalarType type) {
+  if (grad) check_shape(kOp, name, *grad, shape_of(like));
+  return contiguous_as(grad, type);
 }
-
-const void* pointer(const Given& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 
 void check_sample(const Problem& problem, const Tensor& volumes, const Tensor& weights,
                   const Tensor& indices) {
   check_shape(kOp, "volumes", volumes, {problem.simplices});
   check_shape(kOp, "indices", indices, {problem.simplices, problem.order + 1});
   check_shape(kOp, "weights", weights, {problem.simplices, problem.order * (problem.order + 1) / 2});
-  STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long, kOp, ": expected indices of dtype int64");
-  STD_TORCH_CHECK(weights.scalar_type() == ScalarType::Double, kOp, ": expected weights of dtype float64");
+  check_int64(kOp, "indices", indices);
+  check_dtype(kOp, "weights", weights, ScalarType::Double, "float64");
 }
 
-using Backward = Status (*)(const Problem&, const Sample&, const Cotangents&, void*, const Executor&);
-
-template <Backward kBackward>
-Tensor backward(Given grad_loss, Given grad_cv, Given grad_mean, Given grad_std, Given grad_volumes,
-                const Tensor& x, const Tensor& cv, const Tensor& mean, const Tensor& std, const Tensor& count,
-                const Tensor& volumes, const Tensor& indices, const Tensor& weights, double target,
-                double valid_above, int64_t min_valid, double eps) {
+template <class Device>
+Tensor backward(OptionalTensor grad_loss, OptionalTensor grad_cv, OptionalTensor grad_mean,
+                OptionalTensor grad_std, OptionalTensor grad_volumes, const Tensor& x, const Tensor& cv,
+                const Tensor& mean, const Tensor& std, const Tensor& count, const Tensor& volumes,
+                const Tensor& indices, const Tensor& weights, double target, double valid_above,
+                int64_t min_valid, double eps) {
   check_dim(kOp, "indices", indices, 2);
   Problem problem =
       check(x, indices.size(1) - 1, indices.size(0), x.size(0), {target, valid_above, min_valid, eps});
   check_sample(problem, volumes, weights, indices);
-  STD_TORCH_CHECK(count.scalar_type() == ScalarType::Long, kOp, ": expected count of dtype int64");
+  check_int64(kOp, "count", count);
   const ScalarType type = compute_type(x);
-  const Given loss = prepared("grad_loss", grad_loss, cv, type),
-              ratio = prepared("grad_cv", grad_cv, cv, type);
-  const Given average = prepared("grad_mean", grad_mean, mean, type);
-  const Given deviation = prepared("grad_std", grad_std, std, type);
-  const Given each = prepared("grad_volumes", grad_volumes, volumes, type);
-  const Tensor rows = torch::stable::contiguous(x);
+  const OptionalTensor loss = prepared("grad_loss", grad_loss, cv, type);
+  const OptionalTensor ratio = prepared("grad_cv", grad_cv, cv, type);
+  const OptionalTensor average = prepared("grad_mean", grad_mean, mean, type);
+  const OptionalTensor deviation = prepared("grad_std", grad_std, std, type);
+  const OptionalTensor each = prepared("grad_volumes", grad_volumes, volumes, type);
+  const Tensor rows = row_major(x);
   problem.x = rows.const_data_ptr();
-  const Tensor saved[] = {
-      contiguous_as(cv, type),      contiguous_as(mean, type),          contiguous_as(std, type),
-      contiguous_as(volumes, type), torch::stable::contiguous(indices), torch::stable::contiguous(weights)};
-  const auto read = [](const Tensor& tensor) { return const_cast<void*>(tensor.const_data_ptr()); };
+  const Tensor saved[] = {contiguous_as(cv, type),      contiguous_as(mean, type), contiguous_as(std, type),
+                          contiguous_as(volumes, type), row_major(indices),        row_major(weights)};
   const Sample sample{nullptr,
-                      read(saved[0]),
-                      read(saved[1]),
-                      read(saved[2]),
-                      static_cast<int64_t*>(read(count)),
-                      read(saved[3]),
-                      static_cast<int64_t*>(read(saved[4])),
-                      static_cast<double*>(read(saved[5]))};
-  const Cotangents cotangents{pointer(loss), pointer(ratio), pointer(average), pointer(deviation),
-                              pointer(each)};
+                      read_only(saved[0]),
+                      read_only(saved[1]),
+                      read_only(saved[2]),
+                      read_only<int64_t>(count),
+                      read_only(saved[3]),
+                      read_only<int64_t>(saved[4]),
+                      read_only<double>(saved[5])};
+  const Cotangents cotangents{data_of(loss), data_of(ratio), data_of(average), data_of(deviation),
+                              data_of(each)};
   Tensor grad = empty(x, {problem.rows, problem.dim}, x.scalar_type());
   const TorchExecutor executor(x);
-  executor.check(kOp, kBackward(problem, sample, cotangents, grad.mutable_data_ptr(), executor.get()));
+  executor.check(kOp, Device::backward(problem, sample, cotangents, grad.mutable_data_ptr(), executor.get()));
   return grad;
+}
+
+template <class Device>
+void implement(Library& m) {
+  m.impl("simplex_cv", TORCH_BOX(&forward<Device>));
+  m.impl("simplex_cv_backward", TORCH_BOX(&backward<Device>));
 }
 
 }  // namespace
@@ -166,16 +162,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(stratcore, m) {
       "Tensor indices, Tensor weights, float target, float valid_above, int min_valid, float eps) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(stratcore, CPU, m) {
-  using namespace stratcore::simplex_cv;
-  m.impl("simplex_cv", TORCH_BOX(&forward<forward_cpu>));
-  m.impl("simplex_cv_backward", TORCH_BOX(&backward<backward_cpu>));
-}
-
-#ifdef STRATCORE_CUDA
-STABLE_TORCH_LIBRARY_IMPL(stratcore, CUDA, m) {
-  using namespace stratcore::simplex_cv;
-  m.impl("simplex_cv", TORCH_BOX(&forward<forward_cuda>));
-  m.impl("simplex_cv_backward", TORCH_BOX(&backward<backward_cuda>));
-}
-#endif
+STRATCORE_REGISTER(simplex_cv)

@@ -1,27 +1,19 @@
-// ctest of the torch-free part: Philox, the sampler, known volumes, and the backward against finite
-// differences.
+// ctest of the torch-free part, on every instruction set: Philox, the sampler, known volumes, and the
+// backward against finite differences.
 #include "simplex_cv.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <random>
 #include <vector>
 
+#include "../common/test.h"
 #include "simplex_cv_math.h"
 
 using namespace stratcore;
+using namespace stratcore::test;
 using namespace stratcore::simplex_cv;
 
 namespace {
-
-int failures = 0;
-
-void expect(bool condition, const char* what) {
-  if (condition) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what);
-}
 
 // Known answers of Random123 1.14.
 void test_philox() {
@@ -46,11 +38,8 @@ struct Run {
   Problem problem{};
 
   Run(int64_t rows, int64_t dim, int32_t order, int64_t simplices)
-      : x(rows * dim), volumes(simplices), weights(simplices * order * (order + 1) / 2),
+      : x(random_values(rows * dim, 5)), volumes(simplices), weights(simplices * order * (order + 1) / 2),
         indices(simplices * (order + 1)) {
-    std::mt19937 generator(5);
-    std::normal_distribution<double> normal;
-    for (double& value : x) value = normal(generator);
     problem = {x.data(), Element::kFloat64, rows, dim, rows, simplices, order, 0.2, 0, 2, 0};
   }
 
@@ -124,13 +113,14 @@ void test_backward(int32_t order, int64_t dim) {
 
 int main() {
   test_philox();
-  test_sample<1>();
-  test_sample<4>();
-  test_sample<8>();
-  test_known_volumes();
-  for (const int64_t dim : {8, 11, 19}) {
-    for (const int32_t order : {1, 2, 4, 8}) test_backward(order, dim);
-  }
-  std::printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
-  return failures ? 1 : 0;
+  on_every_instruction_set([] {
+    test_sample<1>();
+    test_sample<4>();
+    test_sample<8>();
+    test_known_volumes();
+    for (const int64_t dim : {8, 11, 19}) {
+      for (const int32_t order : {1, 2, 4, 8}) test_backward(order, dim);
+    }
+  });
+  return summary();
 }

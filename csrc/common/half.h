@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "element.h"
+
 // bfloat16 and float16 on the host, by bits: no branches, so that loops over them vectorize everywhere.
 namespace stratcore {
 
@@ -55,6 +57,33 @@ template <class To, class From>
   const auto sum = half::bits_as<uint32_t>(half::bits_as<float>((bias >> 1) + 0x07800000u) + scaled);
   const uint32_t finite = ((sum >> 13) & 0x00007C00u) + (sum & 0x00000FFFu);
   target.bits = static_cast<uint16_t>((sign >> 16) | (twice > 0xFF000000u ? 0x7E00u : finite));
+}
+
+// float32, in which the 16-bit types are computed, or float64.
+template <class Stored>
+struct ComputedOf {
+  using type = float;
+};
+template <>
+struct ComputedOf<double> {
+  using type = double;
+};
+template <class Stored>
+using Computed = typename ComputedOf<Stored>::type;
+
+// Calls `run` with a value of the type that is stored: what it returns.
+template <class Run>
+auto with_element(Element element, const Run& run) {
+  switch (element) {
+    case Element::kFloat64:
+      return run(double());
+    case Element::kFloat32:
+      return run(float());
+    case Element::kBFloat16:
+      return run(BFloat16());
+    default:
+      return run(Float16());
+  }
 }
 
 }  // namespace stratcore

@@ -6,6 +6,11 @@ constexpr int kLanes = STRATCORE_LANES;
 typedef double Doubles __attribute__((vector_size(8 * STRATCORE_LANES)));
 typedef int64_t DoublesMask __attribute__((vector_size(8 * STRATCORE_LANES)));
 typedef float Floats __attribute__((vector_size(4 * STRATCORE_LANES)));
+// As wide as Doubles: for what is computed in float32.
+typedef float Singles __attribute__((vector_size(8 * STRATCORE_LANES)));
+
+template <class Vector>
+constexpr int kLanesOf = sizeof(Vector) / sizeof(Vector{}[0]);
 
 // One instruction each, where __builtin_convertvector of GCC makes several.
 inline Doubles widen(Floats value) {
@@ -30,19 +35,26 @@ inline Floats narrow(Doubles value) {
 
 inline Doubles broadcast(double value) { return Doubles{} + value; }
 
-inline Doubles load(const double* from) {
-  Doubles value;
+template <class Vector>
+inline Vector load_bits(const void* from) {
+  Vector value;
   __builtin_memcpy(&value, from, sizeof(value));
   return value;
 }
 
-inline Doubles load(const float* from) {
-  Floats value;
-  __builtin_memcpy(&value, from, sizeof(value));
-  return widen(value);
+inline void load(const double* from, Doubles& value) { value = load_bits<Doubles>(from); }
+inline void load(const float* from, Doubles& value) { value = widen(load_bits<Floats>(from)); }
+inline void load(const float* from, Singles& value) { value = load_bits<Singles>(from); }
+
+template <class Vector = Doubles, class T>
+inline Vector load(const T* from) {
+  Vector value;
+  load(from, value);
+  return value;
 }
 
 inline void store(double* to, Doubles value) { __builtin_memcpy(to, &value, sizeof(value)); }
+inline void store(float* to, Singles value) { __builtin_memcpy(to, &value, sizeof(value)); }
 
 inline void store(float* to, Doubles value) {
   const Floats rounded = narrow(value);

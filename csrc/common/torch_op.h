@@ -30,7 +30,9 @@
 namespace stratcore {
 
 using torch::headeronly::ScalarType;
+using Library = torch::stable::detail::StableLibrary;
 using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 using Shape = std::vector<int64_t>;
 
 inline std::string to_string(const Shape& shape) {
@@ -69,6 +71,15 @@ inline void check_like(const char* op, const char* name, const Tensor& tensor, c
                   " on the device of the first argument");
 }
 
+inline void check_dtype(const char* op, const char* name, const Tensor& tensor, ScalarType type,
+                        const char* type_name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == type, op, ": expected ", name, " of dtype ", type_name);
+}
+
+inline void check_int64(const char* op, const char* name, const Tensor& tensor) {
+  check_dtype(op, name, tensor, ScalarType::Long, "int64");
+}
+
 // Of a tensor that check_floating has let through.
 inline Element element_of(const Tensor& tensor) {
   const ScalarType type = tensor.scalar_type();
@@ -96,6 +107,23 @@ inline Tensor row_major(const Tensor& tensor) {
 inline Tensor contiguous_as(const Tensor& tensor, ScalarType type) {
   const Tensor dense = row_major(tensor);
   return tensor.scalar_type() == type ? dense : torch::stable::to(dense, type);
+}
+
+inline OptionalTensor contiguous_as(const OptionalTensor& tensor, ScalarType type) {
+  return tensor ? OptionalTensor(contiguous_as(*tensor, type)) : std::nullopt;
+}
+
+inline const void* data_of(const OptionalTensor& tensor) {
+  return tensor ? tensor->const_data_ptr() : nullptr;
+}
+
+// Null where the output is not wanted.
+inline void* data_of(bool wanted, Tensor& output) { return wanted ? output.mutable_data_ptr() : nullptr; }
+
+// A tensor that a struct of outputs points to, but which is only read.
+template <class T = void>
+T* read_only(const Tensor& tensor) {
+  return static_cast<T*>(const_cast<void*>(tensor.const_data_ptr()));
 }
 
 inline Tensor cast(const Tensor& tensor, ScalarType type) {
@@ -195,3 +223,15 @@ class TorchExecutor {
 };
 
 }  // namespace stratcore
+
+// Registers a slice on each device: in its namespace, `template <class Device> void implement(Library&)`
+// names the functions, and the structs Cpu and, in CUDA builds, Cuda hold what differs between the devices.
+#ifdef STRATCORE_CUDA
+#define STRATCORE_REGISTER_CUDA(slice) \
+  STABLE_TORCH_LIBRARY_IMPL(stratcore, CUDA, m) { stratcore::slice::implement<stratcore::slice::Cuda>(m); }
+#else
+#define STRATCORE_REGISTER_CUDA(slice)
+#endif
+#define STRATCORE_REGISTER(slice)                                                                         \
+  STABLE_TORCH_LIBRARY_IMPL(stratcore, CPU, m) { stratcore::slice::implement<stratcore::slice::Cpu>(m); } \
+  STRATCORE_REGISTER_CUDA(slice)

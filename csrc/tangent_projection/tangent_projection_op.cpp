@@ -26,19 +26,6 @@ Jacobian parse_jacobian(const std::string& jacobian) {
   return Jacobian::kIdentity;
 }
 
-Element element_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double:
-      return Element::kFloat64;
-    case ScalarType::BFloat16:
-      return Element::kBFloat16;
-    case ScalarType::Half:
-      return Element::kFloat16;
-    default:
-      return Element::kFloat32;
-  }
-}
-
 struct Options {
   double tangential, separation;
   const std::string& separation_sign;
@@ -47,7 +34,7 @@ struct Options {
 };
 
 // Checked sizes; the pointers are set once the tensors are contiguous.
-Problem check(const Tensor& x, const std::optional<Tensor>& anchors, const Options& options) {
+Problem check(const Tensor& x, const OptionalTensor& anchors, const Options& options) {
   check_floating(kOp, "x", x);
   check_dim(kOp, "x", x, 2);
   Problem problem{};
@@ -80,12 +67,12 @@ Problem check(const Tensor& x, const std::optional<Tensor>& anchors, const Optio
 // Contiguous tensors of the problem; must outlive its pointers.
 struct Inputs {
   Tensor x;
-  std::optional<Tensor> anchors;
+  OptionalTensor anchors;
 
-  Inputs(const Tensor& x_, const std::optional<Tensor>& anchors_, Problem& problem) : x(row_major(x_)) {
+  Inputs(const Tensor& x_, const OptionalTensor& anchors_, Problem& problem) : x(row_major(x_)) {
     if (anchors_) anchors = row_major(*anchors_);
     problem.x = x.const_data_ptr();
-    problem.anchors = anchors ? anchors->const_data_ptr() : nullptr;
+    problem.anchors = data_of(anchors);
   }
 };
 
@@ -106,10 +93,9 @@ struct Cuda {
 #endif
 
 template <class Device>
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, std::optional<Tensor> anchors,
-                                                   double tangential, double separation,
-                                                   std::string separation_sign, std::string jacobian,
-                                                   double eps) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, OptionalTensor anchors, double tangential,
+                                                   double separation, std::string separation_sign,
+                                                   std::string jacobian, double eps) {
   Problem problem = check(x, anchors, {tangential, separation, separation_sign, jacobian, eps});
   const ScalarType type = compute_type(x);
   const Shape compared{anchors ? problem.rows : 0};
@@ -119,9 +105,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, std::optiona
     const Inputs inputs(x, anchors, problem);
     const Output out{y.mutable_data_ptr(), norm.mutable_data_ptr(),
                      anchors ? nearest.mutable_data_ptr<int32_t>() : nullptr,
-                     anchors ? cosine.mutable_data_ptr() : nullptr};
+                     data_of(anchors.has_value(), cosine)};
     const int64_t bytes = Device::scratch(problem);
-    std::optional<Tensor> scratch;
+    OptionalTensor scratch;
     if (bytes > 0) scratch = empty(x, {bytes}, ScalarType::Byte);
     const TorchExecutor executor(x);
     executor.check(kOp, Device::forward(problem, out, scratch ? scratch->mutable_data_ptr() : nullptr,
@@ -131,7 +117,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, std::optiona
 }
 
 template <class Device>
-Tensor backward(const Tensor& grad_y, const Tensor& x, std::optional<Tensor> anchors, const Tensor& norm,
+Tensor backward(const Tensor& grad_y, const Tensor& x, OptionalTensor anchors, const Tensor& norm,
                 const Tensor& nearest, double tangential, double separation, std::string separation_sign,
                 std::string jacobian, double eps) {
   Problem problem = check(x, anchors, {tangential, separation, separation_sign, jacobian, eps});
@@ -150,13 +136,18 @@ Tensor backward(const Tensor& grad_y, const Tensor& x, std::optional<Tensor> anc
     const Inputs inputs(x, anchors, problem);
     const Tensor gradient = row_major(grad_y), norms = row_major(norm);
     const Tensor indices = row_major(nearest);
-    const Output out{nullptr, const_cast<void*>(norms.const_data_ptr()),
-                     anchors ? const_cast<int32_t*>(indices.const_data_ptr<int32_t>()) : nullptr, nullptr};
+    const Output out{nullptr, read_only(norms), anchors ? read_only<int32_t>(indices) : nullptr, nullptr};
     const TorchExecutor executor(x);
     executor.check(kOp, Device::backward(problem, out, gradient.const_data_ptr(), grad_x.mutable_data_ptr(),
                                          executor.get()));
   }
   return grad_x;
+}
+
+template <class Device>
+void implement(Library& m) {
+  m.impl("tangent_projection", TORCH_BOX(&forward<Device>));
+  m.impl("tangent_projection_backward", TORCH_BOX(&backward<Device>));
 }
 
 }  // namespace
@@ -171,16 +162,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(stratcore, m) {
       "float tangential, float separation, str separation_sign, str jacobian, float eps) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(stratcore, CPU, m) {
-  using namespace stratcore::tangent_projection;
-  m.impl("tangent_projection", TORCH_BOX(&forward<Cpu>));
-  m.impl("tangent_projection_backward", TORCH_BOX(&backward<Cpu>));
-}
-
-#ifdef STRATCORE_CUDA
-STABLE_TORCH_LIBRARY_IMPL(stratcore, CUDA, m) {
-  using namespace stratcore::tangent_projection;
-  m.impl("tangent_projection", TORCH_BOX(&forward<Cuda>));
-  m.impl("tangent_projection_backward", TORCH_BOX(&backward<Cuda>));
-}
-#endif
+STRATCORE_REGISTER(tangent_projection)

@@ -1,36 +1,18 @@
-// ctest of the torch-free part: closed forms, ties, degenerate rows, and the backward against finite
-// differences.
+// ctest of the torch-free part, on every instruction set: closed forms, ties, degenerate rows, and the
+// backward against finite differences.
 #include "tangent_projection.h"
 
 #include <cmath>
-#include <cstdio>
 #include <limits>
-#include <random>
 #include <vector>
 
-#include "../common/half.h"
+#include "../common/test.h"
 
 using namespace stratcore;
+using namespace stratcore::test;
 using namespace stratcore::tangent_projection;
 
 namespace {
-
-int failures = 0;
-
-void expect(bool condition, const char* what) {
-  if (condition) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what);
-}
-
-template <class T>
-std::vector<T> random_values(size_t count, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<double> normal(0.0, 1.0);
-  std::vector<T> values(count);
-  for (T& value : values) value = T(normal(generator));
-  return values;
-}
 
 template <class T>
 struct Run {
@@ -166,36 +148,19 @@ void test_separation() {
          "no relu, no change");
 }
 
-// Every float16 and bfloat16 survives the way to float32 and back; values between them go to the even one.
-template <class E>
-void test_half(uint32_t infinity) {
-  for (uint32_t bits = 0; bits < (1u << 16); ++bits) {
-    E value{static_cast<uint16_t>(bits)}, back{};
-    narrow(widen(value), back);
-    const bool nan = (bits & 0x7FFFu) > infinity;
-    expect(nan ? std::isnan(widen(value)) && std::isnan(widen(back)) : back.bits == value.bits,
-           "16-bit floats");
-    if ((bits & 0x7FFFu) + 1 >= infinity) continue;
-    E next{static_cast<uint16_t>(bits + 1)};
-    narrow(widen(value) / 2 + widen(next) / 2, back);
-    expect(back.bits == (bits % 2 ? bits + 1 : bits), "rounding to even");
-  }
-}
-
 }  // namespace
 
 int main() {
-  test_known_values();
-  test_anchor_behind();
-  test_equal_anchors_tie_exactly<float>();
-  test_equal_anchors_tie_exactly<double>();
-  test_not_finite<float>();
-  test_not_finite<double>();
-  test_backward_is_the_gradient(1e-12);
-  test_backward_is_the_gradient(100.0);
-  test_separation();
-  test_half<BFloat16>(0x7F80);
-  test_half<Float16>(0x7C00);
-  std::printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
-  return failures ? 1 : 0;
+  on_every_instruction_set([] {
+    test_known_values();
+    test_anchor_behind();
+    test_equal_anchors_tie_exactly<float>();
+    test_equal_anchors_tie_exactly<double>();
+    test_not_finite<float>();
+    test_not_finite<double>();
+    test_backward_is_the_gradient(1e-12);
+    test_backward_is_the_gradient(100.0);
+    test_separation();
+  });
+  return summary();
 }

@@ -80,9 +80,21 @@ struct Inputs {
   }
 };
 
-using Forward = Status (*)(const Sizes&, const Parameters&, const Codes&, void*, const Executor&);
+struct Cpu {
+  static constexpr auto forward = &forward_cpu;
+  static constexpr auto backward = &backward_cpu;
+  static constexpr auto select = &select_cpu;
+};
 
-template <Forward kForward>
+#ifdef STRATCORE_CUDA
+struct Cuda {
+  static constexpr auto forward = &forward_cuda;
+  static constexpr auto backward = &backward_cuda;
+  static constexpr auto select = &select_cuda;
+};
+#endif
+
+template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& encoder,
                                                    const Tensor& recurrent, const Tensor& theta,
                                                    std::vector<int64_t> k, std::string form,
@@ -101,34 +113,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
     const Codes out{codes.mutable_data_ptr(), values.mutable_data_ptr(), indices.mutable_data_ptr<int32_t>(),
                     save_support ? support.mutable_data_ptr<int8_t>() : nullptr};
     const TorchExecutor executor(x);
-    executor.check(kOp, kForward(sizes, inputs.pointers(), out, scratch.mutable_data_ptr(), executor.get()));
+    executor.check(kOp, Device::forward(sizes, inputs.pointers(), out, scratch.mutable_data_ptr(),
+                                        executor.get()));
   }
   return {dense ? cast(codes, x.scalar_type()) : empty(x, {0}, x.scalar_type()),
           cast(values, x.scalar_type()), indices, support};
 }
 
 void check_codes(const Sizes& sizes, const Tensor& values, const Tensor& indices, const Tensor& support,
-                 const std::optional<Tensor>& grad_codes, const std::optional<Tensor>& grad_values) {
+                 const OptionalTensor& grad_codes, const OptionalTensor& grad_values) {
   const Shape code{sizes.experts, sizes.rows, sizes.atoms};
   const Shape slots{sizes.num_steps + 1, sizes.experts, sizes.rows, sizes.width};
   check_shape(kOp, "values", values, slots);
   check_shape(kOp, "indices", indices, slots);
-  STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Int, kOp, ": expected indices of dtype int32");
-  STD_TORCH_CHECK(support.scalar_type() == ScalarType::Char, kOp, ": expected support of dtype int8");
+  check_dtype(kOp, "indices", indices, ScalarType::Int, "int32");
+  check_dtype(kOp, "support", support, ScalarType::Char, "int8");
   if (support.dim() != 1) check_shape(kOp, "support", support, {slots[0], code[0], code[1], code[2]});
   if (grad_codes) check_shape(kOp, "grad_codes", *grad_codes, code);
   if (grad_values) check_shape(kOp, "grad_values", *grad_values, slots);
 }
 
-using Backward = Status (*)(const Sizes&, const Parameters&, const Codes&, const Gradients&, void*, int8_t*,
-                            const Executor&);
-
-template <Backward kBackward>
+template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
-    std::optional<Tensor> grad_codes, std::optional<Tensor> grad_values, const Tensor& x,
-    const Tensor& encoder, const Tensor& recurrent, const Tensor& theta, const Tensor& values,
-    const Tensor& indices, const Tensor& support, std::vector<int64_t> k, std::string form, bool need_x,
-    bool need_encoder, bool need_recurrent, bool need_theta) {
+    OptionalTensor grad_codes, OptionalTensor grad_values, const Tensor& x, const Tensor& encoder,
+    const Tensor& recurrent, const Tensor& theta, const Tensor& values, const Tensor& indices,
+    const Tensor& support, std::vector<int64_t> k, std::string form, bool need_x, bool need_encoder,
+    bool need_recurrent, bool need_theta) {
   const int64_t num_steps = values.size(0) - 1;
   const Sizes sizes = check(x, encoder, recurrent, theta, k, form, num_steps);
   check_codes(sizes, values, indices, support, grad_codes, grad_values);
@@ -141,41 +151,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   Tensor grad_recurrent = output(need_recurrent, recurrent), grad_theta = output(need_theta, theta);
   if (sizes.rows > 0) {
     const Inputs inputs(x, encoder, recurrent, theta);
-    const auto prepared = [&](const std::optional<Tensor>& grad) -> std::optional<Tensor> {
-      return grad ? std::optional<Tensor>(contiguous_as(*grad, type)) : std::nullopt;
-    };
-    const std::optional<Tensor> from_codes = prepared(grad_codes), from_values = prepared(grad_values);
-    const Tensor saved_values = contiguous_as(values, type),
-                 saved_indices = torch::stable::contiguous(indices);
-    const Tensor saved_support = torch::stable::contiguous(support);
-    const auto pointer = [](bool wanted, Tensor& tensor) {
-      return wanted ? tensor.mutable_data_ptr() : nullptr;
-    };
-    const Codes codes{nullptr, const_cast<void*>(saved_values.const_data_ptr()),
-                      const_cast<int32_t*>(saved_indices.const_data_ptr<int32_t>()),
-                      straight_through ? const_cast<int8_t*>(saved_support.const_data_ptr<int8_t>())
-                                       : nullptr};
-    const Gradients gradients{from_codes ? from_codes->const_data_ptr() : nullptr,
-                              from_values ? from_values->const_data_ptr() : nullptr,
-                              pointer(need_x, grad_x),
-                              pointer(need_encoder, grad_encoder),
-                              pointer(need_recurrent, grad_recurrent),
-                              pointer(need_theta, grad_theta)};
+    const OptionalTensor from_codes = contiguous_as(grad_codes, type);
+    const OptionalTensor from_values = contiguous_as(grad_values, type);
+    const Tensor saved_values = contiguous_as(values, type);
+    const Tensor saved_indices = row_major(indices), saved_support = row_major(support);
+    const Codes codes{nullptr, read_only(saved_values), read_only<int32_t>(saved_indices),
+                      straight_through ? read_only<int8_t>(saved_support) : nullptr};
+    const Gradients gradients{data_of(from_codes),
+                              data_of(from_values),
+                              data_of(need_x, grad_x),
+                              data_of(need_encoder, grad_encoder),
+                              data_of(need_recurrent, grad_recurrent),
+                              data_of(need_theta, grad_theta)};
     Tensor scratch = empty(x, {backward_scratch(sizes)}, type);
     Tensor signs =
         empty(x, {straight_through ? 0 : sizes.experts * sizes.rows * sizes.atoms}, ScalarType::Char);
     const TorchExecutor executor(x);
-    executor.check(kOp,
-                   kBackward(sizes, inputs.pointers(), codes, gradients, scratch.mutable_data_ptr(),
-                             straight_through ? nullptr : signs.mutable_data_ptr<int8_t>(), executor.get()));
+    executor.check(
+        kOp, Device::backward(sizes, inputs.pointers(), codes, gradients, scratch.mutable_data_ptr(),
+                              straight_through ? nullptr : signs.mutable_data_ptr<int8_t>(), executor.get()));
   }
   const ScalarType out = x.scalar_type();
   return {cast(grad_x, out), cast(grad_encoder, out), cast(grad_recurrent, out), cast(grad_theta, out)};
 }
 
-using Select = Status (*)(const Sizes&, const Selection&, const Executor&);
-
-template <Select kSelect>
+template <class Device>
 std::tuple<Tensor, Tensor, Tensor> topk_ste(const Tensor& x, int64_t k, bool /* masked: for the gradient */) {
   constexpr const char* kName = "topk_ste";
   check_floating(kName, "x", x);
@@ -201,9 +201,16 @@ std::tuple<Tensor, Tensor, Tensor> topk_ste(const Tensor& x, int64_t k, bool /* 
                               values.mutable_data_ptr(),
                               indices.mutable_data_ptr<int32_t>(),
                               nullptr};
-    executor.check(kName, kSelect(sizes, selection, executor.get()));
+    executor.check(kName, Device::select(sizes, selection, executor.get()));
   }
   return {cast(dense, x.scalar_type()), cast(values, x.scalar_type()), indices};
+}
+
+template <class Device>
+void implement(Library& m) {
+  m.impl("topk_lista", TORCH_BOX(&forward<Device>));
+  m.impl("topk_lista_backward", TORCH_BOX(&backward<Device>));
+  m.impl("topk_ste", TORCH_BOX(&topk_ste<Device>));
 }
 
 }  // namespace
@@ -220,18 +227,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(stratcore, m) {
   m.def("topk_ste(Tensor x, int k, bool masked) -> (Tensor dense, Tensor values, Tensor indices)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(stratcore, CPU, m) {
-  using namespace stratcore::topk_lista;
-  m.impl("topk_lista", TORCH_BOX(&forward<forward_cpu>));
-  m.impl("topk_lista_backward", TORCH_BOX(&backward<backward_cpu>));
-  m.impl("topk_ste", TORCH_BOX(&topk_ste<select_cpu>));
-}
-
-#ifdef STRATCORE_CUDA
-STABLE_TORCH_LIBRARY_IMPL(stratcore, CUDA, m) {
-  using namespace stratcore::topk_lista;
-  m.impl("topk_lista", TORCH_BOX(&forward<forward_cuda>));
-  m.impl("topk_lista_backward", TORCH_BOX(&backward<backward_cuda>));
-  m.impl("topk_ste", TORCH_BOX(&topk_ste<select_cuda>));
-}
-#endif
+STRATCORE_REGISTER(topk_lista)

@@ -2,35 +2,20 @@
 #include "topk_lista.h"
 
 #include <cmath>
-#include <cstdio>
-#include <random>
 #include <vector>
 
+#include "../common/test.h"
+
 using namespace stratcore;
+using namespace stratcore::test;
 using namespace stratcore::topk_lista;
 
 namespace {
-
-int failures = 0;
-
-void expect(bool condition, const char* what) {
-  if (condition) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what);
-}
 
 struct Case {
   int32_t threads = 2;
   Executor executor = host_executor(&threads);
 };
-
-std::vector<double> random_values(size_t count, unsigned seed, double scale = 1.0) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<double> normal(0.0, scale);
-  std::vector<double> values(count);
-  for (double& value : values) value = normal(generator);
-  return values;
-}
 
 void test_selection_breaks_ties_to_the_lower_index() {
   Case test;
@@ -143,6 +128,5 @@ int main() {
   for (const Form form : {Form::kClassic, Form::kCoupled}) {
     for (const bool per_step : {false, true}) test_masked_backward_is_the_gradient(form, per_step);
   }
-  std::printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
-  return failures ? 1 : 0;
+  return summary();
 }

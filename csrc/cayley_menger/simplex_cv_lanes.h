@@ -1,0 +1,95 @@
+// The loops of simplex_cv for the instruction set in whose namespace simplex_cv_cpu.cpp includes this: no
+// include guard. Legend as in simplex_cv.h; T is double for float64 points, else float.
+
+#include "simplex_lanes.h"
+
+// Draws `count` <= kLanes simplices from `first` on. Their random bits are made side by side.
+template <int K>
+inline void draw_block(const int64_t* seed, int64_t pool, int64_t first, int64_t count, int64_t* indices) {
+  uint64_t bits[K + 2][kLanes];
+  for (int b = 0; b < kBlocks<K>; ++b) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const PhiloxBlock block = random_block<K>(seed[0], seed[1], first + lane, b);
+      bits[2 * b][lane] = uint64_t(block.word[1]) << 32 | block.word[0];
+      bits[2 * b + 1][lane] = uint64_t(block.word[3]) << 32 | block.word[2];
+    }
+  }
+  for (int64_t lane = 0; lane < count; ++lane) {
+    uint64_t own[K + 1];
+    int64_t rows[K + 1];
+    for (int j = 0; j <= K; ++j) own[j] = bits[j][lane];
+    choose_vertices<K>(own, pool, rows);
+    memcpy(indices + lane * (K + 1), rows, sizeof(rows));
+  }
+}
+
+// Draws simplices [begin, end), their volumes and W = V G^-1.
+template <int K, class T>
+void measure_range(const Problem& problem, const int64_t* seed, const Sample& out, int64_t begin,
+                   int64_t end) {
+  const Points points = points_of(problem, out);
+  RowReader<K, T> reader(points, 0, points.dim);
+  for (int64_t first = begin; first < end; first += kLanes) {
+    const int64_t count = std::min<int64_t>(kLanes, end - first);
+    draw_block<K>(seed, problem.pool, first, count, out.indices + first * (K + 1));
+    Doubles gram[pairs_of(K)], weights[pairs_of(K)];
+    gram_block<K, T>(points, reader, first, count, gram);
+    Pivots<K, Doubles> pivots;
+    const DoublesMask full = factor<K>(gram, pivots);
+    const Doubles measured = volume<K>(pivots);
+    scaled_inverse<K>(gram, pivots, measured, weights);
+    for (int p = 0; p < pairs_of(K); ++p) weights[p] = full ? weights[p] : Doubles{};
+    store_first(static_cast<T*>(out.volumes) + first, full ? measured : Doubles{}, count);
+    store_matrices<K>(weights, count, out.weights + first * pairs_of(K));
+  }
+}
+
+// Whether W E loses at most six bits by cancellation, so that float32 will do. The condition number of W is
+// bounded through its determinant V^(k - 2) / (k!)^2 and its Frobenius norm (Guggenheimer, Edelman and
+// Johnson).
+template <int K>
+inline bool well_shaped(const double* weights, double volume) {
+  double squares = 0.0, bound = 2.0 * factorial(K) * factorial(K);
+  for (int i = 0; i < K; ++i) {
+    for (int j = 0; j <= i; ++j) {
+      squares += (i == j ? 1.0 : 2.0) * weights[packed(i, j)] * weights[packed(i, j)];
+    }
+  }
+  const double norm = sqrt(squares / K);
+  for (int i = 0; i < K; ++i) bound *= i < 2 ? norm : norm / volume;
+  if (K == 1) bound *= volume;
+  return bound < 4096.0;
+}
+
+// Gradient in columns [column, column + count), simplex by simplex, so that every sum has one order.
+template <int K, class T>
+void scatter_range(const Problem& problem, const Sample& sample, const double* cotangents, T* grad,
+                   int64_t column, int64_t count) {
+  const Points points = points_of(problem, sample);
+  RowReader<K, T> reader(points, column, count);
+  for (int64_t which = 0; which < problem.simplices; ++which) {
+    const T* rows[K + 1] = {};
+    T* targets[K + 1];
+    if (cotangents[which] == 0.0 || !reader.read(which, rows)) continue;
+    for (int j = 0; j <= K; ++j) targets[j] = grad + reader.row_of(which, j) * points.dim + column;
+    const double* weights = sample.weights + which * pairs_of(K);
+    double matrix[pairs_of(K)];
+    for (int p = 0; p < pairs_of(K); ++p) matrix[p] = cotangents[which] * weights[p];
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (well_shaped<K>(weights, static_cast<const T*>(sample.volumes)[which])) {
+        float rounded[pairs_of(K)];
+        for (int p = 0; p < pairs_of(K); ++p) rounded[p] = static_cast<float>(matrix[p]);
+        apply_matrix<K, true, Singles>(rounded, rows, count, targets);
+        continue;
+      }
+    }
+    apply_matrix<K, true, Doubles>(matrix, rows, count, targets);
+  }
+}
+
+template <class T>
+Loops<T> loops(int32_t order) {
+  return with_order(order, [](auto k) {
+    return Loops<T>{measure_range<decltype(k)::value, T>, scatter_range<decltype(k)::value, T>};
+  });
+}
