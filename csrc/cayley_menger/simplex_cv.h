@@ -43,8 +43,8 @@ struct Cotangents {  // of their shapes and types; null: zero
   const void* volumes;
 };
 
-// `seed`: two int64 on x's device, (seed, offset). `counter`: on a GPU one zero uint32 on the device, else
-// null.
+// `seed`: two int64 on x's device, (seed, offset). `counter`: on a GPU one uint32 on the device that is zero
+// before and after the kernel and belongs to no other call meanwhile; else null.
 STRATCORE_API Status forward_cpu(const Problem& problem, const int64_t* seed, const Sample& out,
                                  uint32_t* counter, const Executor& executor);
 STRATCORE_API Status forward_cuda(const Problem& problem, const int64_t* seed, const Sample& out,

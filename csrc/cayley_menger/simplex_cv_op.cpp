@@ -1,4 +1,7 @@
+#include <map>
+#include <mutex>
 #include <tuple>
+#include <utility>
 
 #include "../common/torch_op.h"
 #include "simplex_cv.h"
@@ -59,6 +62,20 @@ struct Cuda {
 };
 #endif
 
+// The counter of a forward on a GPU. The kernel leaves it at zero and kernels of a stream follow each other,
+// so there is one for every stream, kept for good: its memory must not outlive the CUDA context in a
+// destructor. What is captured may be run on any stream, and gets its own.
+Tensor counter_for(const Tensor& x, const Executor& executor) {
+  static std::mutex mutex;
+  static auto& counters = *new std::map<std::pair<int64_t, void*>, Tensor>();
+  if (is_capturing(executor)) return zeros(x, {1}, ScalarType::Int);
+  const std::lock_guard<std::mutex> lock(mutex);
+  const std::pair<int64_t, void*> key{x.get_device_index(), executor.stream};
+  const auto found = counters.find(key);
+  return found != counters.end() ? found->second
+                                 : counters.emplace(key, zeros(x, {1}, ScalarType::Int)).first->second;
+}
+
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Device>
@@ -74,8 +91,6 @@ Outputs forward(const Tensor& x, const Tensor& seed, int64_t order, int64_t num_
   Tensor volumes = empty(x, {num_simplices}, type);
   Tensor indices = empty(x, {num_simplices, order + 1}, ScalarType::Long);
   Tensor weights = empty(x, {num_simplices, order * (order + 1) / 2}, ScalarType::Double);
-  std::optional<Tensor> counter;
-  if (x.is_cuda()) counter = zeros(x, {1}, ScalarType::Int);
   const Sample out{loss.mutable_data_ptr(),
                    cv.mutable_data_ptr(),
                    mean.mutable_data_ptr(),
@@ -85,8 +100,11 @@ Outputs forward(const Tensor& x, const Tensor& seed, int64_t order, int64_t num_
                    indices.mutable_data_ptr<int64_t>(),
                    weights.mutable_data_ptr<double>()};
   const TorchExecutor executor(x);
-  auto* ticket = counter ? static_cast<uint32_t*>(counter->mutable_data_ptr()) : nullptr;
-  executor.check(kOp, Device::forward(problem, pair.const_data_ptr<int64_t>(), out, ticket, executor.get()));
+  OptionalTensor counter;
+  if (x.is_cuda()) counter = counter_for(x, executor.get());
+  auto* count_blocks = counter ? static_cast<uint32_t*>(counter->mutable_data_ptr()) : nullptr;
+  executor.check(kOp,
+                 Device::forward(problem, pair.const_data_ptr<int64_t>(), out, count_blocks, executor.get()));
   return {loss, cv, mean, deviation, count, volumes, indices, weights};
 }
 

@@ -52,6 +52,9 @@ void parallel_for(const Executor& executor, int64_t count, int64_t grain, const 
 // Why the last launch that returned kLaunchFailed on this thread failed.
 STRATCORE_API const char* last_launch_error();
 
+// Whether calls of this executor are being captured into a CUDA graph, to be run later, on any stream.
+STRATCORE_API bool is_capturing(const Executor& executor);
+
 // Threads of the C++ standard library and a plain blocked product, for hosts that bring neither.
 // `num_threads` must outlive the executor.
 STRATCORE_API Executor host_executor(int32_t* num_threads);

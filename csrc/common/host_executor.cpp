@@ -59,6 +59,7 @@ Status multiply(void* context, const Gemm& product) {
 
 #ifndef STRATCORE_CUDA
 const char* last_launch_error() { return "this build holds no CUDA kernels"; }
+bool is_capturing(const Executor&) { return false; }
 #endif
 
 Executor host_executor(int32_t* num_threads) { return {num_threads, threads_for, multiply, nullptr}; }

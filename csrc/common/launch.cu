@@ -21,6 +21,12 @@ Status launch_status() {
   return kLaunchFailed;
 }
 
+bool is_capturing(const Executor& executor) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  return cudaStreamIsCapturing(stream_of(executor), &status) == cudaSuccess &&
+         status != cudaStreamCaptureStatusNone;
+}
+
 const char* last_launch_error() { return cudaGetErrorString(last_error); }
 
 }  // namespace stratcore

@@ -6,12 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as fwAD
 from torch.autograd import Function
 
 
 def transforms_active() -> bool:
     """Whether a torch.func transform (grad, vmap, jvp, ...) is running."""
     return bool(torch._C._are_functorch_transforms_active())
+
+
+def forward_mode_active() -> bool:
+    """Whether dual numbers of forward mode may be about: then backwards save for it too."""
+    return fwAD._current_level >= 0 or transforms_active()
 
 
 def differentiable(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 import stratcore.ops._library  # noqa: F401
-from stratcore.ops._autograd import differentiable
+from stratcore.ops._autograd import differentiable, forward_mode_active
 from stratcore.ops._cayley_menger_call import OP, OUTPUTS, Call, check_shapes, result_dtype
 from stratcore.ops._cayley_menger_replay import SimplexReplay, gradient_of_points, through_table
 from stratcore.ops._checks import check_floating
@@ -173,7 +173,8 @@ def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
     points, indices, *wanted, deterministic = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(points, indices)
-    ctx.save_for_forward(points, indices)
+    if forward_mode_active():
+        ctx.save_for_forward(points, indices)
     ctx.wanted, ctx.deterministic = wanted, deterministic
 
 

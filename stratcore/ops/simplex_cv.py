@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 import stratcore.ops._library  # noqa: F401
-from stratcore.ops._autograd import differentiable
+from stratcore.ops._autograd import differentiable, forward_mode_active
 from stratcore.ops._cayley_menger_call import MAX_ORDER
 from stratcore.ops._checks import check_floating
 from stratcore.ops._simplex_cv_replay import gradient, tangents
@@ -130,21 +130,27 @@ def _check(
     error: type[Exception],
 ) -> None:
     """The conditions of check() in simplex_cv_op.cpp, in its words."""
-
-    def require(condition: bool, expected: str, got: Any) -> None:
-        if not condition:
-            raise error(f"simplex_cv: expected {expected}, got {got}")
-
+    expected: str
+    got: Any
     if x.ndim != 2:
-        require(False, "x with 2 dimensions", list(x.shape))
-    require(1 <= k <= MAX_ORDER, f"k in [1, {MAX_ORDER}]", k)
-    require(x.shape[1] >= 1, "x with at least one column", list(x.shape))
-    require(num_simplices >= 1, "num_simplices >= 1", num_simplices)
-    if pool is None or not k < pool <= x.shape[0]:
-        require(False, f"pool in [k + 1, rows of x] = [{k + 1}, {x.shape[0]}]", pool)
-    require(valid_above >= 0, "valid_above >= 0", valid_above)
-    require(min_valid >= 2, "min_valid >= 2", min_valid)
-    require(eps >= 0, "eps >= 0", eps)
+        expected, got = "x with 2 dimensions", list(x.shape)
+    elif not 1 <= k <= MAX_ORDER:
+        expected, got = f"k in [1, {MAX_ORDER}]", k
+    elif x.shape[1] < 1:
+        expected, got = "x with at least one column", list(x.shape)
+    elif num_simplices < 1:
+        expected, got = "num_simplices >= 1", num_simplices
+    elif pool is None or not k < pool <= x.shape[0]:
+        expected, got = f"pool in [k + 1, rows of x] = [{k + 1}, {x.shape[0]}]", pool
+    elif not valid_above >= 0:
+        expected, got = "valid_above >= 0", valid_above
+    elif min_valid < 2:
+        expected, got = "min_valid >= 2", min_valid
+    elif not eps >= 0:
+        expected, got = "eps >= 0", eps
+    else:
+        return
+    raise error(f"simplex_cv: expected {expected}, got {got}")
 
 
 _op = torch.ops.stratcore.simplex_cv.default
@@ -199,7 +205,8 @@ def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.set_materialize_grads(False)
     saved = (x, cv, mean, std, count, volumes, indices, weights)
     ctx.save_for_backward(*saved)
-    ctx.save_for_forward(*saved)
+    if forward_mode_active():
+        ctx.save_for_forward(*saved)
     ctx.options = options
 
 

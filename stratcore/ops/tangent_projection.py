@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 import stratcore.ops._library  # noqa: F401
-from stratcore.ops._autograd import differentiable, transforms_active
+from stratcore.ops._autograd import differentiable, forward_mode_active, transforms_active
 from stratcore.ops._checks import FLOATING, check_choice, check_floating
 from stratcore.ops._vmap import batch_in_front, one_by_one
 
@@ -203,7 +203,8 @@ def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
     # The gradient is that of the anchors of the forward: saved, so that a change in place is an error.
     saved = (x, norm, nearest) if anchors is None or options[1] == 0 else (x, norm, nearest, anchors)
     ctx.save_for_backward(*saved)
-    ctx.save_for_forward(*saved)
+    if forward_mode_active():
+        ctx.save_for_forward(*saved)
     ctx.options = options
 
 
