@@ -46,44 +46,59 @@ void measure_range(const Problem& problem, const int64_t* seed, const Sample& ou
 
 // Whether W E loses at most six bits by cancellation, so that float32 will do. The condition number of W is
 // bounded through its determinant V^(k - 2) / (k!)^2 and its Frobenius norm (Guggenheimer, Edelman and
-// Johnson).
+// Johnson): here the square of that bound, which wants no root.
 template <int K>
 inline bool well_shaped(const double* weights, double volume) {
-  double squares = 0.0, bound = 2.0 * factorial(K) * factorial(K);
+  double diagonal = 0.0, below = 0.0;
   for (int i = 0; i < K; ++i) {
-    for (int j = 0; j <= i; ++j) {
-      squares += (i == j ? 1.0 : 2.0) * weights[packed(i, j)] * weights[packed(i, j)];
-    }
+    diagonal += weights[packed(i, i)] * weights[packed(i, i)];
+    for (int j = 0; j < i; ++j) below += weights[packed(i, j)] * weights[packed(i, j)];
   }
-  const double norm = sqrt(squares / K);
-  for (int i = 0; i < K; ++i) bound *= i < 2 ? norm : norm / volume;
-  if (K == 1) bound *= volume;
-  return bound < 4096.0;
+  const double norm = (diagonal + 2.0 * below) / K, squared = volume * volume, ratio = norm / squared;
+  double bound = 4.0 * factorial(K) * factorial(K) * factorial(K) * factorial(K);
+  bound *= K == 1 ? norm * squared : norm * norm;
+  for (int i = 2; i < K; ++i) bound *= ratio;
+  return bound < 4096.0 * 4096.0;
 }
 
-// Gradient in columns [column, column + count), simplex by simplex, so that every sum has one order.
+// Adds the gradient of one simplex, M E with M = `scale` W, computed in Vectors.
+template <int K, class Vector, class T>
+inline void add_gradient(const double* weights, double scale, const T* const (&rows)[K + 1], int64_t count,
+                         T* const (&targets)[K + 1]) {
+  using Number = std::remove_reference_t<decltype(Vector{}[0])>;
+  Number matrix[pairs_of(K)];
+  for (int p = 0; p < pairs_of(K); ++p) matrix[p] = static_cast<Number>(scale * weights[p]);
+  apply_matrix<K, true, Vector>(matrix, rows, count, targets);
+}
+
+// Gradient in columns [column, column + count), simplex by simplex, so that every sum has one order. Their
+// shapes are judged a few at a time: a chain of products each that would wait for one another.
 template <int K, class T>
 void scatter_range(const Problem& problem, const Sample& sample, const double* cotangents, T* grad,
                    int64_t column, int64_t count) {
   const Points points = points_of(problem, sample);
+  const T* volumes = static_cast<const T*>(sample.volumes);
   RowReader<K, T> reader(points, column, count);
-  for (int64_t which = 0; which < problem.simplices; ++which) {
-    const T* rows[K + 1] = {};
-    T* targets[K + 1];
-    if (cotangents[which] == 0.0 || !reader.read(which, rows)) continue;
-    for (int j = 0; j <= K; ++j) targets[j] = grad + reader.row_of(which, j) * points.dim + column;
-    const double* weights = sample.weights + which * pairs_of(K);
-    double matrix[pairs_of(K)];
-    for (int p = 0; p < pairs_of(K); ++p) matrix[p] = cotangents[which] * weights[p];
-    if constexpr (sizeof(T) == sizeof(float)) {
-      if (well_shaped<K>(weights, static_cast<const T*>(sample.volumes)[which])) {
-        float rounded[pairs_of(K)];
-        for (int p = 0; p < pairs_of(K); ++p) rounded[p] = static_cast<float>(matrix[p]);
-        apply_matrix<K, true, Singles>(rounded, rows, count, targets);
-        continue;
-      }
+  for (int64_t first = 0; first < problem.simplices; first += kGroup) {
+    const int64_t stop = std::min(problem.simplices, first + kGroup);
+    bool single[kGroup] = {};
+    for (int64_t which = first; which < stop && sizeof(T) == sizeof(float); ++which) {
+      single[which - first] = well_shaped<K>(sample.weights + which * pairs_of(K), volumes[which]);
     }
-    apply_matrix<K, true, Doubles>(matrix, rows, count, targets);
+    for (int64_t which = first; which < stop; ++which) {
+      const T* rows[K + 1] = {};
+      T* targets[K + 1];
+      if (cotangents[which] == 0.0 || !reader.read(which, rows)) continue;
+      for (int j = 0; j <= K; ++j) targets[j] = grad + reader.row_of(which, j) * points.dim + column;
+      const double* weights = sample.weights + which * pairs_of(K);
+      if constexpr (sizeof(T) == sizeof(float)) {
+        if (single[which - first]) {
+          add_gradient<K, Singles>(weights, cotangents[which], rows, count, targets);
+          continue;
+        }
+      }
+      add_gradient<K, Doubles>(weights, cotangents[which], rows, count, targets);
+    }
   }
 }
 
