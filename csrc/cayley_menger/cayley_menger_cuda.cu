@@ -260,6 +260,21 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   }
 }
 
+// First position of [low, high) whose index is not below `row`, by a warp: 32 positions at a time, as each of
+// them waits for two loads.
+__device__ inline int64_t lower_bound(const int64_t* indices, const int64_t* order, int64_t low, int64_t high,
+                                      int64_t row, int lane) {
+  while (low < high) {
+    const int64_t stride = (high - low + kWarp - 1) / kWarp, probe = low + lane * stride;
+    const bool below = probe < high && indices[order[probe]] < row;
+    const int count = __popc(__ballot_sync(kFullWarp, below));
+    if (count == 0) return low;
+    high = min(high, low + count * stride);
+    low += (count - 1) * stride + 1;
+  }
+  return low;
+}
+
 // Rows of the table as sums of their parts [B (k + 1), D], in the order of `order`.
 template <class T>
 __global__ void __launch_bounds__(kWarps* kWarp)
@@ -267,19 +282,9 @@ __global__ void __launch_bounds__(kWarps* kWarp)
                     int64_t dim, T* grad) {
   const int lane = threadIdx.x % kWarp;
   const int64_t warps = int64_t(gridDim.x) * kWarps;
-  const auto lower_bound = [&](int64_t row) {
-    int64_t low = 0, high = count;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (indices[order[middle]] < row)
-        low = middle + 1;
-      else
-        high = middle;
-    }
-    return low;
-  };
   for (int64_t row = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp; row < rows; row += warps) {
-    const int64_t begin = lower_bound(row), end = lower_bound(row + 1);
+    const int64_t begin = lower_bound(indices, order, 0, count, row, lane);
+    const int64_t end = lower_bound(indices, order, begin, count, row + 1, lane);
     if (begin == end) continue;
     for (int64_t d = lane; d < dim; d += kWarp) {
       T sum = grad[row * dim + d];
