@@ -279,25 +279,32 @@ __device__ inline int64_t lower_bound(const int64_t* indices, const int64_t* ord
 template <class T>
 __global__ void __launch_bounds__(kWarps* kWarp)
     sum_rows_kernel(const T* parts, const int64_t* indices, const int64_t* order, int64_t count, int64_t rows,
-                    int64_t dim, T* grad) {
+                    int64_t dim, T* grad, bool aligned) {
+  constexpr int kAtOnce = 8;
   const int lane = threadIdx.x % kWarp;
   const int64_t warps = int64_t(gridDim.x) * kWarps;
   for (int64_t row = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp; row < rows; row += warps) {
     const int64_t begin = lower_bound(indices, order, 0, count, row, lane);
     const int64_t end = lower_bound(indices, order, begin, count, row + 1, lane);
     if (begin == end) continue;
-    for (int64_t d = lane; d < dim; d += kWarp) {
-      T sum = grad[row * dim + d];
-      int64_t p = begin;
-      for (; p + 8 <= end; p += 8) {
-        T part[8];
+    for (int64_t at = int64_t(lane) * kQuad; at < dim; at += kWarp * kQuad) {
+      T sum[kQuad] = {};
+      for (int64_t p = begin; p < end; p += kAtOnce) {
+        Quad<T> part[kAtOnce];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) part[i] = parts[order[p + i] * dim + d];
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (p + i < end) part[i] = load_quad(parts + order[p + i] * dim, at, dim, aligned);
+        }
 #pragma unroll
-        for (int i = 0; i < 8; ++i) sum += part[i];
+        for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+          for (int c = 0; c < kQuad; ++c) sum[c] += p + i < end ? part[i].element[c] : T(0);
+        }
       }
-      for (; p < end; ++p) sum += parts[order[p] * dim + d];
-      grad[row * dim + d] = sum;
+      const Quad<T> before = load_quad(grad + row * dim, at, dim, aligned);
+#pragma unroll
+      for (int c = 0; c < kQuad; ++c) sum[c] += before.element[c];
+      store_quad(grad + row * dim, at, dim, aligned, sum);
     }
   }
 }
@@ -400,7 +407,7 @@ Status backward_of(const Points& points, const Cotangents& cotangents, void* gra
   if (status != kOk || !order) return status;
   sum_rows_kernel<T><<<grid_for(points.rows, kWarps), kWarps * kWarp, 0, stream_of(executor)>>>(
       target, points.indices, order, points.simplices * (K + 1), points.rows, points.dim,
-      static_cast<T*>(grad));
+      static_cast<T*>(grad), quads_aligned<T>(target, points.dim) && quads_aligned<T>(grad, points.dim));
   return launch_status();
 }
 
