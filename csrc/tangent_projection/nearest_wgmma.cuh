@@ -67,7 +67,8 @@ inline Plan plan_for(const Problem& problem) {
     if (plan.chunks <= most || plan.stages == 1) break;
   }
   if (plan.chunks > most) {
-    const uint32_t through = plan.chunks <= most + 3 ? 2 : 3;
+    // One slot does where no two neighbors pass: the next chunk starts before this one's slots are free.
+    const uint32_t through = 2 * (plan.chunks - (most - 1)) <= plan.chunks ? 1 : 3;
     plan.ring = through * U::kPerChunk;
     plan.passing = plan.chunks - (most - through);
   }
@@ -141,16 +142,17 @@ __device__ __forceinline__ uint32_t exponent_into_half(float largest) {
   return largest < INFINITY ? min(268 - (__float_as_uint(largest) >> 23), 253u) : 127u;
 }
 
-// The lengths of a row, multiplied and not; the latter is returned.
-template <class S, int Steps>
+// The lengths of a row, multiplied and not; the latter is returned. Calls `once_read` when all of it is there.
+template <class S, int Steps, class Then>
 __device__ __forceinline__ float measure_row(uint4 (&run)[Lane<S, Steps>::kTotal], int r,
-                                             Fragments<S, Steps>& out) {
+                                             Fragments<S, Steps>& out, const Then& once_read) {
   float largest = 0, squares = 0;
   forget(run);
 #pragma unroll
   for (int i = 0; i < Steps * kQuad; ++i) largest = fmaxf(largest, fabsf(element_of<S>(run, i)));
   largest = fmaxf(largest, __shfl_xor_sync(kFullWarp, largest, 1));
   largest = fmaxf(largest, __shfl_xor_sync(kFullWarp, largest, 2));
+  once_read();
   const uint32_t exponent = exponent_into_half(largest);
   out.scale[r] = __uint_as_float(exponent << 23);
   forget(run);
@@ -613,8 +615,7 @@ __global__ void __launch_bounds__(kRowGroups<S>* kGroupThreads, 1)
       const uint32_t turn = 2 * round + r, stage = turn % plan.stages;
       barrier_wait(&arrived[warp][stage], turn / plan.stages & 1);
       load_runs(stages + stage * plan.stage_bytes + plan.row_offset(lane / 4), own, run);
-      norm[r] = measure_row<S, Steps>(run, r, rows);
-      fetch(turn + plan.stages);  // the norm is there, so are the elements
+      norm[r] = measure_row<S, Steps>(run, r, rows, [&] { fetch(turn + plan.stages); });
       if (row < problem.rows)
         write_unit(run, inverse_radius(norm[r], problem.eps), own, out.y + row * problem.dim);
       split_row<S, Steps>(run, r, rows);

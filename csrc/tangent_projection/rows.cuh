@@ -55,6 +55,16 @@ __device__ inline void load_row(const S* row, int lane, int64_t dim, int width, 
   }
 }
 
+// Brings a row that is read later into the L2 cache.
+template <int L, int Q, class S>
+__device__ __forceinline__ void prefetch_row(const S* row, int lane, int64_t dim) {
+#pragma unroll
+  for (int q = 0; q < Q; ++q) {
+    const int64_t at = int64_t(q * L + lane) * kRun<S>;
+    if (at < dim) asm volatile("prefetch.global.L2 [%0];" ::"l"(row + at));
+  }
+}
+
 // Has the compiler convert 16-bit runs anew instead of keeping what it has made of them: more rows on their way.
 template <int Q, class S>
 __device__ __forceinline__ void keep_packed(Run<S> (&run)[Q]) {

@@ -24,6 +24,10 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     Run<S> g[Q], x[Q], n[Q] = {};
     load_row<L, Q, S>(grad_y + offset, lane, dim, width, g);
     load_row<L, Q, S>(static_cast<const S*>(problem.x) + offset, lane, dim, width, x);
+    if (sizeof(S) == 2 && row + groups < problem.rows) {  // 16-bit rows take long to convert
+      prefetch_row<L, Q, S>(grad_y + offset + groups * dim, lane, dim);
+      prefetch_row<L, Q, S>(static_cast<const S*>(problem.x) + offset + groups * dim, lane, dim);
+    }
     if (nearest) {
       load_row<L, Q, S>(static_cast<const S*>(problem.anchors) + nearest[from] * dim, lane, dim, width, n);
     }
