@@ -2,8 +2,8 @@
 
 #include <cstdint>
 
-// Instructions of sm_90a by name: barriers in shared memory that count bytes, bulk copies that arrive at them,
-// and products of a warpgroup (four warps) with one factor in registers.
+// Instructions of sm_90a by name: barriers in shared memory that count bytes, bulk copies that arrive at
+// them, and products of a warpgroup (four warps) with one factor in registers.
 namespace stratcore::tangent_projection {
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
@@ -33,7 +33,8 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity)
 
 // The current phase of `barrier` ends when `bytes` have arrived by bulk copies.
 __device__ __forceinline__ void barrier_expect(uint64_t* barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(bytes)
                : "memory");
 }
 
@@ -71,8 +72,10 @@ __device__ __forceinline__ void hold(float (&sum)[N]) {
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(sum[i])::"memory");
 }
 
-// sum [64][64] = a [64][16] b [16][64], plus the old sum where `add`. Lane l of warp w holds of row 16 w + l / 4
-// + 8 r the columns 8 t + 2 (l % 4) + e as sum[4 t + 2 r + e]; of a the same with columns 8 t + .. as a[2 t + r].
+// sum [64][64] = a [64][16] b [16][64], plus the old sum where `add`. Lane l of warp w holds of row 16 w + l
+// / 4
+// + 8 r the columns 8 t + 2 (l % 4) + e as sum[4 t + 2 r + e]; of a the same with columns 8 t + .. as a[2 t +
+// r].
 __device__ __forceinline__ void wgmma(float (&sum)[32], const uint32_t (&a)[4], uint64_t b, bool add) {
   asm volatile(
       "{\n"

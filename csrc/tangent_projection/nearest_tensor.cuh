@@ -7,8 +7,8 @@
 // exactly. Legend as in tangent_projection.h.
 namespace stratcore::tangent_projection {
 
-// The anchors of length 1 in float16, the inverse of their lengths [A] and what the rounding took away of them,
-// as a length. `Place` says where an element stands.
+// The anchors of length 1 in float16, the inverse of their lengths [A] and what the rounding took away of
+// them, as a length. `Place` says where an element stands.
 struct Prepared {
   __half* unit;
   float* inverse;
@@ -24,7 +24,9 @@ struct RowMajor {
   }
 };
 
-inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+inline int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 
 template <class Place>
 inline Prepared prepared(const Problem& problem, void* scratch) {

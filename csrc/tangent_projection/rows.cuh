@@ -65,7 +65,8 @@ __device__ __forceinline__ void prefetch_row(const S* row, int lane, int64_t dim
   }
 }
 
-// Has the compiler convert 16-bit runs anew instead of keeping what it has made of them: more rows on their way.
+// Has the compiler convert 16-bit runs anew instead of keeping what it has made of them: more rows on their
+// way.
 template <int Q, class S>
 __device__ __forceinline__ void keep_packed(Run<S> (&run)[Q]) {
   if constexpr (sizeof(S) == 2) {
