@@ -7,8 +7,8 @@
 // exactly. Legend as in tangent_projection.h.
 namespace stratcore::tangent_projection {
 
-// The anchors of length 1 in float16, [A padded to kChunk][D padded to kSlab], the inverse of their lengths
-// [A] and what the rounding took away of them at most, as a length.
+// The anchors of length 1 in float16, the inverse of their lengths [A] and what the rounding took away of
+// them, as a length. `Place` says where an element stands.
 struct Prepared {
   __half* unit;
   float* inverse;
@@ -16,18 +16,31 @@ struct Prepared {
   int64_t padded_dim, padded_count;
 };
 
+// [A padded to kChunk][D padded to kSlab].
+struct RowMajor {
+  static constexpr int64_t kAnchors = kChunk, kColumns = kSlab;
+  __device__ int64_t operator()(int64_t anchor, int64_t column, int64_t padded_dim) const {
+    return anchor * padded_dim + column;
+  }
+};
+
+inline int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+template <class Place>
 inline Prepared prepared(const Problem& problem, void* scratch) {
   Prepared out{};
-  out.padded_dim = (problem.dim + kSlab - 1) / kSlab * kSlab;
-  out.padded_count = (problem.anchor_count + kChunk - 1) / kChunk * kChunk;
+  out.padded_dim = round_up(problem.dim, Place::kColumns);
+  out.padded_count = round_up(problem.anchor_count, Place::kAnchors);
   out.unit = static_cast<__half*>(scratch);
   out.lost = reinterpret_cast<float*>(out.unit + out.padded_dim * out.padded_count);
   out.inverse = out.lost + out.padded_count;
   return out;
 }
 
-template <class S>
-__global__ void __launch_bounds__(kWarps* kWarp) prepare_kernel(Problem problem, Prepared out) {
+template <class S, class Place>
+__global__ void __launch_bounds__(kWarps* kWarp) prepare_kernel(Problem problem, Prepared out, Place place) {
   const int lane = threadIdx.x % kWarp;
   const int64_t warps = int64_t(gridDim.x) * kWarps;
   for (int64_t n = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp; n < out.padded_count; n += warps) {
@@ -43,7 +56,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) prepare_kernel(Problem problem,
       const bool inside = real && d < problem.dim;
       const float value = inside ? float(number(anchor[d])) * inverse : 0.0f;
       const __half rounded = __float2half(value);
-      out.unit[n * out.padded_dim + d] = rounded;
+      out.unit[place(n, d, out.padded_dim)] = rounded;
       lost += (value - __half2float(rounded)) * (value - __half2float(rounded));
     }
     lost = sqrtf(sum_over<kWarp>(lost));

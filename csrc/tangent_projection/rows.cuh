@@ -23,21 +23,88 @@ __device__ inline T inverse_radius(T norm, double eps) {
   return T(1) / radius_of(norm, T(eps));
 }
 
-// Q quads of one row a lane; elements beyond the row are 0.
+template <class S>
+constexpr int kRun = sizeof(S) == 2 ? 8 : kQuad;  // neighbors that a lane takes, of 16 bytes (float64: 32)
+
+template <class S>
+struct alignas(16) Run {
+  S element[kRun<S>];
+};
+
+// Elements of rows of `dim` from `data` on that one access can take: a run, a quad or 1.
+template <class S>
+inline int width_of(const void* data, int64_t dim) {
+  if (dim % kRun<S> == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0) return kRun<S>;
+  return quads_aligned<S>(data, dim) ? kQuad : 1;
+}
+
+// Q runs of one row a lane; elements beyond the row are 0.
 template <int L, int Q, class S>
-__device__ inline void load_row(const S* row, int lane, int64_t dim, bool aligned,
-                                Computed<S> (&values)[Q][kQuad]) {
+__device__ inline void load_row(const S* row, int lane, int64_t dim, int width, Run<S> (&run)[Q]) {
 #pragma unroll
   for (int q = 0; q < Q; ++q) {
-    const Quad<S> quad = load_quad(row, int64_t(q * L + lane) * kQuad, dim, aligned);
+    const int64_t at = int64_t(q * L + lane) * kRun<S>;
+    if (kRun<S> > kQuad && width == kRun<S> && at < dim) {
+      run[q] = *reinterpret_cast<const Run<S>*>(row + at);
+    } else {
 #pragma unroll
-    for (int c = 0; c < kQuad; ++c) values[q][c] = number(quad.element[c]);
+      for (int c = 0; c < kRun<S>; c += kQuad) {
+        *reinterpret_cast<Quad<S>*>(run[q].element + c) = load_quad(row, at + c, dim, width >= kQuad);
+      }
+    }
+  }
+}
+
+// Brings a row that is read later into the L2 cache.
+template <int L, int Q, class S>
+__device__ __forceinline__ void prefetch_row(const S* row, int lane, int64_t dim) {
+#pragma unroll
+  for (int q = 0; q < Q; ++q) {
+    const int64_t at = int64_t(q * L + lane) * kRun<S>;
+    if (at < dim) asm volatile("prefetch.global.L2 [%0];" ::"l"(row + at));
+  }
+}
+
+// Has the compiler convert 16-bit runs anew instead of keeping what it has made of them: more rows on their
+// way.
+template <int Q, class S>
+__device__ __forceinline__ void keep_packed(Run<S> (&run)[Q]) {
+  if constexpr (sizeof(S) == 2) {
+#pragma unroll
+    for (int q = 0; q < Q; ++q) {
+      uint4& bits = reinterpret_cast<uint4&>(run[q]);
+      asm volatile("" : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w));
+    }
+  }
+}
+
+// Stores value(q, c) as element c of the lane's run q.
+template <int L, int Q, class S, class Value>
+__device__ inline void store_row(S* row, int lane, int64_t dim, int width, const Value& value) {
+#pragma unroll
+  for (int q = 0; q < Q; ++q) {
+    const int64_t at = int64_t(q * L + lane) * kRun<S>;
+    Computed<S> values[kRun<S>];
+#pragma unroll
+    for (int c = 0; c < kRun<S>; ++c) values[c] = value(q, c);
+    if (kRun<S> > kQuad && width == kRun<S> && at < dim) {
+      Run<S> run;
+#pragma unroll
+      for (int c = 0; c < kRun<S>; ++c) run.element[c] = stored<S>(values[c]);
+      *reinterpret_cast<Run<S>*>(row + at) = run;
+    } else {
+#pragma unroll
+      for (int c = 0; c < kRun<S>; c += kQuad) {
+        const auto& quad = *reinterpret_cast<const Computed<S>(*)[kQuad]>(values + c);
+        store_quad(row, at + c, dim, width >= kQuad, quad);
+      }
+    }
   }
 }
 
 template <int L, int Q, class S>
 __global__ void __launch_bounds__(kWarps* kWarp)
-    normalize_kernel(Problem problem, Targets<S> out, bool aligned) {
+    normalize_kernel(Problem problem, Targets<S> out, int width) {
   using T = Computed<S>;
   const int lane = threadIdx.x % L;
   const int64_t groups = int64_t(gridDim.x) * (kWarps * kWarp / L);
@@ -46,22 +113,19 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   for (int64_t round = 0; round < rounds; ++round, row += groups) {
     const bool inside = row < problem.rows;
     const int64_t offset = (inside ? row : problem.rows - 1) * problem.dim;
-    T x[Q][kQuad];
-    load_row<L, Q, S>(static_cast<const S*>(problem.x) + offset, lane, problem.dim, aligned, x);
+    Run<S> x[Q];
+    load_row<L, Q, S>(static_cast<const S*>(problem.x) + offset, lane, problem.dim, width, x);
     T squares = 0;
 #pragma unroll
     for (int q = 0; q < Q; ++q) {
 #pragma unroll
-      for (int c = 0; c < kQuad; ++c) squares += x[q][c] * x[q][c];
+      for (int c = 0; c < kRun<S>; ++c) squares += T(number(x[q].element[c])) * T(number(x[q].element[c]));
     }
     const T norm = sqrt(sum_over<L>(squares)), scale = inverse_radius(norm, problem.eps);
+    keep_packed(x);
     if (!inside) continue;
-#pragma unroll
-    for (int q = 0; q < Q; ++q) {
-#pragma unroll
-      for (int c = 0; c < kQuad; ++c) x[q][c] *= scale;
-      store_quad(out.y + offset, int64_t(q * L + lane) * kQuad, problem.dim, aligned, x[q]);
-    }
+    store_row<L, Q, S>(out.y + offset, lane, problem.dim, width,
+                       [&](int q, int c) { return T(number(x[q].element[c])) * scale; });
     if (lane == 0) out.norm[row] = norm;
   }
 }

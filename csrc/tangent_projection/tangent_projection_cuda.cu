@@ -1,6 +1,7 @@
 #include "../common/launch.cuh"
 #include "nearest_exact.cuh"
 #include "nearest_tensor.cuh"
+#include "nearest_wgmma.cuh"
 #include "rows.cuh"
 #include "tangent_projection.h"
 
@@ -11,7 +12,7 @@ namespace {
 template <int L, int Q, class S>
 __global__ void __launch_bounds__(kWarps* kWarp)
     backward_kernel(Problem problem, const Computed<S>* norms, const int32_t* nearest, const S* grad_y,
-                    S* grad_x, bool aligned) {
+                    S* grad_x, int width) {
   using T = Computed<S>;
   const int lane = threadIdx.x % L;
   const int64_t groups = int64_t(gridDim.x) * (kWarps * kWarp / L), dim = problem.dim;
@@ -20,21 +21,29 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   for (int64_t round = 0; round < rounds; ++round, row += groups) {
     const bool inside = row < problem.rows;
     const int64_t from = inside ? row : problem.rows - 1, offset = from * dim;
-    T g[Q][kQuad], x[Q][kQuad], n[Q][kQuad] = {};
-    load_row<L, Q, S>(grad_y + offset, lane, dim, aligned, g);
-    load_row<L, Q, S>(static_cast<const S*>(problem.x) + offset, lane, dim, aligned, x);
+    Run<S> g[Q], x[Q], n[Q] = {};
+    load_row<L, Q, S>(grad_y + offset, lane, dim, width, g);
+    load_row<L, Q, S>(static_cast<const S*>(problem.x) + offset, lane, dim, width, x);
+    if (sizeof(S) == 2 && row + groups < problem.rows) {  // 16-bit rows take long to convert
+      prefetch_row<L, Q, S>(grad_y + offset + groups * dim, lane, dim);
+      prefetch_row<L, Q, S>(static_cast<const S*>(problem.x) + offset + groups * dim, lane, dim);
+    }
     if (nearest) {
-      load_row<L, Q, S>(static_cast<const S*>(problem.anchors) + nearest[from] * dim, lane, dim, aligned, n);
+      load_row<L, Q, S>(static_cast<const S*>(problem.anchors) + nearest[from] * dim, lane, dim, width, n);
     }
     T gx = 0, gn = 0, xn = 0, nn = 0;
 #pragma unroll
     for (int q = 0; q < Q; ++q) {
 #pragma unroll
-      for (int c = 0; c < kQuad; ++c) {
-        gx += g[q][c] * x[q][c];
-        gn += g[q][c] * n[q][c];
-        xn += x[q][c] * n[q][c];
-        nn += n[q][c] * n[q][c];
+      for (int c = 0; c < kRun<S>; ++c) {
+        const T gc = number(g[q].element[c]), xc = number(x[q].element[c]);
+        gx += gc * xc;
+        if (nearest) {
+          const T nc = number(n[q].element[c]);
+          gn += gc * nc;
+          xn += xc * nc;
+          nn += nc * nc;
+        }
       }
     }
     gx = sum_over<L>(gx);
@@ -48,15 +57,14 @@ __global__ void __launch_bounds__(kWarps* kWarp)
         combine<T>(problem, nearest != nullptr, norm, xn * scale * unit, gx * scale, gn * unit);
     sum.of_row *= scale;
     sum.of_anchor *= unit;
+    keep_packed(g);
+    keep_packed(x);
+    keep_packed(n);
     if (!inside) continue;
-#pragma unroll
-    for (int q = 0; q < Q; ++q) {
-#pragma unroll
-      for (int c = 0; c < kQuad; ++c) {
-        g[q][c] = sum.of_gradient * g[q][c] + sum.of_row * x[q][c] + sum.of_anchor * n[q][c];
-      }
-      store_quad(grad_x + offset, int64_t(q * L + lane) * kQuad, dim, aligned, g[q]);
-    }
+    store_row<L, Q, S>(grad_x + offset, lane, dim, width, [&](int q, int c) {
+      return sum.of_gradient * T(number(g[q].element[c])) + sum.of_row * T(number(x[q].element[c])) +
+             sum.of_anchor * T(number(n[q].element[c]));
+    });
   }
 }
 
@@ -101,17 +109,18 @@ unsigned blocks_for(int64_t rows, int rows_a_block, int blocks_a_processor) {
 
 template <int L, int Q>
 struct Shape {
-  static constexpr int kLanes = L, kQuads = Q;
+  static constexpr int kLanes = L, kRuns = Q;
 };
 
-// Runs with the lanes a row and quads a lane for a dimension, or `run_long` where a row does not fit.
-template <class Run, class RunLong>
+// Runs with the lanes a row and runs a lane for a dimension, or `run_long` where a row does not fit.
+template <class S, class Run, class RunLong>
 Status with_shape(int64_t dim, const Run& run, const RunLong& run_long) {
-  if (dim <= 64) return run(Shape<8, 2>());
-  if (dim <= 128) return run(Shape<32, 1>());
-  if (dim <= 256) return run(Shape<32, 2>());
-  if (dim <= 512) return run(Shape<32, 4>());
-  if (dim <= 1024) return run(Shape<32, 8>());
+  constexpr int kWide = kRun<S> / kQuad;
+  if (dim <= 64) return run(Shape<8 / kWide, 2>());
+  if (dim <= 128) return run(Shape<16 / kWide, 2>());
+  if (dim <= 256) return run(Shape<32 / kWide, 2>());
+  if (dim <= 512) return run(Shape<32, 4 / kWide>());
+  if (dim <= 1024) return run(Shape<32, 8 / kWide>());
   return run_long();
 }
 
@@ -124,38 +133,75 @@ bool use_tensor_cores(const Problem& problem) {
 
 template <class S>
 Status launch_normalize(const Problem& problem, const Targets<S>& out, const Executor& executor) {
-  const bool aligned = quads_aligned<S>(problem.x, problem.dim) && quads_aligned<S>(out.y, problem.dim);
+  const int width = std::min(width_of<S>(problem.x, problem.dim), width_of<S>(out.y, problem.dim));
   const auto in_registers = [&](auto shape) {
-    constexpr int kLanes = decltype(shape)::kLanes, kQuads = decltype(shape)::kQuads;
-    normalize_kernel<kLanes, kQuads, S><<<blocks_for(problem.rows, kWarps * kWarp / kLanes, 1 << 12),
-                                          kWarps * kWarp, 0, stream_of(executor)>>>(problem, out, aligned);
+    constexpr int kLanes = decltype(shape)::kLanes, kRuns = decltype(shape)::kRuns;
+    normalize_kernel<kLanes, kRuns, S><<<blocks_for(problem.rows, kWarps * kWarp / kLanes, 1 << 12),
+                                         kWarps * kWarp, 0, stream_of(executor)>>>(problem, out, width);
     return launch_status();
   };
-  return with_shape(problem.dim, in_registers, [&] {
+  return with_shape<S>(problem.dim, in_registers, [&] {
     normalize_long_kernel<S>
         <<<blocks_for(problem.rows, kWarps, 8), kWarps * kWarp, 0, stream_of(executor)>>>(problem, out);
     return launch_status();
   });
 }
 
+template <class S, class Place>
+Status launch_prepare(const Problem& problem, const Prepared& anchors, const Executor& executor) {
+  prepare_kernel<S><<<blocks_for(anchors.padded_count, kWarps, 4), kWarps * kWarp, 0, stream_of(executor)>>>(
+      problem, anchors, Place());
+  return launch_status();
+}
+
 template <class S>
 Status launch_tensor(const Problem& problem, const Targets<S>& out, void* scratch, const Executor& executor) {
-  if constexpr (std::is_same_v<S, double>) {
-    return kOk;
-  } else {
-    const Prepared anchors = prepared(problem, scratch);
-    prepare_kernel<S>
-        <<<blocks_for(anchors.padded_count, kWarps, 4), kWarps * kWarp, 0, stream_of(executor)>>>(problem,
-                                                                                                  anchors);
-    const Status status = launch_status();
-    if (status != kOk) return status;
-    const bool aligned = quads_aligned<S>(problem.x, problem.dim) && quads_aligned<S>(out.y, problem.dim) &&
-                         quads_aligned<S>(problem.anchors, problem.dim);
-    cudaFuncSetAttribute(tensor_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
-    tensor_kernel<S><<<blocks_for(problem.rows, kWarps * kTileRows, 2), kWarps * kWarp, sizeof(Shared),
-                       stream_of(executor)>>>(problem, anchors, out, aligned);
-    return launch_status();
+  const Prepared anchors = prepared<RowMajor>(problem, scratch);
+  const Status status = launch_prepare<S, RowMajor>(problem, anchors, executor);
+  if (status != kOk) return status;
+  const bool aligned = quads_aligned<S>(problem.x, problem.dim) && quads_aligned<S>(out.y, problem.dim) &&
+                       quads_aligned<S>(problem.anchors, problem.dim);
+  cudaFuncSetAttribute(tensor_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
+  tensor_kernel<S><<<blocks_for(problem.rows, kWarps * kTileRows, 2), kWarps * kWarp, sizeof(Shared),
+                     stream_of(executor)>>>(problem, anchors, out, aligned);
+  return launch_status();
+}
+
+template <class S, int Steps>
+Status launch_wgmma(const Problem& problem, const Targets<S>& out, void* scratch, const Executor& executor) {
+  using Place = ImagePlace<S, Steps>;
+  const auto kernel = wgmma_kernel<S, Steps>;
+  cudaFuncAttributes attributes;
+  // Code for other processors than sm_90a is empty: it has no barriers.
+  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess || attributes.sharedSizeBytes == 0) {
+    cudaGetLastError();
+    return launch_tensor<S>(problem, out, scratch, executor);
   }
+  const Prepared anchors = prepared<Place>(problem, scratch);
+  const Status status = launch_prepare<S, Place>(problem, anchors, executor);
+  if (status != kOk) return status;
+  const Plan plan = plan_for<S, Steps>(problem);
+  const int rows = kRowGroups<S> * kGroupRows;
+  const uint32_t bytes = rows / 16 * plan.stages * plan.stage_bytes + plan.slots * Units<Steps>::kBytes;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  kernel<<<blocks_for(problem.rows, rows, 1), kRowGroups<S> * kGroupThreads, bytes, stream_of(executor)>>>(
+      problem, anchors, plan, out);
+  const Status launched = launch_status();
+  if (launched != kOk) return launched;
+  settle_kernel<S><<<blocks_for(problem.rows, kWarps * kWarp, 8), kWarps * kWarp, 0, stream_of(executor)>>>(
+      problem, anchors.inverse, out);
+  return launch_status();
+}
+
+template <class S>
+Status launch_many(const Problem& problem, const Targets<S>& out, void* scratch, const Executor& executor) {
+  const int width = std::min({width_of<S>(problem.x, problem.dim), width_of<S>(out.y, problem.dim),
+                              width_of<S>(problem.anchors, problem.dim)});
+  if (problem.dim > 256 || problem.anchor_count > kMostImageAnchors || width < kRun<S>)
+    return launch_tensor<S>(problem, out, scratch, executor);
+  if (problem.dim <= 64) return launch_wgmma<S, 4>(problem, out, scratch, executor);
+  if (problem.dim <= 128) return launch_wgmma<S, 8>(problem, out, scratch, executor);
+  return launch_wgmma<S, 16>(problem, out, scratch, executor);
 }
 
 template <class S>
@@ -164,7 +210,9 @@ Status forward_of(const Problem& problem, const Output& output, void* scratch, c
   const Targets<S> out{static_cast<S*>(output.y), static_cast<T*>(output.norm), output.nearest,
                        static_cast<T*>(output.cosine)};
   if (!problem.anchors || problem.anchor_count == 0) return launch_normalize<S>(problem, out, executor);
-  if (use_tensor_cores(problem)) return launch_tensor<S>(problem, out, scratch, executor);
+  if constexpr (!std::is_same_v<S, double>) {
+    if (use_tensor_cores(problem)) return launch_many<S>(problem, out, scratch, executor);
+  }
   const bool aligned =
       quads_aligned<S>(problem.x, problem.dim) && quads_aligned<S>(problem.anchors, problem.dim);
   exact_kernel<S>
@@ -179,17 +227,17 @@ Status backward_of(const Problem& problem, const Output& output, const S* grad_y
   const bool pushed = problem.anchors && problem.anchor_count > 0 && problem.separation != 0;
   const int32_t* nearest = pushed ? output.nearest : nullptr;
   const auto* norms = static_cast<const Computed<S>*>(output.norm);
-  const bool aligned = quads_aligned<S>(problem.x, problem.dim) && quads_aligned<S>(grad_y, problem.dim) &&
-                       quads_aligned<S>(grad_x, problem.dim) &&
-                       (!pushed || quads_aligned<S>(problem.anchors, problem.dim));
+  const int width = std::min({width_of<S>(problem.x, problem.dim), width_of<S>(grad_y, problem.dim),
+                              width_of<S>(grad_x, problem.dim),
+                              pushed ? width_of<S>(problem.anchors, problem.dim) : kRun<S>});
   const auto in_registers = [&](auto shape) {
-    constexpr int kLanes = decltype(shape)::kLanes, kQuads = decltype(shape)::kQuads;
-    backward_kernel<kLanes, kQuads, S>
+    constexpr int kLanes = decltype(shape)::kLanes, kRuns = decltype(shape)::kRuns;
+    backward_kernel<kLanes, kRuns, S>
         <<<blocks_for(problem.rows, kWarps * kWarp / kLanes, 8), kWarps * kWarp, 0, stream_of(executor)>>>(
-            problem, norms, nearest, grad_y, grad_x, aligned);
+            problem, norms, nearest, grad_y, grad_x, width);
     return launch_status();
   };
-  return with_shape(problem.dim, in_registers, [&] {
+  return with_shape<S>(problem.dim, in_registers, [&] {
     backward_long_kernel<S><<<blocks_for(problem.rows, kWarps, 8), kWarps * kWarp, 0, stream_of(executor)>>>(
         problem, norms, nearest, grad_y, grad_x);
     return launch_status();
@@ -200,9 +248,8 @@ Status backward_of(const Problem& problem, const Output& output, const S* grad_y
 
 int64_t forward_scratch_cuda(const Problem& problem) {
   if (!problem.anchors || !use_tensor_cores(problem)) return 0;
-  const Prepared anchors = prepared(problem, nullptr);
-  return anchors.padded_dim * anchors.padded_count * int64_t(sizeof(__half)) +
-         2 * anchors.padded_count * int64_t(sizeof(float));
+  const int64_t count = round_up(problem.anchor_count, kChunkAnchors), dim = round_up(problem.dim, kSlab);
+  return count * (dim * int64_t(sizeof(__half)) + 2 * int64_t(sizeof(float)));
 }
 
 Status forward_cuda(const Problem& problem, const Output& out, void* scratch, const Executor& executor) {

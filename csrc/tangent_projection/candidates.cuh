@@ -1,0 +1,185 @@
+#pragma once
+
+#include "anchor_image.cuh"
+#include "row_fragments.cuh"
+
+// From approximate scores to the nearest anchor: the largest scores, which anchors these leave, and the
+// second kernel, for rows that they leave more than one. Legend as in tangent_projection.h.
+namespace stratcore::tangent_projection {
+
+// The three largest scores that a lane has seen of a row's share; an index stands in the last places of each.
+struct Largest {
+  float first = -INFINITY, second = -INFINITY, third = -INFINITY;
+
+  __device__ __forceinline__ void see(float score) {
+    const float loser = fminf(first, score);
+    first = fmaxf(first, score);
+    const float last = fminf(second, loser);
+    second = fmaxf(second, loser);
+    third = fmaxf(third, last);
+  }
+};
+
+constexpr int kShares = 2;  // of a lane's scores: three near ties in one cost a search of all anchors
+
+__device__ __forceinline__ float tagged(float score, uint32_t kept, uint32_t index) {
+  return __uint_as_float((__float_as_uint(score) & kept) | index);
+}
+
+// Scores of a chunk; anchors from `count` on are padding.
+__device__ __forceinline__ void see_chunk(float (&sum)[32], uint32_t chunk, int64_t count, uint32_t kept,
+                                          int quarter, Largest (&largest)[2][kShares]) {
+  const uint32_t base = chunk * kChunkAnchors + 2 * quarter;
+  if ((chunk + 1) * kChunkAnchors > count) {
+#pragma unroll
+    for (int i = 0; i < 32; ++i) sum[i] = int64_t(base + i / 4 * 8 + i % 2) < count ? sum[i] : -0x1p127f;
+  }
+#pragma unroll
+  for (int i = 0; i < 32; ++i)
+    largest[i / 2 % 2][i / 4 % kShares].see(tagged(sum[i], kept, base + i / 4 * 8 + i % 2));
+}
+
+struct Search {
+  float anchor_lost, tag_error;  // what float16 took of an anchor at most; the share that a tag may change
+  uint32_t kept;                 // mask of what a tag leaves of a score
+};
+
+// The least score that an anchor may have to be the nearest of row r.
+template <class S, int Steps>
+__device__ __forceinline__ float least_score(const Fragments<S, Steps>& rows, int r, float largest,
+                                             int64_t dim, const Search& search) {
+  const float length = rows.length[r], share = length > 0 ? rows.lost[r] / length : 0.0f;
+  return largest - 2.01f * score_error(share, search.anchor_lost, dim) * length -
+         2.1f * search.tag_error * fabsf(largest);
+}
+
+// A row with more candidates than one is settled by a second kernel. Until then their places in `nearest` and
+// `cosine` hold the candidates, 12 bits each, two and two, with the sign of `nearest` set and their number
+// below it.
+constexpr int kMostCandidates = 4, kIndexBits = 12;
+constexpr uint32_t kAllAnchors = 7;
+
+__device__ inline bool is_doubtful(int32_t nearest) { return nearest < 0; }
+__device__ inline uint32_t candidates_of(int32_t nearest) { return uint32_t(nearest) >> 2 * kIndexBits & 7; }
+
+__device__ inline int32_t candidate(int32_t nearest, float cosine, uint32_t which) {
+  const uint32_t two = which < 2 ? uint32_t(nearest) : __float_as_uint(cosine);
+  return static_cast<int32_t>(two >> which % 2 * kIndexBits & ((1u << kIndexBits) - 1));
+}
+
+// What the scores say of a row.
+struct Verdict {
+  float least;     // of a candidate
+  int own, count;  // candidates of the lane, and of the row
+  bool unknown;    // there may be more
+  float top;
+
+  __device__ bool doubtful() const { return unknown || count > 1; }
+};
+
+template <class S, int Steps>
+__device__ __forceinline__ Verdict judge(const Fragments<S, Steps>& rows, int r,
+                                         const Largest (&share)[kShares], int64_t dim, const Search& search) {
+  Verdict verdict{};
+  float top = fmaxf(share[0].first, share[1].first);
+  top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 1));
+  verdict.top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 2));
+  verdict.least = least_score(rows, r, verdict.top, dim, search);
+  int more = 0;
+#pragma unroll
+  for (int i = 0; i < kShares; ++i) {
+    verdict.own += (share[i].first >= verdict.least) + (share[i].second >= verdict.least);
+    more |= share[i].third >= verdict.least;
+  }
+  int both = verdict.own + (more << 8);
+  both += __shfl_xor_sync(kFullWarp, both, 1);
+  both += __shfl_xor_sync(kFullWarp, both, 2);
+  verdict.count = both & 255;
+  verdict.unknown = both >> 8 != 0 || verdict.count > kMostCandidates;
+  return verdict;
+}
+
+// The candidates of a row as `candidate` reads them, in all four lanes.
+__device__ __forceinline__ uint64_t list_candidates(const Verdict& verdict, const Largest (&share)[kShares],
+                                                    uint32_t kept, int quarter) {
+  int at = verdict.own;
+#pragma unroll
+  for (int offset = 1; offset < 4; offset *= 2) {
+    const int before = __shfl_up_sync(kFullWarp, at, offset, 4);
+    if (quarter >= offset) at += before;
+  }
+  at -= verdict.own;
+  uint64_t list = 0;
+#pragma unroll
+  for (int i = 0; i < kShares; ++i) {
+    for (const float score : {share[i].first, share[i].second}) {
+      if (score < verdict.least || verdict.unknown) continue;
+      list |= uint64_t(__float_as_uint(score) & ~kept) << (at / 2 * 32 + at % 2 * kIndexBits);
+      ++at;
+    }
+  }
+  list |= __shfl_xor_sync(kFullWarp, list, 1);
+  list |= __shfl_xor_sync(kFullWarp, list, 2);
+  const uint32_t count = verdict.unknown ? kAllAnchors : uint32_t(verdict.count);
+  return list | 1u << 31 | count << 2 * kIndexBits;
+}
+
+// One row against all anchors by a whole warp.
+template <class S>
+__device__ inline Nearest<float> search_all(const S* x, const S* anchors, const float* inverse, int64_t count,
+                                            int64_t dim) {
+  constexpr int kOnce = 8;
+  const S* same[kOnce];
+#pragma unroll
+  for (int n = 0; n < kOnce; ++n) same[n] = x;
+  Nearest<float> nearest;
+  for (int64_t i = 0; i < count; i += kOnce) {
+    int32_t index[kOnce];
+    float score[kOnce];
+#pragma unroll
+    for (int n = 0; n < kOnce; ++n) index[n] = static_cast<int32_t>(min(i + n, count - 1));
+    exact_scores<S>(same, anchors, index, inverse, dim, true, threadIdx.x % kWarp, score);
+#pragma unroll
+    for (int n = 0; n < kOnce; ++n) nearest.see(score[n], index[n]);
+  }
+  return nearest;
+}
+
+// Scores the candidates of doubtful rows exactly: a warp looks at 32 rows, and takes those one by one.
+template <class S>
+__global__ void __launch_bounds__(kWarps* kWarp)
+    settle_kernel(Problem problem, const float* inverse, Targets<S> out) {
+  const S* anchors = static_cast<const S*>(problem.anchors);
+  const int lane = threadIdx.x % kWarp;
+  const int64_t step = int64_t(gridDim.x) * kWarps * kWarp;
+  for (int64_t first = (int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp) * kWarp; first < problem.rows;
+       first += step) {
+    const bool inside = first + lane < problem.rows;
+    const int32_t held = inside ? out.nearest[first + lane] : 0;
+    const float listed = inside ? out.cosine[first + lane] : 0.0f;
+    for (unsigned left = __ballot_sync(kFullWarp, is_doubtful(held)); left; left &= left - 1) {
+      const int own = __ffs(left) - 1;
+      const int64_t row = first + own;
+      const S* x = static_cast<const S*>(problem.x) + row * problem.dim;
+      const int32_t head = __shfl_sync(kFullWarp, held, own);
+      const float tail = __shfl_sync(kFullWarp, listed, own);
+      const uint32_t count = candidates_of(head);
+      Nearest<float> nearest;
+      if (count == kAllAnchors) {
+        nearest = search_all(x, anchors, inverse, problem.anchor_count, problem.dim);
+      } else {
+        const S* same[kMostCandidates] = {x, x, x, x};
+        int32_t index[kMostCandidates];
+        float score[kMostCandidates];
+#pragma unroll
+        for (uint32_t n = 0; n < kMostCandidates; ++n) index[n] = candidate(head, tail, min(n, count - 1));
+        exact_scores<S>(same, anchors, index, inverse, problem.dim, true, lane, score);
+#pragma unroll
+        for (int n = 0; n < kMostCandidates; ++n) nearest.see(score[n], index[n]);
+      }
+      if (lane == 0) write_nearest<S>(out, row, nearest, out.norm[row], problem.eps);
+    }
+  }
+}
+
+}  // namespace stratcore::tangent_projection
