@@ -458,7 +458,7 @@ Status with_distances(const Distances& distances, const Run& run) {
 
 Status forward_cuda(const Points& points, const Measures& out, const Executor& executor) {
   if (points.simplices == 0) return kOk;
-  return with_element(points.element, [&](auto element) {
+  return with_element<__nv_bfloat16, __half>(points.element, [&](auto element) {
     using S = decltype(element);
     return with_order(points.order, [&](auto k) {
       return with_lanes<k()>(points, [&](auto lanes) {
@@ -471,7 +471,7 @@ Status forward_cuda(const Points& points, const Measures& out, const Executor& e
 Status backward_cuda(const Points& points, const Cotangents& cotangents, void* grad, const int64_t* order,
                      void* workspace, const Executor& executor) {
   if (points.simplices == 0) return kOk;
-  return with_element(points.element, [&](auto element) {
+  return with_element<__nv_bfloat16, __half>(points.element, [&](auto element) {
     using S = decltype(element);
     return with_order(points.order, [&](auto k) {
       return backward_of<k(), S>(points, cotangents, grad, order, workspace, executor);

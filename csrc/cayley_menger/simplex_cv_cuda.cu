@@ -389,7 +389,7 @@ Status backward_of(const Problem& problem, const Sample& sample, const Cotangent
 
 Status forward_cuda(const Problem& problem, const int64_t* seed, const Sample& out, uint32_t* counter,
                     const Executor& executor) {
-  return with_element(problem.element, [&](auto element) {
+  return with_element<__nv_bfloat16, __half>(problem.element, [&](auto element) {
     return cayley_menger::with_order(problem.order, [&](auto k) {
       return forward_of<k(), decltype(element)>(problem, seed, out, counter, executor);
     });
@@ -399,7 +399,7 @@ Status forward_cuda(const Problem& problem, const int64_t* seed, const Sample& o
 Status backward_cuda(const Problem& problem, const Sample& sample, const Cotangents& cotangents, void* grad,
                      const Executor& executor) {
   if (problem.rows == 0) return kOk;
-  return with_element(problem.element, [&](auto element) {
+  return with_element<__nv_bfloat16, __half>(problem.element, [&](auto element) {
     return cayley_menger::with_order(problem.order, [&](auto k) {
       return backward_of<k(), decltype(element)>(problem, sample, cotangents, grad, executor);
     });

@@ -31,21 +31,6 @@ __device__ inline S stored(Computed<S> value) {
   }
 }
 
-// Calls `run` with a value of the stored type.
-template <class Run>
-auto with_element(Element element, const Run& run) {
-  switch (element) {
-    case Element::kFloat64:
-      return run(double());
-    case Element::kFloat32:
-      return run(float());
-    case Element::kBFloat16:
-      return run(__nv_bfloat16());
-    default:
-      return run(__half());
-  }
-}
-
 constexpr int kQuad = 4;  // elements a lane loads at once
 
 // Whether rows of `dim` elements from `data` on can be read four elements at a time.

@@ -71,19 +71,4 @@ struct ComputedOf<double> {
 template <class Stored>
 using Computed = typename ComputedOf<Stored>::type;
 
-// Calls `run` with a value of the type that is stored: what it returns.
-template <class Run>
-auto with_element(Element element, const Run& run) {
-  switch (element) {
-    case Element::kFloat64:
-      return run(double());
-    case Element::kFloat32:
-      return run(float());
-    case Element::kBFloat16:
-      return run(BFloat16());
-    default:
-      return run(Float16());
-  }
-}
-
 }  // namespace stratcore

@@ -88,13 +88,14 @@ void forward(const Problem& problem, const Output& out, const Executor& executor
 }  // namespace
 
 Status forward_cpu(const Problem& problem, const Output& out, const Executor& executor) {
-  with_element(problem.element, [&](auto stored) { forward<decltype(stored)>(problem, out, executor); });
+  with_element<BFloat16, Float16>(problem.element,
+                                  [&](auto stored) { forward<decltype(stored)>(problem, out, executor); });
   return kOk;
 }
 
 Status backward_cpu(const Problem& problem, const Output& out, const void* grad_y, void* grad_x,
                     const Executor& executor) {
-  with_element(problem.element, [&](auto stored) {
+  with_element<BFloat16, Float16>(problem.element, [&](auto stored) {
     run<decltype(stored)>({problem, out, nullptr, grad_y, grad_x}, executor, 0);
   });
   return kOk;

@@ -254,7 +254,7 @@ int64_t forward_scratch_cuda(const Problem& problem) {
 
 Status forward_cuda(const Problem& problem, const Output& out, void* scratch, const Executor& executor) {
   if (problem.rows == 0) return kOk;
-  return with_element(problem.element, [&](auto element) {
+  return with_element<__nv_bfloat16, __half>(problem.element, [&](auto element) {
     return forward_of<decltype(element)>(problem, out, scratch, executor);
   });
 }
@@ -262,7 +262,7 @@ Status forward_cuda(const Problem& problem, const Output& out, void* scratch, co
 Status backward_cuda(const Problem& problem, const Output& out, const void* grad_y, void* grad_x,
                      const Executor& executor) {
   if (problem.rows == 0) return kOk;
-  return with_element(problem.element, [&](auto element) {
+  return with_element<__nv_bfloat16, __half>(problem.element, [&](auto element) {
     using S = decltype(element);
     return backward_of<S>(problem, out, static_cast<const S*>(grad_y), static_cast<S*>(grad_x), executor);
   });
