@@ -72,10 +72,9 @@ __device__ __forceinline__ void hold(float (&sum)[N]) {
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(sum[i])::"memory");
 }
 
-// sum [64][64] = a [64][16] b [16][64], plus the old sum where `add`. Lane l of warp w holds of row 16 w + l
-// / 4
-// + 8 r the columns 8 t + 2 (l % 4) + e as sum[4 t + 2 r + e]; of a the same with columns 8 t + .. as a[2 t +
-// r].
+// sum [64][64] = a [64][16] b [16][64], plus the old sum where `add`. Lane l of warp w holds rows
+// 16 w + l / 4 + 8 r: of the sum the columns 8 t + 2 (l % 4) + e as sum[4 t + 2 r + e], of a the pairs of
+// columns from 8 t + 2 (l % 4) on as a[2 t + r].
 __device__ __forceinline__ void wgmma(float (&sum)[32], const uint32_t (&a)[4], uint64_t b, bool add) {
   asm volatile(
       "{\n"
