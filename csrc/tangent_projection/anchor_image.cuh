@@ -27,6 +27,13 @@ struct Units {
 template <class S>
 constexpr int kRowGroups = sizeof(S) == 2 ? 3 : 2;  // warpgroups of a block
 
+// Of the index that stands in the last places of a score.
+inline int index_bits_for(int64_t anchors) {
+  int bits = 6;
+  while (int64_t(1) << bits < anchors) ++bits;
+  return bits;
+}
+
 // Shared memory: each warp's rows on their way, `stages` times 8 rows, then slots for units. Chunks that do
 // not fit pass through the last `ring` slots, spread evenly among those that stay.
 struct Plan {
@@ -57,8 +64,7 @@ inline Plan plan_for(const Problem& problem) {
   plan.row_bytes = static_cast<uint32_t>(problem.dim * sizeof(S));
   plan.stage_bytes = 8 * plan.row_bytes + 64;
   plan.chunks = static_cast<uint32_t>((problem.anchor_count + kChunkAnchors - 1) / kChunkAnchors);
-  plan.index_bits = 6;
-  while (1u << (plan.index_bits - 6) < plan.chunks) ++plan.index_bits;
+  plan.index_bits = index_bits_for(problem.anchor_count);
   uint32_t most = 0;
   for (plan.stages = 2; plan.stages > 0; --plan.stages) {
     most = (kSharedBytes - kBarrierBytes - plan.stages * kWarpsHere * plan.stage_bytes) /
@@ -79,6 +85,7 @@ inline Plan plan_for(const Problem& problem) {
 // Of the 16 columns of a step, lane q of four holds those at 2 q + {0, 1, 8, 9}.
 template <class S, int Steps>
 struct ImagePlace {
+  using Element = __half;
   static constexpr int64_t kAnchors = kChunkAnchors, kColumns = Steps * 16;
   __device__ int64_t operator()(int64_t anchor, int64_t column, int64_t) const {
     constexpr int kWide = 4 * kRun<S>;  // columns of four lanes' runs

@@ -26,31 +26,41 @@ __device__ __forceinline__ float tagged(float score, uint32_t kept, uint32_t ind
   return __uint_as_float((__float_as_uint(score) & kept) | index);
 }
 
-// Scores of a chunk; anchors from `count` on are padding.
-__device__ __forceinline__ void see_chunk(float (&sum)[32], uint32_t chunk, int64_t count, uint32_t kept,
-                                          int quarter, Largest (&largest)[2][kShares]) {
-  const uint32_t base = chunk * kChunkAnchors + 2 * quarter;
-  if ((chunk + 1) * kChunkAnchors > count) {
+// Scores with 2 N neighboring anchors from `first` on; those from `count` on are padding.
+template <int N, class Kept, int Shares>
+__device__ __forceinline__ void see_scores(float (&sum)[N], uint32_t first, int64_t count, uint32_t kept,
+                                           int quarter, Kept (&largest)[2][Shares]) {
+  const uint32_t base = first + 2 * quarter;
+  if (first + 2 * N > count) {
 #pragma unroll
-    for (int i = 0; i < 32; ++i) sum[i] = int64_t(base + i / 4 * 8 + i % 2) < count ? sum[i] : -0x1p127f;
+    for (int i = 0; i < N; ++i) sum[i] = int64_t(base + i / 4 * 8 + i % 2) < count ? sum[i] : -0x1p127f;
   }
 #pragma unroll
-  for (int i = 0; i < 32; ++i)
-    largest[i / 2 % 2][i / 4 % kShares].see(tagged(sum[i], kept, base + i / 4 * 8 + i % 2));
+  for (int i = 0; i < N; ++i)
+    largest[i / 2 % 2][i / 4 % Shares].see(tagged(sum[i], kept, base + i / 4 * 8 + i % 2));
 }
 
-struct Search {
+struct Bound {
   float anchor_lost, tag_error;  // what float16 took of an anchor at most; the share that a tag may change
   uint32_t kept;                 // mask of what a tag leaves of a score
 };
 
-// The least score that an anchor may have to be the nearest of row r.
-template <class S, int Steps>
-__device__ __forceinline__ float least_score(const Fragments<S, Steps>& rows, int r, float largest,
-                                             int64_t dim, const Search& search) {
-  const float length = rows.length[r], share = length > 0 ? rows.lost[r] / length : 0.0f;
-  return largest - 2.01f * score_error(share, search.anchor_lost, dim) * length -
-         2.1f * search.tag_error * fabsf(largest);
+// By a whole warp.
+__device__ __forceinline__ Bound bound_with(int index_bits, const Prepared& anchors, int64_t count) {
+  Bound bound{0.0f, exp2f(float(index_bits - 23)), ~0u << index_bits};
+  for (int64_t n = threadIdx.x % kWarp; n < count; n += kWarp)
+    bound.anchor_lost = fmaxf(bound.anchor_lost, anchors.lost[n]);
+  for (int offset = kWarp / 2; offset; offset /= 2)
+    bound.anchor_lost = fmaxf(bound.anchor_lost, __shfl_xor_sync(kFullWarp, bound.anchor_lost, offset));
+  return bound;
+}
+
+// The least score that an anchor may have to be the nearest of a row, of which `lost` did not enter the scores.
+__device__ __forceinline__ float least_score(float length, float lost, float largest, int64_t dim,
+                                             const Bound& bound) {
+  const float share = length > 0 ? lost / length : 0.0f;
+  return largest - 2.01f * score_error(share, bound.anchor_lost, dim) * length -
+         2.1f * bound.tag_error * fabsf(largest);
 }
 
 // A row with more candidates than one is settled by a second kernel. Until then their places in `nearest` and
@@ -79,12 +89,12 @@ struct Verdict {
 
 template <class S, int Steps>
 __device__ __forceinline__ Verdict judge(const Fragments<S, Steps>& rows, int r,
-                                         const Largest (&share)[kShares], int64_t dim, const Search& search) {
+                                         const Largest (&share)[kShares], int64_t dim, const Bound& bound) {
   Verdict verdict{};
   float top = fmaxf(share[0].first, share[1].first);
   top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 1));
   verdict.top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 2));
-  verdict.least = least_score(rows, r, verdict.top, dim, search);
+  verdict.least = least_score(rows.length[r], rows.lost[r], verdict.top, dim, bound);
   int more = 0;
 #pragma unroll
   for (int i = 0; i < kShares; ++i) {

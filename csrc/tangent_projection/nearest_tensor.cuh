@@ -7,10 +7,10 @@
 // exactly. Legend as in tangent_projection.h.
 namespace stratcore::tangent_projection {
 
-// The anchors of length 1 in float16, the inverse of their lengths [A] and what the rounding took away of
-// them, as a length. `Place` says where an element stands.
+// The anchors of length 1 in few bits, the inverse of their lengths [A] and what the rounding took away of
+// them, as a length. `Place` says in which bits, and where an element stands.
 struct Prepared {
-  __half* unit;
+  void* unit;
   float* inverse;
   float* lost;
   int64_t padded_dim, padded_count;
@@ -18,6 +18,7 @@ struct Prepared {
 
 // [A padded to kChunk][D padded to kSlab].
 struct RowMajor {
+  using Element = __half;
   static constexpr int64_t kAnchors = kChunk, kColumns = kSlab;
   __device__ int64_t operator()(int64_t anchor, int64_t column, int64_t padded_dim) const {
     return anchor * padded_dim + column;
@@ -33,31 +34,47 @@ inline Prepared prepared(const Problem& problem, void* scratch) {
   Prepared out{};
   out.padded_dim = round_up(problem.dim, Place::kColumns);
   out.padded_count = round_up(problem.anchor_count, Place::kAnchors);
-  out.unit = static_cast<__half*>(scratch);
-  out.lost = reinterpret_cast<float*>(out.unit + out.padded_dim * out.padded_count);
+  out.unit = scratch;
+  out.lost = reinterpret_cast<float*>(static_cast<typename Place::Element*>(scratch) +
+                                      out.padded_dim * out.padded_count);
   out.inverse = out.lost + out.padded_count;
   return out;
 }
 
+// Float32 as tensor cores read it: without its last 13 bits.
+__device__ inline float cut(float value) { return __uint_as_float(__float_as_uint(value) & ~0x1fffu); }
+
+template <class Element>
+__device__ inline Element rounded(float value) {
+  if constexpr (std::is_same_v<Element, float>)
+    return cut(__uint_as_float(__float_as_uint(value) + 0x1000u));
+  else
+    return stored<Element>(value);
+}
+
 template <class S, class Place>
 __global__ void __launch_bounds__(kWarps* kWarp) prepare_kernel(Problem problem, Prepared out, Place place) {
+  using Element = typename Place::Element;
   const int lane = threadIdx.x % kWarp;
   const int64_t warps = int64_t(gridDim.x) * kWarps;
   for (int64_t n = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp; n < out.padded_count; n += warps) {
     const S* anchor = static_cast<const S*>(problem.anchors) + n * problem.dim;
     const bool real = n < problem.anchor_count;
     float squares = 0;
+#pragma unroll 8
     for (int64_t d = lane; real && d < problem.dim; d += kWarp) {
       squares += float(number(anchor[d])) * float(number(anchor[d]));
     }
     const float inverse = inverse_length<float>(sum_over<kWarp>(squares));
     float lost = 0;
+#pragma unroll 8
     for (int64_t d = lane; d < out.padded_dim; d += kWarp) {
       const bool inside = real && d < problem.dim;
       const float value = inside ? float(number(anchor[d])) * inverse : 0.0f;
-      const __half rounded = __float2half(value);
-      out.unit[place(n, d, out.padded_dim)] = rounded;
-      lost += (value - __half2float(rounded)) * (value - __half2float(rounded));
+      const Element kept = rounded<Element>(value);
+      static_cast<Element*>(out.unit)[place(n, d, out.padded_dim)] = kept;
+      const float away = value - float(number(kept));
+      lost += away * away;
     }
     lost = sqrtf(sum_over<kWarp>(lost));
     if (lane == 0) {
@@ -86,8 +103,8 @@ __device__ inline void copy_chunk(const Prepared& anchors, int64_t chunk, int64_
   constexpr int kPieces = kSlab / 8;  // of 16 bytes
   for (int i = threadIdx.x; i < kChunk * kPieces; i += kWarps * kWarp) {
     const int row = i / kPieces, piece = i % kPieces;
-    const __half* from =
-        anchors.unit + (chunk * kChunk + row) * anchors.padded_dim + slab * kSlab + piece * 8;
+    const __half* from = static_cast<const __half*>(anchors.unit) +
+                         (chunk * kChunk + row) * anchors.padded_dim + slab * kSlab + piece * 8;
     const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(&target[row][piece * 8]));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from));
   }

@@ -49,7 +49,7 @@ struct Step {
 #pragma unroll
       for (int part = 0; part < U::kPerChunk; ++part) image.release(turn + part);
     }
-    see_chunk(sum, chunk, count, kept, quarter, largest);
+    see_scores(sum, chunk * kChunkAnchors, count, kept, quarter, largest);
   }
 };
 
@@ -99,7 +99,7 @@ template <class S, int Steps>
 __device__ __forceinline__ void write_nearest_rows(const Problem& problem, const float* inverse_lengths,
                                                    const Targets<S>& out, int64_t first,
                                                    const float (&norm)[2], const Fragments<S, Steps>& rows,
-                                                   const Lane<S, Steps>& own, const Search& search,
+                                                   const Lane<S, Steps>& own, const Bound& bound,
                                                    const Largest (&largest)[2][kShares]) {
   const int quarter = threadIdx.x % 4;
   Verdict verdict[2];
@@ -109,11 +109,11 @@ __device__ __forceinline__ void write_nearest_rows(const Problem& problem, const
   float product[2], inverse[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    verdict[r] = judge(rows, r, largest[r], problem.dim, search);
+    verdict[r] = judge(rows, r, largest[r], problem.dim, bound);
     // A row of zeros has products of 0, unless an anchor is not finite.
-    const bool zero = rows.length[r] == 0 && search.anchor_lost < INFINITY;
+    const bool zero = rows.length[r] == 0 && bound.anchor_lost < INFINITY;
     if (zero) verdict[r].count = verdict[r].unknown = 0;
-    index[r] = zero ? 0 : static_cast<int32_t>(__float_as_uint(verdict[r].top) & ~search.kept);
+    index[r] = zero ? 0 : static_cast<int32_t>(__float_as_uint(verdict[r].top) & ~bound.kept);
     wanted[r] = zero || (verdict[r].count == 1 && !verdict[r].unknown);
     anchor[r] = static_cast<const S*>(problem.anchors) + index[r] * problem.dim;
     inverse[r] = wanted[r] ? inverse_lengths[index[r]] : 0.0f;
@@ -131,21 +131,12 @@ __device__ __forceinline__ void write_nearest_rows(const Problem& problem, const
       }
     }
     if (!__any_sync(kFullWarp, waits)) continue;
-    const uint64_t list = list_candidates(verdict[r], largest[r], search.kept, quarter);
+    const uint64_t list = list_candidates(verdict[r], largest[r], bound.kept, quarter);
     if (waits && quarter == 0) {
       out.nearest[row] = static_cast<int32_t>(list);
       out.cosine[row] = __uint_as_float(static_cast<uint32_t>(list >> 32));
     }
   }
-}
-
-__device__ __forceinline__ Search search_with(const Plan& plan, const Prepared& anchors, int64_t count) {
-  Search search{0.0f, exp2f(float(plan.index_bits - 23)), ~0u << plan.index_bits};
-  for (int64_t n = threadIdx.x % kWarp; n < count; n += kWarp)
-    search.anchor_lost = fmaxf(search.anchor_lost, anchors.lost[n]);
-  for (int offset = kWarp / 2; offset; offset /= 2)
-    search.anchor_lost = fmaxf(search.anchor_lost, __shfl_xor_sync(kFullWarp, search.anchor_lost, offset));
-  return search;
 }
 
 template <class S, int Steps>
@@ -167,7 +158,7 @@ __global__ void __launch_bounds__(kRowGroups<S>* kGroupThreads, 1)
   const Image<S, Steps> image{memory + kWarpsHere * plan.stages * plan.stage_bytes,
                               full,
                               through,
-                              reinterpret_cast<const unsigned char*>(anchors.unit),
+                              static_cast<const unsigned char*>(anchors.unit),
                               plan,
                               rounds * plan.passing * Units<Steps>::kPerChunk};
   // Half a tile of a warp, number `turn` of the block.
@@ -184,7 +175,7 @@ __global__ void __launch_bounds__(kRowGroups<S>* kGroupThreads, 1)
   for (uint32_t turn = 0; turn < plan.stages; ++turn) fetch(turn);
   if (threadIdx.x == 0) image.start();
   __syncthreads();
-  const Search search = search_with(plan, anchors, problem.anchor_count);
+  const Bound bound = bound_with(plan.index_bits, anchors, problem.anchor_count);
   for (uint32_t round = 0; round < rounds; ++round) {
     const int64_t first = first_of(round);
     if (plan.stages == 1 && lane == 0 && round + 1 < rounds) {
@@ -209,8 +200,8 @@ __global__ void __launch_bounds__(kRowGroups<S>* kGroupThreads, 1)
       split_row<S, Steps>(run, r, rows);
     }
     Largest largest[2][kShares];
-    score_all<S, Steps>(image, rows, round, problem.anchor_count, search.kept, quarter, largest);
-    write_nearest_rows<S, Steps>(problem, anchors.inverse, out, first + lane / 4, norm, rows, own, search,
+    score_all<S, Steps>(image, rows, round, problem.anchor_count, bound.kept, quarter, largest);
+    write_nearest_rows<S, Steps>(problem, anchors.inverse, out, first + lane / 4, norm, rows, own, bound,
                                  largest);
   }
 #endif

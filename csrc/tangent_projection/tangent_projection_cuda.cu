@@ -1,9 +1,11 @@
 #include "../common/launch.cuh"
+#include "finish_rows.cuh"
 #include "nearest_exact.cuh"
 #include "nearest_tensor.cuh"
 #include "nearest_wgmma.cuh"
 #include "rows.cuh"
 #include "tangent_projection.h"
+#include "tensor_map.cuh"
 
 // The backward, and which kernel is launched. Legend as in tangent_projection.h.
 namespace stratcore::tangent_projection {
@@ -167,16 +169,66 @@ Status launch_tensor(const Problem& problem, const Targets<S>& out, void* scratc
   return launch_status();
 }
 
+// Code for other processors than sm_90a is empty: it has no barriers.
+template <class Kernel>
+bool has_code(Kernel kernel) {
+  cudaFuncAttributes attributes;
+  if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) return attributes.sharedSizeBytes > 0;
+  cudaGetLastError();
+  return false;
+}
+
+template <class S>
+Status launch_finish(const Problem& problem, const Prepared& anchors, int index_bits, const Targets<S>& out,
+                     const Executor& executor) {
+  const auto launch = [&](auto kernel) {
+    kernel<<<blocks_for(problem.rows, kWarps, 8), kWarps * kWarp, 0, stream_of(executor)>>>(problem, anchors,
+                                                                                          index_bits, out);
+    return launch_status();
+  };
+  constexpr int kWide = kRun<S> / kQuad;
+  if (problem.dim <= 256) return launch(finish_kernel<S, 2 / kWide>);
+  if (problem.dim <= 512) return launch(finish_kernel<S, 4 / kWide>);
+  return launch(finish_kernel<S, 8 / kWide>);
+}
+
+// Scores first, which need no norms; then everything else.
+template <class S>
+Status launch_scores(const Problem& problem, const Targets<S>& out, void* scratch, const Executor& executor) {
+  using Place = SlabPlace<S>;
+  const auto kernel = scores_kernel<S>;
+  CUtensorMap map;
+  if (!has_code(kernel) || !map_rows<S>(problem, kScoreRows, map))
+    return launch_tensor<S>(problem, out, scratch, executor);
+  const Prepared anchors = prepared<Place>(problem, scratch);
+  const Status status = launch_prepare<S, Place>(problem, anchors, executor);
+  if (status != kOk) return status;
+  const int64_t pair_rows = kClusterBlocks * kScoreRows, pairs = (problem.rows + pair_rows - 1) / pair_rows;
+  const ScorePlan plan{static_cast<uint32_t>(anchors.padded_dim / Place::kColumns),
+                       static_cast<uint32_t>(anchors.padded_count / kScoreAnchors), pairs,
+                       index_bits_for(problem.anchor_count)};
+  const uint32_t bytes = kStages * kStageBytes + kSwizzleBytes;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {kClusterBlocks, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = unsigned(std::min<int64_t>(pairs, processors() / kClusterBlocks) * kClusterBlocks);
+  config.blockDim = kScoreThreads;
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream_of(executor);
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, kernel, map, problem, anchors, plan, out.y);
+  const Status launched = launch_status();
+  return launched == kOk ? launch_finish<S>(problem, anchors, plan.index_bits, out, executor) : launched;
+}
+
 template <class S, int Steps>
 Status launch_wgmma(const Problem& problem, const Targets<S>& out, void* scratch, const Executor& executor) {
   using Place = ImagePlace<S, Steps>;
   const auto kernel = wgmma_kernel<S, Steps>;
-  cudaFuncAttributes attributes;
-  // Code for other processors than sm_90a is empty: it has no barriers.
-  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess || attributes.sharedSizeBytes == 0) {
-    cudaGetLastError();
-    return launch_tensor<S>(problem, out, scratch, executor);
-  }
+  if (!has_code(kernel)) return launch_tensor<S>(problem, out, scratch, executor);
   const Prepared anchors = prepared<Place>(problem, scratch);
   const Status status = launch_prepare<S, Place>(problem, anchors, executor);
   if (status != kOk) return status;
@@ -197,8 +249,9 @@ template <class S>
 Status launch_many(const Problem& problem, const Targets<S>& out, void* scratch, const Executor& executor) {
   const int width = std::min({width_of<S>(problem.x, problem.dim), width_of<S>(out.y, problem.dim),
                               width_of<S>(problem.anchors, problem.dim)});
-  if (problem.dim > 256 || problem.anchor_count > kMostImageAnchors || width < kRun<S>)
+  if (problem.anchor_count > kMostImageAnchors || width < kRun<S>)
     return launch_tensor<S>(problem, out, scratch, executor);
+  if (problem.dim > 256 || problem.anchor_count > 1024) return launch_scores<S>(problem, out, scratch, executor);
   if (problem.dim <= 64) return launch_wgmma<S, 4>(problem, out, scratch, executor);
   if (problem.dim <= 128) return launch_wgmma<S, 8>(problem, out, scratch, executor);
   return launch_wgmma<S, 16>(problem, out, scratch, executor);
@@ -248,8 +301,8 @@ Status backward_of(const Problem& problem, const Output& output, const S* grad_y
 
 int64_t forward_scratch_cuda(const Problem& problem) {
   if (!problem.anchors || !use_tensor_cores(problem)) return 0;
-  const int64_t count = round_up(problem.anchor_count, kChunkAnchors), dim = round_up(problem.dim, kSlab);
-  return count * (dim * int64_t(sizeof(__half)) + 2 * int64_t(sizeof(float)));
+  const int64_t count = round_up(problem.anchor_count, kScoreAnchors), dim = round_up(problem.dim, kSlab);
+  return count * (dim + 2) * int64_t(sizeof(float));
 }
 
 Status forward_cuda(const Problem& problem, const Output& out, void* scratch, const Executor& executor) {
