@@ -55,7 +55,8 @@ __device__ __forceinline__ Bound bound_with(int index_bits, const Prepared& anch
   return bound;
 }
 
-// The least score that an anchor may have to be the nearest of a row, of which `lost` did not enter the scores.
+// The least score that an anchor may have to be the nearest of a row, of which `lost` did not enter the
+// scores.
 __device__ __forceinline__ float least_score(float length, float lost, float largest, int64_t dim,
                                              const Bound& bound) {
   const float share = length > 0 ? lost / length : 0.0f;

@@ -19,7 +19,8 @@ __device__ __forceinline__ void load_whole(const S* row, int lane, int64_t dim, 
 }
 
 template <class S, int Q>
-__device__ __forceinline__ void store_scaled(S* row, int lane, int64_t dim, float scale, const Run<S> (&run)[Q]) {
+__device__ __forceinline__ void store_scaled(S* row, int lane, int64_t dim, float scale,
+                                             const Run<S> (&run)[Q]) {
 #pragma unroll
   for (int q = 0; q < Q; ++q) {
     const int at = (q * kWarp + lane) * kRun<S>;
@@ -48,9 +49,20 @@ struct RowParts {
     }
   }
 
+  __device__ __forceinline__ bool is_zero() {
+    bool other = false;
+    each(true, [&](int64_t) {
+#pragma unroll
+      for (int q = 0; q < Q; ++q) {
+#pragma unroll
+        for (int c = 0; c < kRun<S>; ++c) other |= float(number(run[q].element[c])) != 0.0f;
+      }
+    });
+    return !__any_sync(kFullWarp, other);
+  }
+
   template <int N>
-  __device__ __forceinline__ void add_products(int64_t from, const S* const (&other)[N],
-                                               float (&sum)[N]) {
+  __device__ __forceinline__ void add_products(int64_t from, const S* const (&other)[N], float (&sum)[N]) {
     Run<S> second[N][Q];
 #pragma unroll
     for (int n = 0; n < N; ++n) load_whole(other[n] + from, lane, dim - from, second[n]);
@@ -85,19 +97,23 @@ __device__ __forceinline__ void measure(const Run<S> (&run)[Q], Measures& sum) {
   }
 }
 
+// The largest of numbers that are not NaN.
+__device__ __forceinline__ float warp_max(float value) {
+  const auto flip = [](int bits) { return bits ^ (bits >> 31 & 0x7fffffff); };
+  return __int_as_float(flip(__reduce_max_sync(kFullWarp, flip(__float_as_int(value)))));
+}
+
 // The scores that are left of a row, those of a share in each lane.
 struct KeptScores {
   float2 value;
   float top;
   uint32_t top_index, index_mask;
 
-  __device__ KeptScores(const void* y, int lane, const Bound& bound) {
+  __device__ KeptScores(float2 value_, const Bound& bound, int64_t count) {
+    value = value_;
+    top = warp_max(value.x);
     index_mask = ~bound.kept;
-    value = static_cast<const float2*>(y)[lane];
-    top = value.x;
-    for (int offset = kWarp / 2; offset; offset /= 2)
-      top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, offset));
-    top_index = __float_as_uint(top) & index_mask;
+    top_index = min(__float_as_uint(top) & index_mask, static_cast<uint32_t>(count - 1));
   }
 };
 
@@ -153,14 +169,13 @@ __device__ __forceinline__ Nearest<float> score_choice(RowParts<S, Q>& x, const 
 }
 
 template <class S, int Q>
-__device__ __forceinline__ void finish_row(const Problem& problem, const float* inverse, const Targets<S>& out,
-                                           int64_t row, int lane, const Bound& bound) {
+__device__ __forceinline__ void finish_row(const Problem& problem, const float* inverse,
+                                           const Targets<S>& out, int64_t row, int lane, const Bound& bound) {
   const int64_t dim = problem.dim, offset = row * dim;
   const S* anchors = static_cast<const S*>(problem.anchors);
   RowParts<S, Q> x{static_cast<const S*>(problem.x) + offset, dim, lane, {}};
-  const KeptScores score(out.y + offset, lane, bound);
-  const uint32_t top_index = min(score.top_index, static_cast<uint32_t>(problem.anchor_count - 1));
-  const S* const top[1] = {anchors + top_index * dim};
+  const KeptScores score(reinterpret_cast<const float2*>(out.y + offset)[lane], bound, problem.anchor_count);
+  const S* const top[1] = {anchors + score.top_index * dim};
   Measures sum;
   float product[1] = {};
   x.each(false, [&](int64_t from) {
@@ -169,16 +184,14 @@ __device__ __forceinline__ void finish_row(const Problem& problem, const float* 
   });
   const float norm = sqrtf(sum_over<kWarp>(sum.squares)), lost = sqrtf(sum_over<kWarp>(sum.lost));
   Nearest<float> nearest;
-  nearest.see(sum_over<kWarp>(product[0]) * inverse[top_index], static_cast<int32_t>(top_index));
+  nearest.see(sum_over<kWarp>(product[0]) * inverse[score.top_index], static_cast<int32_t>(score.top_index));
   const float scale = inverse_radius(norm, problem.eps);
   keep_packed(x.run);
-  x.each(true, [&](int64_t from) {
-    store_scaled(out.y + offset + from, lane, dim - from, scale, x.run);
-  });
+  x.each(true, [&](int64_t from) { store_scaled(out.y + offset + from, lane, dim - from, scale, x.run); });
   keep_packed(x.run);
   const float least = least_score(norm, lost, score.top, dim, bound);
   const Choice choice(score, least, norm < kLeastNorm || !(least > -INFINITY), problem.anchor_count);
-  if (norm == 0 && bound.anchor_lost < INFINITY) {
+  if (norm == 0 && bound.anchor_lost < INFINITY && x.is_zero()) {
     nearest = {0.0f, 0};
   } else if (norm < INFINITY && choice.count() > 1) {
     nearest = score_choice(x, choice, anchors, inverse, problem.anchor_count - 1);
@@ -190,7 +203,7 @@ __device__ __forceinline__ void finish_row(const Problem& problem, const float* 
 }
 
 template <class S, int Q>
-__global__ void __launch_bounds__(kWarps* kWarp, Q * kRun<S> < 32 ? 3 : 2)
+__global__ void __launch_bounds__(kWarps* kWarp, Q* kRun<S> < 32 ? 3 : 2)
     finish_kernel(Problem problem, Prepared anchors, int index_bits, Targets<S> out) {
   const int lane = threadIdx.x % kWarp;
   const Bound bound = bound_with(index_bits, anchors, problem.anchor_count);

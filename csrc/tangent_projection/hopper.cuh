@@ -53,8 +53,8 @@ __device__ __forceinline__ void bulk_copy(void* to, const void* from, uint32_t b
 }
 
 // The same into the same place of every block of the cluster in `blocks`, each at its own barrier.
-__device__ __forceinline__ void bulk_copy_to_all(void* to, const void* from, uint32_t bytes, uint64_t* barrier,
-                                                 uint16_t blocks) {
+__device__ __forceinline__ void bulk_copy_to_all(void* to, const void* from, uint32_t bytes,
+                                                 uint64_t* barrier, uint16_t blocks) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, "
       "[%3], %4;" ::"r"(shared_address(to)),
@@ -66,8 +66,8 @@ __device__ __forceinline__ void bulk_copy_to_all(void* to, const void* from, uin
 __device__ __forceinline__ void bulk_copy_box(void* to, const CUtensorMap& map, int column, int row,
                                               uint64_t* barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
-      "[%4];" ::"r"(shared_address(to)),
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
+      "%3}], [%4];" ::"r"(shared_address(to)),
       "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier))
       : "memory");
 }
@@ -81,6 +81,15 @@ __device__ __forceinline__ uint32_t block_of_cluster() {
 // Every thread of the cluster.
 __device__ __forceinline__ void cluster_barrier() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// What this thread has written to shared memory becomes visible to wgmma and bulk copies.
+__device__ __forceinline__ void fence_shared_writes() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 // Arrives at the barrier in the same place of block `rank` of the cluster.
@@ -131,32 +140,37 @@ __device__ __forceinline__ void hold(float (&sum)[N]) {
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(sum[i])::"memory");
 }
 
-// A factor [M or N][K] in shared memory in rows of 128 bytes, whose 16-byte pieces i of row r stand at i ^ r % 8.
+// A factor [M or N][K] in shared memory in rows of 128 bytes; of row r the 16 bytes number i stand at i ^ r
+// % 8.
 __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t address) {
   return uint64_t(address >> 4 & 0x3fff) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
 }
 
-#define STRATCORE_SUMS \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+#define STRATCORE_SUMS64                                                             \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
-  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define STRATCORE_SUMS128                                                                        \
+  STRATCORE_SUMS64                                                                               \
+  ", "                                                                                           \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "             \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "             \
   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-#define STRATCORE_SUM8(i)                                                                               \
+#define STRATCORE_SUM8(i)                                                                                 \
   "+f"(sum[i]), "+f"(sum[i + 1]), "+f"(sum[i + 2]), "+f"(sum[i + 3]), "+f"(sum[i + 4]), "+f"(sum[i + 5]), \
       "+f"(sum[i + 6]), "+f"(sum[i + 7])
-#define STRATCORE_SUM32(i) STRATCORE_SUM8(i), STRATCORE_SUM8(i + 8), STRATCORE_SUM8(i + 16), STRATCORE_SUM8(i + 24)
-#define STRATCORE_WGMMA_WIDE(type, majors)                                                      \
-  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %130, 0;\nwgmma.mma_async.sync.aligned." type " {" \
-               STRATCORE_SUMS "}, %128, %129, add, 1, 1" majors ";\n}\n"                            \
-               : STRATCORE_SUM32(0), STRATCORE_SUM32(32), STRATCORE_SUM32(64), STRATCORE_SUM32(96)    \
+#define STRATCORE_SUM32(i) \
+  STRATCORE_SUM8(i), STRATCORE_SUM8(i + 8), STRATCORE_SUM8(i + 16), STRATCORE_SUM8(i + 24)
+#define STRATCORE_WGMMA_WIDE(type, majors)                                                         \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %130, 0;\nwgmma.mma_async.sync.aligned." type \
+               " {" STRATCORE_SUMS128 "}, %128, %129, add, 1, 1" majors ";\n}\n"                   \
+               : STRATCORE_SUM32(0), STRATCORE_SUM32(32), STRATCORE_SUM32(64), STRATCORE_SUM32(96) \
                : "l"(a), "l"(b), "r"(int(add)))
 
-// sum [64][256] = a b^T, plus the old sum where `add`, of 32 bytes of columns of a [64] and b [256], float32
-// without its last 13 bits; lanes hold sums as below.
+// sum [64][256] = a b^T, plus the old sum where `add`, of 32 bytes of columns of a [64] and b [256], of
+// float32 all but the last 13 bits; lanes hold sums as below.
 template <class S>
 __device__ __forceinline__ void wgmma_wide(float (&sum)[128], uint64_t a, uint64_t b, bool add) {
   if constexpr (std::is_same_v<S, float>)
@@ -167,10 +181,21 @@ __device__ __forceinline__ void wgmma_wide(float (&sum)[128], uint64_t a, uint64
     STRATCORE_WGMMA_WIDE("m64n256k16.f32.bf16.bf16", ", 0, 0");
 }
 
+// sum [64][128] = a b^T, plus the old sum where `add`, of 16 columns of a [64] and b [128] in float16.
+__device__ __forceinline__ void wgmma_half(float (&sum)[64], uint64_t a, uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" STRATCORE_SUMS64
+      "}, %64, %65, add, 1, 1, 0, 0;\n}\n"
+      : STRATCORE_SUM32(0), STRATCORE_SUM32(32)
+      : "l"(a), "l"(b), "r"(int(add)));
+}
+
 #undef STRATCORE_WGMMA_WIDE
 #undef STRATCORE_SUM32
 #undef STRATCORE_SUM8
-#undef STRATCORE_SUMS
+#undef STRATCORE_SUMS128
+#undef STRATCORE_SUMS64
 
 // sum [64][64] = a [64][16] b [16][64], plus the old sum where `add`. Lane l of warp w holds rows
 // 16 w + l / 4 + 8 r: of the sum the columns 8 t + 2 (l % 4) + e as sum[4 t + 2 r + e], of a the pairs of

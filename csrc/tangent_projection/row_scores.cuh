@@ -156,14 +156,12 @@ __global__ void __launch_bounds__(kScoreThreads, 1)
     if (threadIdx.x == kScoreWarps * kWarp) {
       bring_slabs<S>(map, static_cast<const unsigned char*>(anchors.unit), plan, stages, full, empty);
     }
-    __syncwarp();
   } else {
     take_registers<232>();
     const uint32_t kept = ~0u << plan.index_bits;
     Turn turn;
     for (int64_t pair = blockIdx.x / kClusterBlocks; pair < plan.pairs; pair += gridDim.x / kClusterBlocks) {
-      const int64_t first =
-          (pair * kClusterBlocks + block_of_cluster()) * kScoreRows + warp * 16 + lane / 4;
+      const int64_t first = (pair * kClusterBlocks + block_of_cluster()) * kScoreRows + warp * 16 + lane / 4;
       Pair largest[2][kRowShares];
       for (uint32_t part = 0; part < plan.parts; ++part) {
         float sum[128];
@@ -172,10 +170,12 @@ __global__ void __launch_bounds__(kScoreThreads, 1)
       }
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        if (first + 8 * r < problem.rows) keep_scores(largest[r], lane % 4, y + (first + 8 * r) * problem.dim);
+        if (first + 8 * r < problem.rows)
+          keep_scores(largest[r], lane % 4, y + (first + 8 * r) * problem.dim);
       }
     }
   }
+  __syncwarp();
   cluster_barrier();
 #endif
 }

@@ -1,5 +1,6 @@
 #include "../common/launch.cuh"
 #include "finish_rows.cuh"
+#include "fused_rows.cuh"
 #include "nearest_exact.cuh"
 #include "nearest_tensor.cuh"
 #include "nearest_wgmma.cuh"
@@ -126,6 +127,7 @@ Status with_shape(int64_t dim, const Run& run, const RunLong& run_long) {
   return run_long();
 }
 
+constexpr int64_t kOneKindAnchors = 384;  // up to which warps of one kind are faster than those of three
 constexpr int64_t kExactWork = int64_t(1) << 26;  // products up to which every score is made exactly
 
 bool use_tensor_cores(const Problem& problem) {
@@ -178,12 +180,36 @@ bool has_code(Kernel kernel) {
   return false;
 }
 
+// Launches clusters of two blocks, of which `bytes` of shared memory hold one a processor, for `pairs` of
+// tiles.
+template <class... Arguments, class... Given>
+Status launch_pairs(void (*kernel)(Arguments...), int64_t pairs, int threads, uint32_t bytes,
+                    const Executor& executor, const Given&... given) {
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {kClusterBlocks, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = unsigned(std::min<int64_t>(pairs, processors() / kClusterBlocks) * kClusterBlocks);
+  config.blockDim = threads;
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream_of(executor);
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, kernel, given...);
+  return launch_status();
+}
+
+int64_t pairs_of(int64_t rows, int tile_rows) {
+  return (rows + kClusterBlocks * tile_rows - 1) / (kClusterBlocks * tile_rows);
+}
+
 template <class S>
 Status launch_finish(const Problem& problem, const Prepared& anchors, int index_bits, const Targets<S>& out,
                      const Executor& executor) {
   const auto launch = [&](auto kernel) {
     kernel<<<blocks_for(problem.rows, kWarps, 8), kWarps * kWarp, 0, stream_of(executor)>>>(problem, anchors,
-                                                                                          index_bits, out);
+                                                                                            index_bits, out);
     return launch_status();
   };
   constexpr int kWide = kRun<S> / kQuad;
@@ -203,25 +229,26 @@ Status launch_scores(const Problem& problem, const Targets<S>& out, void* scratc
   const Prepared anchors = prepared<Place>(problem, scratch);
   const Status status = launch_prepare<S, Place>(problem, anchors, executor);
   if (status != kOk) return status;
-  const int64_t pair_rows = kClusterBlocks * kScoreRows, pairs = (problem.rows + pair_rows - 1) / pair_rows;
   const ScorePlan plan{static_cast<uint32_t>(anchors.padded_dim / Place::kColumns),
-                       static_cast<uint32_t>(anchors.padded_count / kScoreAnchors), pairs,
-                       index_bits_for(problem.anchor_count)};
-  const uint32_t bytes = kStages * kStageBytes + kSwizzleBytes;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {kClusterBlocks, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = unsigned(std::min<int64_t>(pairs, processors() / kClusterBlocks) * kClusterBlocks);
-  config.blockDim = kScoreThreads;
-  config.dynamicSmemBytes = bytes;
-  config.stream = stream_of(executor);
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  cudaLaunchKernelEx(&config, kernel, map, problem, anchors, plan, out.y);
-  const Status launched = launch_status();
+                       static_cast<uint32_t>(anchors.padded_count / kScoreAnchors),
+                       pairs_of(problem.rows, kScoreRows), index_bits_for(problem.anchor_count)};
+  const Status launched =
+      launch_pairs(kernel, plan.pairs, kScoreThreads, kStages * kStageBytes + kSwizzleBytes, executor, map,
+                   problem, anchors, plan, out.y);
   return launched == kOk ? launch_finish<S>(problem, anchors, plan.index_bits, out, executor) : launched;
+}
+
+template <class S>
+Status launch_fused(const Problem& problem, const Targets<S>& out, void* scratch, const Executor& executor) {
+  using Place = FusedPlace<S>;
+  const auto kernel = fused_kernel<S>;
+  if (!has_code(kernel)) return launch_tensor<S>(problem, out, scratch, executor);
+  const Prepared anchors = prepared<Place>(problem, scratch);
+  const Status status = launch_prepare<S, Place>(problem, anchors, executor);
+  if (status != kOk) return status;
+  const FusedPlan plan{static_cast<uint32_t>(anchors.padded_count / kPartAnchors),
+                       pairs_of(problem.rows, kFusedRows), index_bits_for(problem.anchor_count)};
+  return launch_pairs(kernel, plan.pairs, kFusedThreads, kFusedBytes, executor, problem, anchors, plan, out);
 }
 
 template <class S, int Steps>
@@ -251,10 +278,11 @@ Status launch_many(const Problem& problem, const Targets<S>& out, void* scratch,
                               width_of<S>(problem.anchors, problem.dim)});
   if (problem.anchor_count > kMostImageAnchors || width < kRun<S>)
     return launch_tensor<S>(problem, out, scratch, executor);
-  if (problem.dim > 256 || problem.anchor_count > 1024) return launch_scores<S>(problem, out, scratch, executor);
+  if (problem.dim > 256) return launch_scores<S>(problem, out, scratch, executor);
   if (problem.dim <= 64) return launch_wgmma<S, 4>(problem, out, scratch, executor);
   if (problem.dim <= 128) return launch_wgmma<S, 8>(problem, out, scratch, executor);
-  return launch_wgmma<S, 16>(problem, out, scratch, executor);
+  if (problem.anchor_count <= kOneKindAnchors) return launch_wgmma<S, 16>(problem, out, scratch, executor);
+  return launch_fused<S>(problem, out, scratch, executor);
 }
 
 template <class S>

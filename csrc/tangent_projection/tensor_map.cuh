@@ -25,8 +25,8 @@ constexpr CUtensorMapDataType kMapType = std::is_same_v<S, float>    ? CU_TENSOR
                                          : std::is_same_v<S, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                                      : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
 
-// x [N, D] in boxes of `box_rows` rows by 128 bytes, whose 16-byte pieces i of row r come to stand at i ^ r % 8;
-// beyond the matrix there are zeros. False where the driver cannot.
+// x [N, D] in boxes of `box_rows` rows by 128 bytes; of row r the 16 bytes number i come to stand at i ^ r %
+// 8, and beyond the matrix there are zeros. False where the driver cannot.
 template <class S>
 inline bool map_rows(const Problem& problem, uint32_t box_rows, CUtensorMap& map) {
   static const auto encode = tensor_map_encoder();

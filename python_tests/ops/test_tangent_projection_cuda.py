@@ -19,6 +19,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [
     (20001, 256, 128),
     (20001, 256, 520),
+    (20001, 136, 500),
     (10001, 256, 1100),
     (20001, 200, 130),
     (20001, 128, 130),
@@ -27,7 +28,10 @@ SHAPES = [
     (5001, 256, 4096),
     (5001, 256, 4100),
     (5001, 520, 130),
+    (5001, 1024, 520),
+    (3001, 2504, 300),
 ]
+WAYS = [(256, 130), (256, 520), (264, 130)]  # dim and anchors that take different kernels of sm_90a
 
 
 def normal(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
@@ -61,25 +65,27 @@ def test_finds_the_nearest_of_many(dtype, rows, dim, anchors):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_finds_it_among_near_ties(dtype):
+@pytest.mark.parametrize("dim, anchors", WAYS)
+def test_finds_it_among_near_ties(dtype, dim, anchors):
     """Anchors about one direction, and rows against all of them: small differences of large cosines, all below 0."""
-    x, anchors = problem(20001, 256, 200, dtype)
+    x, anchors = problem(20001, dim, anchors, dtype)
     anchors = 0.05 * anchors + anchors[:1]
     assert_nearest(x, anchors)
     assert_nearest(0.1 * x - anchors[:1], anchors)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("dim, anchors", [(256, 128), (256, 520), (77, 130)])
+@pytest.mark.parametrize("dim, anchors", [(256, 128), (256, 520), (77, 130), (1024, 520)])
 def test_copies_tie_to_the_lower_index(dtype, dim, anchors):
     x, directions = problem(20001, dim, anchors, dtype)
     directions[1::2] = directions[::2]
     assert bool((ops.sphere_normalize_nearest(x, directions).nearest % 2 == 0).all())
 
 
+@pytest.mark.parametrize("dim, anchors", WAYS)
 @pytest.mark.parametrize("scale", [1e-25, 1e-15, 1e15])
-def test_rows_of_any_length(scale):
-    x, anchors = problem(20001, 256, 130, torch.float32)
+def test_rows_of_any_length(scale, dim, anchors):
+    x, anchors = problem(20001, dim, anchors, torch.float32)
     lengths = torch.logspace(-3, 3, len(x), device="cuda")[:, None]
     nearest = ops.sphere_normalize_nearest(x * lengths * scale, anchors, eps=1e-18).nearest
     exact = exact_cosines(x, anchors)
@@ -88,8 +94,9 @@ def test_rows_of_any_length(scale):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_of_zeros_and_nan_change_no_other(dtype):
-    x, anchors = problem(20001, 256, 130, dtype)
+@pytest.mark.parametrize("dim, anchors", WAYS)
+def test_rows_of_zeros_and_nan_change_no_other(dtype, dim, anchors):
+    x, anchors = problem(20001, dim, anchors, dtype)
     clean = ops.sphere_normalize_nearest(x, anchors)
     zero, bad = [0, 17, 20000], [5, 9000]
     x[zero] = 0.0
@@ -104,8 +111,9 @@ def test_rows_of_zeros_and_nan_change_no_other(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_zero_and_nan_anchors(dtype):
-    x, anchors = problem(5001, 256, 130, dtype)
+@pytest.mark.parametrize("dim, anchors", WAYS)
+def test_zero_and_nan_anchors(dtype, dim, anchors):
+    x, anchors = problem(5001, dim, anchors, dtype)
     anchors[40] = 0.0
     assert_nearest(x, anchors)
     anchors[7, 250] = float("nan")
@@ -114,8 +122,9 @@ def test_zero_and_nan_anchors(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_does_not_depend_on_its_place(dtype):
-    x, anchors = problem(20001, 256, 520, dtype)
+@pytest.mark.parametrize("dim, anchors", WAYS)
+def test_a_row_does_not_depend_on_its_place(dtype, dim, anchors):
+    x, anchors = problem(20001, dim, anchors, dtype)
     runs = [ops.sphere_normalize_nearest(x, anchors) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
     last = ops.sphere_normalize_nearest(x[-10001:], anchors)
