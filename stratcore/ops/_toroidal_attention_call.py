@@ -122,7 +122,7 @@ def check(
     options: Options,
     error: type[Exception],
 ) -> None:
-    """The conditions of check() in toroidal_attention_op.cpp, in its words."""
+    """Holds the arguments to the conditions of toroidal_attention_op.cpp, in its words."""
     _check_tensors(q, k, v, error)
     _check_lattice(options.lattice, options.block, error)
     check_choice(OP, "metric", options.metric, METRICS)
