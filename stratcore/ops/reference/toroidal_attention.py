@@ -69,7 +69,7 @@ def toroidal_attention(
     scale: float | None = None,
     **places: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Result and lse by a matrix of scores, in the dtype of `q`; `places`: block and offsets of `toroidal_distance`."""
+    """Result and lse by a matrix of scores, in the dtype of `q`; `places`: what `toroidal_distance` takes."""
     queries, keys = q.shape[2], k.shape[2]
     per_axis = slopes.ndim == 2 and slopes.shape[1] > 1
     parts = toroidal_distance(lattice, queries, keys, metric=metric, per_axis=per_axis, **places)
