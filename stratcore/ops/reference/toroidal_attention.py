@@ -35,13 +35,14 @@ def toroidal_distance(
     per_axis: bool = False,
     query_offset: int = 0,
     key_offset: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """What the slopes multiply, float64: [1, N, M], or [A, N, M] with one part an axis."""
-    sites = lattice_sites(lattice, block)
-    x = sites[(torch.arange(queries) + query_offset) % len(sites)]
-    y = sites[(torch.arange(keys) + key_offset) % len(sites)]
-    period = torch.tensor(list(lattice), dtype=torch.float64)
-    around = (x[:, None] - y).remainder(torch.tensor(list(lattice))).double()
+    sites = lattice_sites(lattice, block).to(device)
+    x = sites[(torch.arange(queries, device=device) + query_offset) % len(sites)]
+    y = sites[(torch.arange(keys, device=device) + key_offset) % len(sites)]
+    period = torch.tensor(list(lattice), dtype=torch.float64, device=device)
+    around = (x[:, None] - y).remainder(period.long()).double()
     steps = torch.minimum(around, period - around).movedim(-1, 0)
     period = period[:, None, None]
     if metric in ("chordal", "chordal_sq"):
@@ -72,8 +73,8 @@ def toroidal_attention(
     """Result and lse by a matrix of scores, in the dtype of `q`; `places`: what `toroidal_distance` takes."""
     queries, keys = q.shape[2], k.shape[2]
     per_axis = slopes.ndim == 2 and slopes.shape[1] > 1
-    parts = toroidal_distance(lattice, queries, keys, metric=metric, per_axis=per_axis, **places)
-    parts = parts.to(q.device, slopes.dtype)
+    places |= {"metric": metric, "per_axis": per_axis, "device": q.device}
+    parts = toroidal_distance(lattice, queries, keys, **places).to(slopes.dtype)
     bias = torch.einsum("hs,snm->hnm", slopes.reshape(q.shape[1], -1), parts)
     k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
     scores = (q @ k.mT) * (q.shape[-1] ** -0.5 if scale is None else scale) - bias.to(q.dtype)
