@@ -234,14 +234,65 @@ inline void load_rows(const E* from, int64_t stride, int64_t count, int64_t dim,
   std::fill(to + count * padded, to + kTile * padded, T(0));
 }
 
-// The same transposed, [dim][kTile].
+// Lanes of a and b in turn: the lower halves of both, or the upper ones.
+template <class Vector>
+inline Vector interleave(Vector a, Vector b, bool upper) {
+  constexpr int kCount = kLanesOf<Vector>;
+  const int first = upper ? kCount / 2 : 0;
+#if defined(__clang__)
+  Vector result;
+  for (int lane = 0; lane < kCount; ++lane) result[lane] = (lane % 2 ? b : a)[first + lane / 2];
+  return result;
+#else
+  using Integer = typename std::conditional<sizeof(a[0]) == 8, int64_t, int32_t>::type;
+  typedef Integer Integers __attribute__((vector_size(8 * STRATCORE_LANES)));
+  Integers from;
+  for (int lane = 0; lane < kCount; ++lane) from[lane] = (lane % 2 ? kCount : 0) + first + lane / 2;
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+
+// A square of as many vectors as they have lanes.
+template <class Vector>
+inline void transpose(Vector (&square)[kLanesOf<Vector>]) {
+  constexpr int kCount = kLanesOf<Vector>;
+  STRATCORE_UNROLL
+  for (int round = 1; round < kCount; round *= 2) {
+    Vector mixed[kCount];
+    STRATCORE_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      mixed[i] = interleave(square[i / 2], square[i / 2 + kCount / 2], i % 2);
+    }
+    STRATCORE_UNROLL
+    for (int i = 0; i < kCount; ++i) square[i] = mixed[i];
+  }
+}
+
+// `count` entries as T, 0 in the lanes beyond.
+template <class T, class E>
+inline VectorOf<T> load_line(const E* from, int64_t count) {
+  T line[kWidth<T>] = {};
+  if (count >= kWidth<T>) {
+    for (int lane = 0; lane < kWidth<T>; ++lane) line[lane] = static_cast<T>(widened(from[lane]));
+  } else {
+    for (int lane = 0; lane < count; ++lane) line[lane] = static_cast<T>(widened(from[lane]));
+  }
+  return load<VectorOf<T>>(line);
+}
+
+// The rows transposed, [dim][kTile].
 template <class E, class T>
 inline void load_columns(const E* from, int64_t stride, int64_t count, int64_t dim, T* to) {
-  for (int64_t d = 0; d < dim; ++d) {
-    for (int64_t row = 0; row < count; ++row) {
-      to[d * kTile + row] = static_cast<T>(widened(from[row * stride + d]));
+  constexpr int kCount = kWidth<T>;
+  for (int64_t row = 0; row < kTile; row += kCount) {
+    for (int64_t d = 0; d < dim; d += kCount) {
+      VectorOf<T> square[kCount] = {};
+      for (int i = 0; i < kCount; ++i) {
+        if (row + i < count) square[i] = load_line<T>(from + (row + i) * stride + d, dim - d);
+      }
+      transpose(square);
+      for (int i = 0; i < kCount && d + i < dim; ++i) store(to + (d + i) * kTile + row, square[i]);
     }
-    for (int64_t row = count; row < kTile; ++row) to[d * kTile + row] = T(0);
   }
 }
 

@@ -18,6 +18,7 @@ namespace {
 constexpr int64_t kTile = 64;         // queries, and keys, of a tile of scores
 constexpr int64_t kLineBytes = 64;    // rows of a head are padded to whole cache lines
 constexpr int64_t kMostParts = 8;     // of the keys, each with its own sum of the gradients of the queries
+constexpr int64_t kFewUses = 4;       // of a tile of keys, for which packing them beforehand does not pay
 constexpr int64_t kWantedTasks = 32;  // of the backward, whatever the number of threads
 
 int64_t tiles_of(int64_t count) { return (count + kTile - 1) / kTile; }
@@ -58,6 +59,12 @@ double norm_of(const E* row, int64_t dim) {
   return std::sqrt(sum);
 }
 
+template <class T>
+struct Rows {
+  const T* data;
+  int64_t stride;
+};
+
 struct Range {
   int64_t begin, end;
 };
@@ -76,6 +83,7 @@ struct Coordinates {
 template <class T>
 struct Packed {
   bool backward;
+  bool whole_call;  // keys and values are packed for all blocks at once; else by each block that reads them
   int64_t padded, query_tiles, key_tiles, parts = 1;
   Buffer<T> sites;                               // [axes][queries, then keys, in whole tiles]
   Buffer<T> transposed_keys, transposed_values;  // [B G, tiles, E, kTile]
@@ -96,9 +104,10 @@ struct Packed {
     padded = (problem.dim + line - 1) / line * line;
     const int64_t pairs = problem.batch * problem.kv_heads, heads = problem.batch * problem.heads;
     const int64_t tiles = pairs * key_tiles;
-    transposed_keys.resize(tiles * problem.dim * kTile);
-    rows.resize(tiles * kTile * padded);
+    whole_call = backward || query_tiles * (problem.heads / problem.kv_heads) > kFewUses;
     key_norms.resize(tiles);
+    if (whole_call) transposed_keys.resize(tiles * problem.dim * kTile);
+    if (whole_call) rows.resize(tiles * kTile * padded);
     if (backward) {
       parts = std::max<int64_t>(1, std::min({kWantedTasks / pairs, kMostParts, key_tiles}));
       transposed_values.resize(tiles * problem.dim * kTile);
@@ -130,7 +139,7 @@ struct Packed {
 // Queries [first, first + rows) of a head, and which tiles of keys they look at.
 template <class T>
 struct Block {
-  int64_t batch, head, pair, first, rows, candidates;
+  int64_t batch, head, group, pair, first, rows, candidates;  // group: key head; pair: with the batch
   const T* slopes;
   bool judging;
   Box box;
@@ -141,7 +150,8 @@ struct Block {
     const int64_t all = index / packed.query_tiles;
     batch = all / problem.heads;
     head = all % problem.heads;
-    pair = batch * problem.kv_heads + head / (problem.heads / problem.kv_heads);
+    group = head / (problem.heads / problem.kv_heads);
+    pair = batch * problem.kv_heads + group;
     first = index % packed.query_tiles * kTile;
     rows = std::min(kTile, problem.queries - first);
     candidates = tiles_of(visible_keys(problem, first + rows - 1));
@@ -189,11 +199,11 @@ struct Block {
 // Of one thread: a block of queries and a tile of its scores.
 template <class T>
 struct ForwardMemory {
-  std::vector<T> q, out, scores, parts, largest, sum;
+  std::vector<T> q, out, keys, values, scores, parts, largest, sum;
 
   explicit ForwardMemory(int64_t padded)
-      : q(kTile * padded), out(kTile * padded), scores(kTile * kTile), parts(kMaxAxes * kTile * kTile),
-        largest(kTile), sum(kTile) {}
+      : q(kTile * padded), out(kTile * padded), keys(kTile * padded), values(kTile * padded),
+        scores(kTile * kTile), parts(kMaxAxes * kTile * kTile), largest(kTile), sum(kTile) {}
 
   void start() {
     std::fill(out.begin(), out.end(), T(0));
@@ -233,6 +243,7 @@ void pack(const Job& job, const Executor& executor) {
   using T = Computed<E>;
   auto& packed = *static_cast<Packed<T>*>(job.packed);
   const int64_t pairs = job.problem.batch * job.problem.kv_heads;
+  if (!packed.whole_call && job.problem.eps == 0) return;
   run(executor, STRATCORE_BEST(pack_tiles<E>), job, pairs * packed.key_tiles, 4);
   packed.largest_norm.assign(pairs, T(0));
   for (int64_t at = 0; at < pairs * packed.key_tiles; ++at) {

@@ -5,6 +5,12 @@
 
 // ---- what all blocks read
 
+// Whether rows of values are what products read, as they stand.
+template <class E>
+inline bool reads_in_place(const Problem& problem, const Packed<Computed<E>>& packed) {
+  return std::is_same<E, Computed<E>>::value && problem.dim == packed.padded;
+}
+
 // Keys and values of one tile; backward wants the keys both ways and the values transposed.
 template <class E>
 void pack_tile(const Job& job, int64_t index) {
@@ -16,11 +22,12 @@ void pack_tile(const Job& job, int64_t index) {
   const int64_t count = std::min(kTile, problem.keys - first), dim = problem.dim, padded = packed.padded;
   const E* k = row_of<E>(problem.k, problem.k_strides, batch, head, first);
   const E* v = row_of<E>(problem.v, problem.v_strides, batch, head, first);
-  load_columns(k, problem.k_strides.row, count, dim, packed.transposed_keys.data() + index * dim * kTile);
+  if (packed.whole_call)
+    load_columns(k, problem.k_strides.row, count, dim, packed.transposed_keys.data() + index * dim * kTile);
   if (packed.backward) {
     load_rows(k, problem.k_strides.row, count, dim, padded, packed.rows.data() + index * kTile * padded);
     load_columns(v, problem.v_strides.row, count, dim, packed.transposed_values.data() + index * dim * kTile);
-  } else {
+  } else if (packed.whole_call && !reads_in_place<E>(problem, packed)) {
     load_rows(v, problem.v_strides.row, count, dim, padded, packed.rows.data() + index * kTile * padded);
   }
   double most = 0;
@@ -43,13 +50,11 @@ void pack_tiles(const Job& job, int64_t begin, int64_t end) {
 // part.
 template <class E>
 inline void score_tile(const Job& job, const Block<Computed<E>>& block, int64_t tile, const Computed<E>* q,
-                       Computed<E>* parts, Computed<E>* scores) {
+                       const Computed<E>* keys, Computed<E>* parts, Computed<E>* scores) {
   using T = Computed<E>;
   const Problem& problem = job.problem;
   const auto& packed = *static_cast<const Packed<T>*>(job.packed);
   const int64_t first = tile * kTile, rows = whole_fours(block.rows);
-  const T* keys =
-      packed.transposed_keys.data() + (block.pair * packed.key_tiles + tile) * problem.dim * kTile;
   multiply<false, T>({q, packed.padded, 1, keys, kTile, scores, kTile, rows, problem.dim, kTile});
   fill_parts(problem, packed.query_sites().from(block.first), packed.key_sites().from(first), block.rows,
              parts);
@@ -70,6 +75,39 @@ inline void score_tile(const Job& job, const Block<Computed<E>>& block, int64_t 
 }
 
 // ---- forward
+
+// Keys of a tile, transposed: packed for the whole call, or into `memory`.
+template <class E>
+inline const Computed<E>* keys_of(const Job& job, const Block<Computed<E>>& block, int64_t tile,
+                                  Computed<E>* memory) {
+  const Problem& problem = job.problem;
+  const auto& packed = *static_cast<const Packed<Computed<E>>*>(job.packed);
+  if (packed.whole_call) {
+    return packed.transposed_keys.data() + (block.pair * packed.key_tiles + tile) * problem.dim * kTile;
+  }
+  const int64_t first = tile * kTile, count = std::min(kTile, problem.keys - first);
+  const E* k = row_of<E>(problem.k, problem.k_strides, block.batch, block.group, first);
+  load_columns(k, problem.k_strides.row, count, problem.dim, memory);
+  return memory;
+}
+
+// Values of a tile: as they stand where products can read them, else packed.
+template <class E>
+inline Rows<Computed<E>> values_of(const Job& job, const Block<Computed<E>>& block, int64_t tile,
+                                   Computed<E>* memory) {
+  const Problem& problem = job.problem;
+  const auto& packed = *static_cast<const Packed<Computed<E>>*>(job.packed);
+  const int64_t first = tile * kTile, padded = packed.padded;
+  const E* v = row_of<E>(problem.v, problem.v_strides, block.batch, block.group, first);
+  if constexpr (std::is_same<E, Computed<E>>::value) {
+    if (reads_in_place<E>(problem, packed)) return {v, problem.v_strides.row};
+  }
+  if (packed.whole_call) {
+    return {packed.rows.data() + (block.pair * packed.key_tiles + tile) * kTile * padded, padded};
+  }
+  load_rows(v, problem.v_strides.row, std::min(kTile, problem.keys - first), problem.dim, padded, memory);
+  return {memory, padded};
+}
 
 // One more tile for the softmax of a row: scores become probabilities relative to the largest so far.
 template <class T>
@@ -102,14 +140,15 @@ inline void take_tile(const Job& job, const Block<Computed<E>>& block, int64_t t
   using T = Computed<E>;
   const auto& packed = *static_cast<const Packed<T>*>(job.packed);
   const int64_t padded = packed.padded;
-  score_tile<E>(job, block, tile, memory.q.data(), memory.parts.data(), memory.scores.data());
+  const T* keys = keys_of<E>(job, block, tile, memory.keys.data());
+  score_tile<E>(job, block, tile, memory.q.data(), keys, memory.parts.data(), memory.scores.data());
   for (int64_t row = 0; row < block.rows; ++row) {
     join_row(memory.scores.data() + row * kTile, padded, memory.largest[row], memory.sum[row],
              memory.out.data() + row * padded);
   }
-  const T* values = packed.rows.data() + (block.pair * packed.key_tiles + tile) * kTile * padded;
+  const Rows<T> values = values_of<E>(job, block, tile, memory.values.data());
   const int64_t count = std::min(kTile, job.problem.keys - tile * kTile);
-  multiply<true, T>({memory.scores.data(), kTile, 1, values, padded, memory.out.data(), padded,
+  multiply<true, T>({memory.scores.data(), kTile, 1, values.data, values.stride, memory.out.data(), padded,
                      whole_fours(block.rows), count, padded});
 }
 
@@ -243,15 +282,16 @@ inline void backward_block(const Job& job, Block<Computed<E>>& block, const Rang
     const int64_t at = block.pair * packed.key_tiles + tile,
                   count = std::min(kTile, problem.keys - tile * kTile);
     T *scores = memory.scores.data(), *grad_scores = memory.grad_scores.data();
-    score_tile<E>(job, block, tile, memory.q.data(), memory.parts.data(), scores);
+    const T* keys = packed.transposed_keys.data() + at * problem.dim * kTile;
+    score_tile<E>(job, block, tile, memory.q.data(), keys, memory.parts.data(), scores);
     const T* values = packed.transposed_values.data() + at * problem.dim * kTile;
     multiply<false, T>({grad_out, padded, 1, values, kTile, grad_scores, kTile, fours, problem.dim, kTile});
     differentiate_tile(problem, block, memory, grad_slopes);
     T* grad_k = packed.grad_keys.data() + at * kTile * padded;
     T* grad_v = packed.grad_values.data() + at * kTile * padded;
-    const int64_t keys = whole_fours(count);
-    multiply<true, T>({scores, 1, kTile, grad_out, padded, grad_v, padded, keys, block.rows, padded});
-    multiply<true, T>({grad_scores, 1, kTile, memory.q.data(), padded, grad_k, padded, keys, block.rows,
+    const int64_t seen = whole_fours(count);
+    multiply<true, T>({scores, 1, kTile, grad_out, padded, grad_v, padded, seen, block.rows, padded});
+    multiply<true, T>({grad_scores, 1, kTile, memory.q.data(), padded, grad_k, padded, seen, block.rows,
                        padded});
     const T* rows = packed.rows.data() + at * kTile * padded;
     multiply<true, T>({grad_scores, kTile, 1, rows, padded, memory.grad_q.data(), padded, fours, count,
