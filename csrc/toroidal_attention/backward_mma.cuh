@@ -82,6 +82,7 @@ struct BackwardShared {
   // Of rows and columns: queries or keys, and the gradients of outputs or values.
   alignas(16) S row[kRows * E], row_other[kRows * E], col[kCols * E], col_other[kCols * E];
   Places<kRows, kCols> places;
+  Sites<kRows, kCols> sites;
   float lse[kCols], delta[kCols];  // transposed
   float slopes[kWarps][kMaxAxes];
   MaskTile<kCols> mask;  // not allocated without a mask
@@ -134,14 +135,14 @@ __global__ void __launch_bounds__(kBlock)
   }
   KeyTiles<kCols> tiles(problem, head, first, last - first + 1, key_limit(problem, last));
   if (tiles.skipping()) tiles.judge_by(sums.excess[pair * blocks + block]);
-  place_rows<false>(shared.places, problem, first);
+  place_rows<false>(shared.places, shared.sites, problem, head, first);
   float grad[E / 8][4] = {}, slopes[kMaxAxes] = {};
   for (int tile = tiles.next(lane); tile >= 0; tile = tiles.next(lane)) {
     __syncthreads();
     load_tile<kCols>(k, keys, tile * kCols);
     load_tile<kCols>(v, values, tile * kCols);
     copies_commit();
-    place_columns<false>(shared.places, problem, tile * kCols);
+    place_columns<false>(shared.places, shared.sites, problem, head, tile * kCols);
     if (problem.mask.element != MaskElement::kNone)
       load_mask<S, false>(shared.mask, problem, head, first, tile * kCols);
     copies_wait<0>();
@@ -153,7 +154,8 @@ __global__ void __launch_bounds__(kBlock)
       P::add_rows(products, P::rows_of(g, warp * kWarpRows, step, lane), v, step, lane);
     }
     const bool limited = (tile + 1) * kCols > whole;
-    score<false>(problem, head, shared.places, shared.mask, rows, tile * kCols, limited, lane, scores);
+    score<false>(problem, head, shared.places, shared.sites, shared.mask, rows, tile * kCols, limited, lane,
+                 scores);
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)
 #pragma unroll
@@ -231,7 +233,7 @@ __global__ void __launch_bounds__(kBlock)
                    first);
   load_tile<kRows>(v, source_of<S>(problem.v, problem.v_strides, batch, kv_head, problem.keys, problem.dim),
                    first);
-  place_rows<true>(shared.places, problem, first);
+  place_rows<true>(shared.places, shared.sites, problem, head_of(problem, batch, 0), first);
   float grad_k[kKept / 8][4] = {}, grad_v[kKept / 8][4] = {};
   for (int64_t repeat = 0; repeat < repeats; ++repeat) {
     const Head head = head_of(problem, batch, kv_head * repeats + repeat);
@@ -247,7 +249,7 @@ __global__ void __launch_bounds__(kBlock)
       load_tile<kCols>(q, queries, tile * kCols);
       load_tile<kCols>(g, outputs, tile * kCols);
       copies_commit();
-      place_columns<true>(shared.places, problem, tile * kCols);
+      place_columns<true>(shared.places, shared.sites, problem, head, tile * kCols);
       if (problem.mask.element != MaskElement::kNone)
         load_mask<S, true>(shared.mask, problem, head, first, tile * kCols);
       if (threadIdx.x < kCols) {
@@ -265,7 +267,8 @@ __global__ void __launch_bounds__(kBlock)
         P::add_rows(products, P::rows_of(v, warp * kWarpRows, step, lane), g, step, lane);
       }
       const bool limited = key_limit(problem, tile * kCols) < first + kRows;
-      score<true>(problem, head, shared.places, shared.mask, rows, tile * kCols, limited, lane, scores);
+      score<true>(problem, head, shared.places, shared.sites, shared.mask, rows, tile * kCols, limited, lane,
+                  scores);
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
 #pragma unroll

@@ -18,6 +18,7 @@ struct ForwardShared {
   static constexpr int kCols = forward_cols<S, E>();
   alignas(16) S q[kRows * E], k[kCols * E], v[kCols * E];
   Places<kRows, kCols> places;
+  Sites<kRows, kCols> sites;
   float norms[kRows], excess[kWarps];
   MaskTile<kCols> mask;  // not allocated without a mask
 };
@@ -47,7 +48,7 @@ struct ForwardStep {
   __device__ __forceinline__ void run(int tile, int next, Softmax<E / 8>& sums, int lane, int warp) const {
     load_tile<kCols>(v, values, tile * kCols);
     copies_commit();
-    place_columns<false>(shared.places, problem, tile * kCols);
+    place_columns<false>(shared.places, shared.sites, problem, head, tile * kCols);
     if (problem.mask.element != MaskElement::kNone)
       load_mask<S, false>(shared.mask, problem, head, first, tile * kCols);
     copies_wait<1>();
@@ -57,7 +58,8 @@ struct ForwardStep {
     for (int step = 0; step < E / P::kStep; ++step)
       P::add_rows(scores, P::rows_of(q, warp * kWarpRows, step, lane), k, step, lane);
     const bool limited = (tile + 1) * kCols > whole;
-    score<false>(problem, head, shared.places, shared.mask, rows, tile * kCols, limited, lane, scores);
+    score<false>(problem, head, shared.places, shared.sites, shared.mask, rows, tile * kCols, limited, lane,
+                 scores);
     float factor[2];
     sums.absorb(scores, {0.0f, 0.0f}, factor);
     sums.rescale(factor);
@@ -104,7 +106,7 @@ __global__ void __launch_bounds__(kBlock)
   load_tile<kRows>(
       step.q, source_of<S>(problem.q, problem.q_strides, head.batch, head.head, problem.queries, problem.dim),
       first);
-  place_rows<false>(shared.places, problem, first);
+  place_rows<false>(shared.places, shared.sites, problem, head, first);
   Softmax<E / 8> sums;
   int tile = tiles.skipping() && tiles.count() > 0 ? tiles.nearest(lane) : -1;
   if (tile >= 0) {

@@ -228,9 +228,12 @@ struct Product<float> {
   }
   static __device__ __forceinline__ void add(float (&sum)[4], const Factor& a, float b0, float b1) {
     const Split first = split(b0), second = split(b1);
-    multiply(sum, a.low, first.high, second.high);
-    multiply(sum, a.high, first.low, second.low);
-    multiply(sum, a.high, first.high, second.high);
+    float part[4] = {};  // tensor cores cut off where they add: the long sum is rounded here
+    multiply(part, a.low, first.high, second.high);
+    multiply(part, a.high, first.low, second.low);
+    multiply(part, a.high, first.high, second.high);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i] += part[i];
   }
 
   template <int N, int E>

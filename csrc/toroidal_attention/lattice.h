@@ -5,51 +5,61 @@
 
 #include "../common/macros.h"
 
-// Where a token stands on a torus, how far two tokens are from each other, and how near two runs of tokens can be.
-// For host and device, without torch.
+// Where a token stands on a torus, how far two tokens are from each other, and how near two runs of tokens
+// can be. For host and device, without torch.
 namespace stratcore::toroidal_attention {
 
 enum class Metric : int32_t { kL1, kL2, kLinf, kChordal, kChordalSquared };
 
 constexpr int kMaxAxes = 3;
 constexpr int32_t kMostPeriod = 1 << 24;  // distances are whole numbers in float32
+constexpr int64_t kMostSites = int64_t(1) << 31;
 
-// Sites of a torus, numbered block after block, row-major, and row-major within each block. A block as large as the
-// torus is row-major order.
+// Sites of a torus, numbered block after block, row-major, and row-major within each block. A block as large
+// as the torus is row-major order.
 struct Lattice {
   int32_t axes;
   int32_t period[kMaxAxes];  // 1 beyond `axes`
   int32_t block[kMaxAxes];   // divides the period; 1 beyond `axes`
 
-  STRATCORE_HOST_DEVICE int64_t sites() const {
-    return int64_t(period[0]) * period[1] * period[2];
-  }
+  STRATCORE_HOST_DEVICE int64_t sites() const { return int64_t(period[0]) * period[1] * period[2]; }
 };
 
 struct Site {
   int32_t at[kMaxAxes];
 };
 
-// A position is taken modulo the number of sites.
-STRATCORE_HOST_DEVICE inline Site site_of(const Lattice& lattice, int64_t position) {
-  const int64_t sites = lattice.sites();
-  position %= sites;
-  if (position < 0) position += sites;
+// A position modulo the number of sites. Sums with indices below 2^31 stay within 32 bits, where division is
+// cheap.
+STRATCORE_HOST_DEVICE inline uint32_t reduced(const Lattice& lattice, int64_t position) {
+  const int64_t sites = lattice.sites(), rest = position % sites;
+  return static_cast<uint32_t>(rest < 0 ? rest + sites : rest);
+}
+
+// Of a position that is not negative, modulo the number of sites.
+STRATCORE_HOST_DEVICE inline Site site_at(const Lattice& lattice, uint32_t position) {
   Site site{};
+  position %= static_cast<uint32_t>(lattice.sites());
   if (lattice.axes == 1) {  // whatever the block
     site.at[0] = static_cast<int32_t>(position);
     return site;
   }
-  const int64_t volume = int64_t(lattice.block[0]) * lattice.block[1] * lattice.block[2];
-  int64_t block = position / volume;
-  int32_t within = static_cast<int32_t>(position % volume);
+  const uint32_t volume = static_cast<uint32_t>(lattice.block[0]) * lattice.block[1] * lattice.block[2];
+  uint32_t block = position / volume, within = position - block * volume;
+  STRATCORE_UNROLL
   for (int axis = kMaxAxes - 1; axis >= 0; --axis) {
-    const int32_t blocks = lattice.period[axis] / lattice.block[axis];
-    site.at[axis] = static_cast<int32_t>(block % blocks) * lattice.block[axis] + within % lattice.block[axis];
-    block /= blocks;
-    within /= lattice.block[axis];
+    if (axis >= lattice.axes) continue;
+    const uint32_t length = lattice.block[axis], blocks = lattice.period[axis] / length;
+    const uint32_t outer = block / blocks, inner = within / length;
+    site.at[axis] = static_cast<int32_t>((block - outer * blocks) * length + within - inner * length);
+    block = outer;
+    within = inner;
   }
   return site;
+}
+
+STRATCORE_HOST_DEVICE inline Site site_of(const Lattice& lattice, int64_t position) {
+  return site_at(lattice, reduced(lattice, position));
 }
 
 // Steps between two coordinates of a ring: min(|a - b|, period - |a - b|).
@@ -68,7 +78,8 @@ STRATCORE_HOST_DEVICE inline T chord(T steps, T period) {
 // What the slopes multiply, from the steps along each axis: parts[0 .. count) for `count` slopes a head.
 template <class T>
 STRATCORE_HOST_DEVICE inline void distance_parts(Metric metric, const Lattice& lattice,
-                                                 const T (&steps)[kMaxAxes], int count, T (&parts)[kMaxAxes]) {
+                                                 const T (&steps)[kMaxAxes], int count,
+                                                 T (&parts)[kMaxAxes]) {
   T values[kMaxAxes] = {}, sum = 0, largest = 0;
   for (int axis = 0; axis < kMaxAxes; ++axis) {
     if (axis >= lattice.axes) continue;
@@ -84,22 +95,24 @@ STRATCORE_HOST_DEVICE inline void distance_parts(Metric metric, const Lattice& l
     for (int axis = 0; axis < kMaxAxes; ++axis) parts[axis] = values[axis];
     return;
   }
-  parts[0] = metric == Metric::kLinf                                   ? largest
+  parts[0] = metric == Metric::kLinf                               ? largest
              : metric == Metric::kL2 || metric == Metric::kChordal ? std::sqrt(sum)
-                                                                       : sum;
+                                                                   : sum;
 }
 
-// A box that holds the sites of a run of positions: along each axis `length` sites from `start` on, around the ring.
+// A box that holds the sites of a run of positions: along each axis `length` sites from `start` on, around
+// the ring.
 struct Box {
   int32_t start[kMaxAxes], length[kMaxAxes];
 };
 
-// Of positions [first, first + count), count >= 1.
-STRATCORE_HOST_DEVICE inline Box box_of(const Lattice& lattice, int64_t first, int64_t count) {
-  const int64_t sites = lattice.sites();
-  const Site low = site_of(lattice, first);
+// Of positions [first, first + count), count >= 1, first not negative.
+STRATCORE_HOST_DEVICE inline Box box_at(const Lattice& lattice, uint32_t first, uint32_t count) {
+  const uint32_t sites = static_cast<uint32_t>(lattice.sites());
+  const Site low = site_at(lattice, first);
   Box box;
   if (lattice.axes == 1) {
+    STRATCORE_UNROLL
     for (int axis = 0; axis < kMaxAxes; ++axis) {
       box.start[axis] = low.at[axis];
       box.length[axis] = 1;
@@ -107,29 +120,37 @@ STRATCORE_HOST_DEVICE inline Box box_of(const Lattice& lattice, int64_t first, i
     box.length[0] = static_cast<int32_t>(count < sites ? count : sites);
     return box;
   }
+  STRATCORE_UNROLL
   for (int axis = 0; axis < kMaxAxes; ++axis) {
     box.start[axis] = 0;
     box.length[axis] = lattice.period[axis];
   }
-  int64_t position = first % sites;
-  if (position < 0) position += sites;
-  if (position + count > sites) return box;
-  // The digits of a position are the coordinates of its block, then those within the block. Digits before the first
-  // that differs between the ends of the run are fixed, those behind it take every value.
-  const Site high = site_of(lattice, position + count - 1);
+  first %= sites;
+  if (count > sites - first) return box;
+  // The digits of a position are the coordinates of its block, then those within the block. Digits before the
+  // first that differs between the ends of the run are fixed, those behind it take every value.
+  const Site high = site_at(lattice, first + count - 1);
   bool fixed = true;
-  for (int axis = 0; axis < kMaxAxes && fixed; ++axis) {
+  STRATCORE_UNROLL
+  for (int axis = 0; axis < kMaxAxes; ++axis) {
+    if (!fixed) continue;
     const int32_t block = lattice.block[axis];
     box.start[axis] = low.at[axis] / block * block;
     box.length[axis] = high.at[axis] / block * block + block - box.start[axis];
     fixed = box.length[axis] == block;
   }
-  for (int axis = 0; axis < kMaxAxes && fixed; ++axis) {
+  STRATCORE_UNROLL
+  for (int axis = 0; axis < kMaxAxes; ++axis) {
+    if (!fixed) continue;
     box.start[axis] = low.at[axis];
     box.length[axis] = high.at[axis] - low.at[axis] + 1;
     fixed = box.length[axis] == 1;
   }
   return box;
+}
+
+STRATCORE_HOST_DEVICE inline Box box_of(const Lattice& lattice, int64_t first, int64_t count) {
+  return box_at(lattice, reduced(lattice, first), static_cast<uint32_t>(count));
 }
 
 // Least steps along an axis from a site of one box to a site of the other.

@@ -24,11 +24,17 @@ STRATCORE_HOST_DEVICE inline bool of_chords(Metric metric) {
 // What all blocks of one query head share.
 struct Head {
   int64_t batch, head, kv_head;
-  float slopes[kMaxAxes];  // in units of log 2; of separable metrics one an axis, else the first
+  float slopes[kMaxAxes];         // in units of log 2; of separable metrics one an axis, else the first
+  uint32_t query_base, key_base;  // position of the first query and key, modulo the sites
 };
 
 __device__ inline Head head_of(const Problem& problem, int64_t batch, int64_t head) {
-  Head out{batch, head, head / (problem.heads / problem.kv_heads), {}};
+  Head out{batch,
+           head,
+           head / (problem.heads / problem.kv_heads),
+           {},
+           reduced(problem.lattice, problem.query_offset),
+           reduced(problem.lattice, problem.key_offset)};
   const float* slopes = static_cast<const float*>(problem.slopes) + head * problem.slope_count;
   const int axes = separable(problem.metric) ? problem.lattice.axes : 1;
 #pragma unroll
@@ -51,19 +57,24 @@ __device__ inline Source<S> source_of(const void* data, const Strides& strides, 
 __device__ inline int key_limit(const Problem& problem, int64_t index) {
   if (!problem.causal) return static_cast<int>(problem.keys);
   const int64_t position = problem.query_offset + index, group = problem.causal_group;
-  const int64_t quotient = position / group - (position % group < 0 ? 1 : 0);
-  const int64_t limit = (quotient + 1) * group - problem.key_offset;
+  int64_t end = position + 1;
+  if (group > 1) end = (position / group - (position % group < 0 ? 1 : 0) + 1) * group;
+  const int64_t limit = end - problem.key_offset;
   return static_cast<int>(limit < 0 ? 0 : limit < problem.keys ? limit : problem.keys);
 }
 
-// What a block knows of its rows and of the columns of the tile in flight. A place on an axis: the
-// coordinate, or of metrics of chords sine and cosine of half its angle, seen from the tile's first column:
-// so that the distances of near pairs are exact. Coordinates and their differences are whole numbers below
-// 2^24.
+// Where the rows of a block and the columns of a tile lie on each axis: the coordinate, or of metrics of
+// chords sine and cosine of half its angle, seen from the tile's first column: so that the distances of near
+// pairs are exact. Coordinates and their differences are whole numbers below 2^24.
 template <int Rows, int Cols>
-struct Places {
+struct alignas(16) Places {
   float2 row[kMaxAxes][Rows], col[kMaxAxes][Cols];
-  Site row_sites[Rows];
+};
+
+// What else a block knows of them.
+template <int Rows, int Cols>
+struct Sites {
+  Site row[Rows];
   int limit[Cols];  // transposed: the first key that the query does not see; 0 beyond the queries
 };
 
@@ -81,12 +92,13 @@ __device__ inline float2 place_of(const Problem& problem, const Site& site, cons
   return make_float2(float(site.at[axis]), 0.0f);
 }
 
-// Of the block's rows, from `first` on; before the first tile, by the first kBlock threads.
+// Of the block's rows, from `first` on; before the first tile.
 template <bool kTransposed, int Rows, int Cols>
-__device__ inline void place_rows(Places<Rows, Cols>& places, const Problem& problem, int first) {
-  const int64_t offset = (kTransposed ? problem.key_offset : problem.query_offset) + first;
+__device__ inline void place_rows(Places<Rows, Cols>& places, Sites<Rows, Cols>& sites,
+                                  const Problem& problem, const Head& head, int first) {
   for (int row = threadIdx.x; row < Rows; row += kBlock) {
-    const Site site = places.row_sites[row] = site_of(problem.lattice, offset + row);
+    const uint32_t position = (kTransposed ? head.key_base : head.query_base) + first + row;
+    const Site site = sites.row[row] = site_at(problem.lattice, position);
 #pragma unroll
     for (int axis = 0; axis < kMaxAxes; ++axis)
       if (axis < problem.lattice.axes) places.row[axis][row].x = float(site.at[axis]);
@@ -95,22 +107,25 @@ __device__ inline void place_rows(Places<Rows, Cols>& places, const Problem& pro
 
 // Of a tile's columns, from `first` on; after place_rows, by the same threads.
 template <bool kTransposed, int Rows, int Cols>
-__device__ inline void place_columns(Places<Rows, Cols>& places, const Problem& problem, int first) {
-  const int64_t offset = (kTransposed ? problem.query_offset : problem.key_offset) + first;
-  const Site origin = site_of(problem.lattice, offset);
+__device__ inline void place_columns(Places<Rows, Cols>& places, Sites<Rows, Cols>& sites,
+                                     const Problem& problem, const Head& head, int first) {
+  const uint32_t base = (kTransposed ? head.query_base : head.key_base) + first;
+  const bool chords = of_chords(problem.metric);
+  Site origin{};
+  if (chords) origin = site_at(problem.lattice, base);
   for (int col = threadIdx.x; col < Cols; col += kBlock) {
-    const Site site = site_of(problem.lattice, offset + col);
+    const Site site = site_at(problem.lattice, base + col);
 #pragma unroll
     for (int axis = 0; axis < kMaxAxes; ++axis)
       if (axis < problem.lattice.axes) places.col[axis][col] = place_of(problem, site, origin, axis);
-    if (kTransposed) places.limit[col] = first + col < problem.queries ? key_limit(problem, first + col) : 0;
+    if (kTransposed) sites.limit[col] = first + col < problem.queries ? key_limit(problem, first + col) : 0;
   }
-  if (!of_chords(problem.metric)) return;
+  if (!chords) return;
   for (int row = threadIdx.x; row < Rows; row += kBlock)
 #pragma unroll
     for (int axis = 0; axis < kMaxAxes; ++axis)
       if (axis < problem.lattice.axes)
-        places.row[axis][row] = place_of(problem, places.row_sites[row], origin, axis);
+        places.row[axis][row] = place_of(problem, sites.row[row], origin, axis);
 }
 
 // Rows l / 4 and l / 4 + 8 of a warp.
@@ -258,17 +273,17 @@ __device__ __forceinline__ void scale_and_bias(const Problem& problem, const Hea
   });
 }
 
-// -infinity where a query does not see a key. `first`: the tile's first column.
-template <bool kTransposed, int N, int Rows, int Cols>
-__device__ __forceinline__ void hide(const Places<Rows, Cols>& places, const RowInfo& rows, int first,
-                                     int lane, float (&scores)[N][4]) {
+// -infinity where a query does not see a key. `first`: the tile's first column; `limits`: transposed, of its
+// queries.
+template <bool kTransposed, int N>
+__device__ __forceinline__ void hide(const int* limits, const RowInfo& rows, int first, int lane,
+                                     float (&scores)[N][4]) {
 #pragma unroll
   for (int n = 0; n < N; ++n) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int within = 8 * n + lane % 4 * 2 + e % 2;
-      const bool seen =
-          kTransposed ? rows.index[e / 2] < places.limit[within] : first + within < rows.limit[e / 2];
+      const bool seen = kTransposed ? rows.index[e / 2] < limits[within] : first + within < rows.limit[e / 2];
       if (!seen) scores[n][e] = -INFINITY;
     }
   }
@@ -277,9 +292,9 @@ __device__ __forceinline__ void hide(const Places<Rows, Cols>& places, const Row
 // All of it. `limited`: some query does not see all keys of the tile.
 template <bool kTransposed, int N, int Cols>
 __device__ __forceinline__ void score(const Problem& problem, const Head& head,
-                                      const Places<kRows, Cols>& places, const MaskTile<Cols>& mask,
-                                      const RowInfo& rows, int first, bool limited, int lane,
-                                      float (&sums)[N][4]) {
+                                      const Places<kRows, Cols>& places, const Sites<kRows, Cols>& sites,
+                                      const MaskTile<Cols>& mask, const RowInfo& rows, int first,
+                                      bool limited, int lane, float (&sums)[N][4]) {
   scale_and_bias(problem, head, places, rows, lane, sums);
   if (problem.mask.element != MaskElement::kNone) {
 #pragma unroll
@@ -288,7 +303,7 @@ __device__ __forceinline__ void score(const Problem& problem, const Head& head,
       for (int e = 0; e < 4; ++e)
         sums[n][e] += mask.bias[rows.within + e / 2 * 8][8 * n + lane % 4 * 2 + e % 2];
   }
-  if (limited) hide<kTransposed>(places, rows, first, lane, sums);
+  if (limited) hide<kTransposed>(sites.limit, rows, first, lane, sums);
 }
 
 // 0 below 2^-126.

@@ -43,7 +43,7 @@ class KeyTiles {
   __device__ KeyTiles(const Problem& problem, const Head& head, int first_query, int rows, int limit)
       : problem_(problem), head_(head), tiles_((limit + Cols - 1) / Cols),
         skipping_(may_skip(problem, head)) {
-    if (skipping_) box_ = box_of(problem.lattice, problem.query_offset + first_query, rows);
+    if (skipping_) box_ = box_at(problem.lattice, head.query_base + first_query, rows);
   }
 
   __device__ int count() const { return tiles_; }
@@ -98,9 +98,8 @@ class KeyTiles {
 
  private:
   __device__ float bias_of(int tile) const {
-    const int64_t first = int64_t(tile) * Cols;
-    const int64_t length = min(int64_t(Cols), problem_.keys - first);
-    return least_bias(problem_, head_, box_, box_of(problem_.lattice, problem_.key_offset + first, length));
+    const int first = tile * Cols, length = min(Cols, static_cast<int>(problem_.keys) - first);
+    return least_bias(problem_, head_, box_, box_at(problem_.lattice, head_.key_base + first, length));
   }
   __device__ bool needed(int tile) const {
     const float bound = excess_ - bias_of(tile) + log2f(float(Cols));
@@ -127,7 +126,7 @@ class QueryTiles {
       : problem_(problem), head_(head), first_key_(first_key), keys_(keys),
         tiles_(static_cast<int>((problem.queries + Cols - 1) / Cols)), skipping_(may_skip(problem, head)),
         excess_(excess) {
-    if (skipping_) box_ = box_of(problem.lattice, problem.key_offset + first_key, keys);
+    if (skipping_) box_ = box_at(problem.lattice, head.key_base + first_key, keys);
   }
 
   // The next tile, -1 after the last one.
@@ -152,7 +151,7 @@ class QueryTiles {
     const int block = first / kRows, blocks = static_cast<int>((problem_.queries + kRows - 1) / kRows);
     const int block_end = static_cast<int>(min(int64_t(block + 1) * kRows, problem_.queries));
     const int candidates = (key_limit(problem_, block_end - 1) + kRows - 1) / kRows;
-    const Box box = box_of(problem_.lattice, problem_.query_offset + first, last - first + 1);
+    const Box box = box_at(problem_.lattice, head_.query_base + first, last - first + 1);
     const float excess = excess_[(head_.batch * problem_.heads + head_.head) * blocks + block];
     const float bound = excess - least_bias(problem_, head_, box, box_) + log2f(float(keys_));
     return !(bound <= log2f(float(problem_.eps)) - log2f(float(candidates)));

@@ -7,9 +7,9 @@
 #include "../common/macros.h"
 #include "lattice.h"
 
-// Attention with a bias that falls with the distance on a torus, without torch. Legend: B batch, H query heads,
-// G key heads (each serves H / G query heads), N queries, M keys, E dimension of a head, S slopes a head. Formulas:
-// README.md in this folder.
+// Attention with a bias that falls with the distance on a torus, without torch. Legend: B batch, H query
+// heads, G key heads (each serves H / G query heads), N queries, M keys, E dimension of a head, S slopes a
+// head. Formulas: README.md in this folder.
 namespace stratcore::toroidal_attention {
 
 enum class MaskElement : int32_t { kNone, kBool, kFloat32, kSame };  // kSame: the element of q
@@ -31,7 +31,8 @@ struct Problem {
   Element element;
   int64_t batch, heads, kv_heads, queries, keys, dim;
   double scale;
-  const void* slopes;  // [H, S] float64 for float64 q, else float32; S: slope_count, 1 or one an axis (l1, chordal_sq)
+  const void* slopes;  // [H, S] float64 for float64 q, else float32; S: slope_count, 1 or one an axis (l1,
+                       // chordal_sq)
   int32_t slope_count;
   Metric metric;
   Lattice lattice;
@@ -46,16 +47,17 @@ struct Problem {
 struct Output {
   void* out;  // [B, H, N, E], element of q
   Strides out_strides;
-  void* lse;       // [B, H, N], log of the sum of exp(score); float64 for float64 q, else float32
-  int32_t* tiles;  // [B, H, 2]: tiles of scores that eps left out, and tiles with a visible key; zeros on entry
+  void* lse;  // [B, H, N], log of the sum of exp(score); float64 for float64 q, else float32
+  int32_t*
+      tiles;  // [B, H, 2]: tiles of scores that eps left out, and tiles with a visible key; zeros on entry
 };
 
 struct Gradients {
   const void* grad_out;  // [B, H, N, E]
   Strides grad_out_strides;
-  const void* grad_lse;          // [B, H, N] contiguous, type of lse; null for none
+  const void* grad_lse;            // [B, H, N] contiguous, type of lse; null for none
   void *grad_q, *grad_k, *grad_v;  // contiguous, element of q
-  void* grad_slopes;             // [H, S], type of slopes
+  void* grad_slopes;               // [H, S], type of slopes
 };
 
 STRATCORE_API Status forward_cpu(const Problem& problem, const Output& out, const Executor& executor);
