@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.harness import peak_memory
 from python_tests.ops.toroidal_problem import DTYPES, all_gradients, masks, normal, problem, run, weights_of
 from stratcore import ops
 
@@ -207,6 +208,16 @@ def test_the_number_of_threads_changes_no_bit():
         results.append(all_gradients(lambda *t: run(*t, lattice=300), tensors, weights))
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_no_matrix_of_scores_is_ever_in_memory(device):
+    """Forward and backward of 8192 tokens stay far below the 256 MiB of one matrix in float32."""
+    sizes = (1, 1, 1, 8192, 8192, 16)
+    tensors, weights = problem(sizes, torch.float32, device), weights_of(sizes, device)
+    call = lambda: all_gradients(lambda *t: run(*t, lattice=8192), tensors, weights)  # noqa: E731
+    call()
+    peak = peak_memory(call, torch.device(device))
+    assert peak is None or peak < 64
 
 
 @pytest.mark.parametrize("flag", [False, True])
