@@ -72,6 +72,23 @@ def test_where_the_bound_is_nearly_attained(device, slope, eps):
     assert 0 < float(lost.max()) <= eps
 
 
+@pytest.mark.parametrize("eps", [0.05, 1e-3])
+@pytest.mark.parametrize("near", [64, 1])
+def test_many_tiles_at_one_distance_share_eps(device, near, eps):
+    """One tile on the row of the queries, with so many visible keys, and 64 on the other row."""
+    q, k, v = (torch.ones(1, 1, n, 4, device=device) for n in (64, 4160, 4160))
+    mask = torch.arange(4160, device=device) >= 64 - near
+    options = {"lattice": [2, 4096], "key_offset": 4096 - 64, "scale": 0.5, "mask": mask}
+    # first each of the 64 has as much as all together may lose, then a share of it
+    for share, skipped in ((eps, 0), (eps / 65, 64)):
+        slopes = torch.tensor([[0.02 - math.log(share * near / 64), 0.0]], device=device)
+        dense, sparse = run(q, k, v, slopes, **options), run(q, k, v, slopes, eps=eps, **options)
+        lost = float((1 - torch.exp(sparse.lse - dense.lse)).max())
+        assert lost <= eps * 1.001
+        if device == "cpu":
+            assert sparse.skipped_tiles.item() == skipped and (lost > 0.8 * eps) == (skipped > 0)
+
+
 @pytest.mark.parametrize("far", [300, 512, 723])
 @pytest.mark.parametrize("strength", [1.0, 8.0, 40.0, 400.0])
 def test_a_far_key_of_huge_norm_is_seen(device, far, strength):
