@@ -160,11 +160,12 @@ __global__ void __launch_bounds__(kBlock)
     for (int n = 0; n < kTiles; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e) to_gradients(scores, products, n, e, lse[e / 2], delta[e / 2]);
-    each_part<kTiles>(problem, shared.places, rows, lane, [&](int axis, int n, int e, float part) {
+    each_part<kTiles>(problem, PlacedPairs<kRows, kCols>{shared.places, rows.within}, lane,
+                      [&](int axis, int n, int e, float part) {
 #pragma unroll
-      for (int a = 0; a < kMaxAxes; ++a)
-        if (a == axis) slopes[a] = fmaf(-products[n][e], part, slopes[a]);
-    });
+                        for (int a = 0; a < kMaxAxes; ++a)
+                          if (a == axis) slopes[a] = fmaf(-products[n][e], part, slopes[a]);
+                      });
 #pragma unroll
     for (int step = 0; step < kCols / P::kStep; ++step)
       P::add_columns(grad, P::sums_of(products, step), k, step, 0, lane);

@@ -2,22 +2,21 @@
 
 #include "../common/hopper.cuh"
 #include "../common/wgmma.cuh"
-#include "linear_tile.cuh"
 #include "softmax.cuh"
+#include "tile_note.cuh"
 
 // The forward on sm_90a for 16-bit types. A block holds 128 queries of one head: two warpgroups of 64
-// compute; of a third, one warp fetches tiles of keys and values by bulk tensor copies, two work out what the
-// distances of a tile need. The scores of a tile are made while the values of the tile before are summed, and
-// one warpgroup's softmax runs while the other's products do.
+// compute; of a third, one warp describes tiles, 32 at once, and one fetches their keys and values by bulk
+// tensor copies. The scores of a tile are made while the values of the tile before are summed, and one
+// warpgroup's softmax runs while the other's products do.
 namespace stratcore::toroidal_attention {
 
 constexpr int kGroup = 128;        // threads of a warpgroup
 constexpr int kComputeGroups = 2;  // of a block
 constexpr int kBlockQueries = 64 * kComputeGroups;
-constexpr int kDescribers = 64;  // threads
-constexpr int kStages = 2;       // tiles of keys and values in shared memory
-constexpr int kNotes = 3;        // tiles described
-constexpr int kSlice = 64;       // columns of a tile in shared memory: rows of 128 bytes
+constexpr int kStages = 2;   // tiles of keys and values in shared memory
+constexpr int kBatches = 2;  // batches of descriptions
+constexpr int kSlice = 64;   // columns of a tile in shared memory: rows of 128 bytes
 
 // q, k and v [B, H, N, E] for bulk copies; null maps where their layout does not allow it.
 struct TensorMaps {
@@ -29,18 +28,10 @@ STRATCORE_HOST_DEVICE constexpr int wgmma_keys() {
   return E == 256 ? 64 : 128;
 }
 
-enum class BiasForm : int32_t { kLinear, kGeneral };
-
-// What is known of a tile before its products.
-template <int Cols>
-struct Note {
-  // Where the bias is linear, of the axes that are across: places times slope. Else: as scores.cuh has it.
-  Places<kBlockQueries, Cols> places;
-  float row[kBlockQueries], col[Cols];  // added to the scores: a linear bias, and the mask of the keys
-  float signs[kMaxAxes];
-  int across;  // axes
-  int tile;    // -1: no more
-  BiasForm form;
+// Tiles described together; none: the end.
+struct NoteBatch {
+  TileNote notes[32];
+  int count;
 };
 
 template <class S, int E>
@@ -49,10 +40,11 @@ struct alignas(1024) WgmmaShared {
   S q[E / kSlice][kBlockQueries][kSlice];
   S k[kStages][E / kSlice][kCols][kSlice];
   S v[kStages][E / kSlice][kCols][kSlice];
-  Note<kCols> notes[kNotes];
-  float norms[kBlockQueries], excess[4 * kComputeGroups];
-  uint64_t q_full, normed, judged, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
-  uint64_t noted[kNotes], read[kNotes];
+  Pattern<kBlockQueries, kCols> pattern;
+  NoteBatch batches[kBatches];
+  float excess[4 * kComputeGroups];
+  uint64_t q_full, judged, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+  uint64_t noted[kBatches], read[kBatches];
 };
 
 template <class S, int E>
@@ -73,7 +65,6 @@ struct WgmmaBlock {
   __device__ static void init_barriers() {
     Shared& s = shared();
     barrier_init(&s.q_full, 1);
-    barrier_init(&s.normed, kDescribers);
     barrier_init(&s.judged, 4 * kComputeGroups);
     for (int stage = 0; stage < kStages; ++stage) {
       barrier_init(&s.k_full[stage], 1);
@@ -81,9 +72,9 @@ struct WgmmaBlock {
       barrier_init(&s.k_empty[stage], kGroup * kComputeGroups);
       barrier_init(&s.v_empty[stage], kGroup * kComputeGroups);
     }
-    for (int note = 0; note < kNotes; ++note) {
-      barrier_init(&s.noted[note], kDescribers);
-      barrier_init(&s.read[note], kGroup * kComputeGroups);
+    for (int batch = 0; batch < kBatches; ++batch) {
+      barrier_init(&s.noted[batch], 1);
+      barrier_init(&s.read[batch], kGroup * kComputeGroups + 1);
     }
     fence_barrier_init();
   }
@@ -91,148 +82,119 @@ struct WgmmaBlock {
 
 __device__ inline float larger(float a, float b) { return b <= a ? a : a <= b ? b : NAN; }
 
-// Calls give(tile) for the tiles of the block in order; all warps that do agree. Returns how many eps left
-// out, and of how many.
-template <class S, int E, class Give>
-__device__ __forceinline__ int2 each_tile(const WgmmaBlock<S, E>& block, int lane, const Give& give) {
-  const Problem& problem = block.problem;
-  KeyTiles<wgmma_keys<E>()> tiles(problem, block.head, block.first, block.last - block.first + 1,
-                                  key_limit(problem, block.last));
-  int before = 0;
-  if (tiles.skipping() && tiles.count() > 0) {
-    const int tile = tiles.nearest(lane);
-    give(tile);
-    before = 1;
-    auto& shared = block.shared();
-    barrier_wait(&shared.judged, 0);
-    float excess = shared.excess[0];
-    for (int warp = 1; warp < 4 * kComputeGroups; ++warp) excess = larger(excess, shared.excess[warp]);
-    tiles.judge_by(excess);
-    tiles.leave_out(tile);
+// Notes in order, for a thread that counts for `read`.
+template <class Shared>
+class NoteReader {
+ public:
+  // The next one; null at the end. Done with the one before.
+  __device__ __forceinline__ const TileNote* next(Shared& shared) {
+    if (at_ == count_) {
+      if (batches_ > 0) barrier_arrive(&shared.read[(batches_ - 1) % kBatches]);
+      barrier_wait(&shared.noted[batches_ % kBatches], batches_ / kBatches % 2);
+      count_ = shared.batches[batches_ % kBatches].count;
+      at_ = 0;
+      ++batches_;
+      if (count_ == 0) return nullptr;
+    }
+    return &shared.batches[(batches_ - 1) % kBatches].notes[at_++];
   }
-  for (int tile = tiles.next(lane); tile >= 0; tile = tiles.next(lane)) give(tile);
-  return make_int2(tiles.count() - tiles.given() - before, tiles.count());
-}
 
-// --- the warp that fetches
+ private:
+  int batches_ = 0, at_ = 0, count_ = 0;
+};
+
+// --- the warp that describes
 
 template <class S, int E>
-__device__ void fetch_tiles(const WgmmaBlock<S, E>& block, const TensorMaps& maps, int32_t* tile_counts) {
-  using Block = WgmmaBlock<S, E>;
-  constexpr int kCols = Block::kCols;
-  auto& shared = Block::shared();
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+class Describing {
+ public:
+  static constexpr int kCols = wgmma_keys<E>();
+
+  __device__ explicit Describing(const WgmmaBlock<S, E>& block)
+      : b_(block), lane_(static_cast<int>(threadIdx.x) % 32),
+        rows_(box_at(block.problem.lattice, block.head.query_base + block.first,
+                     block.last - block.first + 1)) {}
+
+  __device__ void run(int32_t* tile_counts) {
+    const Problem& problem = b_.problem;
+    auto& shared = b_.shared();
+    KeyTiles<kCols> tiles(problem, b_.head, b_.first, b_.last - b_.first + 1, key_limit(problem, b_.last));
+    if (tiles.skipping() && tiles.count() > 0) {
+      const int tile = tiles.nearest(lane_);
+      give(tile, lane_ == 0);
+      barrier_wait(&shared.judged, 0);
+      float excess = shared.excess[0];
+      for (int warp = 1; warp < 4 * kComputeGroups; ++warp) excess = larger(excess, shared.excess[warp]);
+      tiles.judge_by(excess);
+      tiles.leave_out(tile);
+    }
+    for (int base = 0; base < tiles.count(); base += 32) give(base + lane_, tiles.wants(base + lane_));
+    finish();
+    if (lane_ != 0) return;
+    atomicAdd(tile_counts, tiles.count() - given_);
+    atomicAdd(tile_counts + 1, tiles.count());
+  }
+
+ private:
+  // The tile of every lane that wants to.
+  __device__ void give(int tile, bool wanted) {
+    const unsigned all = __ballot_sync(0xffffffffu, wanted);
+    if (!all) return;
+    NoteBatch& batch = free_batch();
+    if (wanted) {
+      const int key = tile * kCols, count = min(kCols, static_cast<int>(b_.problem.keys) - key);
+      const Box cols = box_at(b_.problem.lattice, b_.head.key_base + key, count);
+      describe_tile(b_.problem, rows_, cols, tile, batch.notes[__popc(all & ((1u << lane_) - 1))]);
+    }
+    given_ += __popc(all);
+    publish(batch, __popc(all));
+  }
+  __device__ void finish() { publish(free_batch(), 0); }
+
+  __device__ NoteBatch& free_batch() const {
+    auto& shared = b_.shared();
+    barrier_wait(&shared.read[batches_ % kBatches], batches_ / kBatches % 2 ^ 1);
+    return shared.batches[batches_ % kBatches];
+  }
+  __device__ void publish(NoteBatch& batch, int count) {
+    __syncwarp();
+    if (lane_ == 0) {
+      batch.count = count;
+      barrier_arrive(&b_.shared().noted[batches_ % kBatches]);
+    }
+    ++batches_;
+  }
+
+  const WgmmaBlock<S, E>& b_;
+  int lane_, batches_ = 0, given_ = 0;
+  Box rows_;
+};
+
+// --- the thread that fetches
+
+template <class S, int E>
+__device__ void fetch_tiles(const WgmmaBlock<S, E>& block, const TensorMaps& maps) {
+  constexpr int kCols = wgmma_keys<E>();
+  auto& shared = block.shared();
   const int batch = static_cast<int>(block.head.batch), head = static_cast<int>(block.head.head);
   const int kv_head = static_cast<int>(block.head.kv_head);
-  if (lane == 0) {
-    barrier_arrive_expecting(&shared.q_full, sizeof(shared.q));
-    for (int slice = 0; slice < E / kSlice; ++slice)
-      tensor_copy(shared.q[slice], maps.q, &shared.q_full, slice * kSlice, block.first, head, batch);
-  }
+  barrier_arrive_expecting(&shared.q_full, sizeof(shared.q));
+  for (int slice = 0; slice < E / kSlice; ++slice)
+    tensor_copy(shared.q[slice], maps.q, &shared.q_full, slice * kSlice, block.first, head, batch);
+  NoteReader<WgmmaShared<S, E>> notes;
   int given = 0;
-  const int2 counts = each_tile(block, lane, [&](int tile) {
-    const int at = given % kStages;
+  while (const TileNote* note = notes.next(shared)) {
+    const int at = given % kStages, key = note->tile * kCols;
     const uint32_t parity = given++ / kStages % 2 ^ 1;
-    if (lane == 0) {
-      barrier_wait(&shared.k_empty[at], parity);
-      barrier_arrive_expecting(&shared.k_full[at], sizeof(shared.k[at]));
-      for (int slice = 0; slice < E / kSlice; ++slice)
-        tensor_copy(shared.k[at][slice], maps.k, &shared.k_full[at], slice * kSlice, tile * kCols, kv_head,
-                    batch);
-      barrier_wait(&shared.v_empty[at], parity);
-      barrier_arrive_expecting(&shared.v_full[at], sizeof(shared.v[at]));
-      for (int slice = 0; slice < E / kSlice; ++slice)
-        tensor_copy(shared.v[at][slice], maps.v, &shared.v_full[at], slice * kSlice, tile * kCols, kv_head,
-                    batch);
-    }
-    __syncwarp();
-  });
-  if (lane != 0) return;
-  atomicAdd(tile_counts, counts.x);
-  atomicAdd(tile_counts + 1, counts.y);
-}
-
-// --- the warps that describe
-
-// |scale| |q| K of the queries, by rows of 128 bytes; each thread begins at another chunk.
-template <class S, int E>
-__device__ void write_norms(const WgmmaBlock<S, E>& block, int thread, float key_norm) {
-  auto& shared = block.shared();
-  barrier_wait(&shared.q_full, 0);
-  for (int row = thread; row < kBlockQueries; row += kDescribers) {
-    float sum = 0.0f;
-    for (int slice = 0; slice < E / kSlice; ++slice) {
-      for (int i = 0; i < kSlice / 8; ++i) {
-        const uint4 bits = *reinterpret_cast<const uint4*>(&shared.q[slice][row][(i + row) % 8 * 8]);
-        const S* values = reinterpret_cast<const S*>(&bits);
-#pragma unroll
-        for (int j = 0; j < 8; ++j) sum += float(values[j]) * float(values[j]);
-      }
-    }
-    shared.norms[row] = sqrtf(sum) * fabsf(float(block.problem.scale)) * kLog2e * kNormMargin * key_norm;
+    barrier_wait(&shared.k_empty[at], parity);
+    barrier_arrive_expecting(&shared.k_full[at], sizeof(shared.k[at]));
+    for (int slice = 0; slice < E / kSlice; ++slice)
+      tensor_copy(shared.k[at][slice], maps.k, &shared.k_full[at], slice * kSlice, key, kv_head, batch);
+    barrier_wait(&shared.v_empty[at], parity);
+    barrier_arrive_expecting(&shared.v_full[at], sizeof(shared.v[at]));
+    for (int slice = 0; slice < E / kSlice; ++slice)
+      tensor_copy(shared.v[at][slice], maps.v, &shared.v_full[at], slice * kSlice, key, kv_head, batch);
   }
-  barrier_arrive(&shared.normed);
-}
-
-template <class S, int E>
-__device__ void describe_tile(const WgmmaBlock<S, E>& block, const Box& rows, int thread, int tile,
-                              Note<wgmma_keys<E>()>& note) {
-  constexpr int kCols = wgmma_keys<E>();
-  const Problem& problem = block.problem;
-  const uint32_t base = block.head.key_base + tile * kCols;
-  const Box cols = box_at(problem.lattice, base, min(kCols, static_cast<int>(problem.keys) - tile * kCols));
-  const LinearBias linear(problem, block.head, rows, cols);
-  const bool exists = linear.exists();
-  if (thread == 0) {
-    note.tile = tile;
-    note.form = exists ? BiasForm::kLinear : BiasForm::kGeneral;
-    note.across = exists ? linear.across(note.signs) : 0;
-  }
-  Site origin{};
-  if (!exists) origin = site_at(problem.lattice, base);
-  for (int row = thread; row < kBlockQueries; row += kDescribers) {
-    const Site site = site_at(problem.lattice, block.head.query_base + block.first + row);
-    note.row[row] = exists ? linear.of_row(site, note.places.row, row) : 0.0f;
-#pragma unroll
-    for (int axis = 0; axis < kMaxAxes; ++axis)
-      if (!exists && axis < problem.lattice.axes)
-        note.places.row[axis][row] = place_of(problem, site, origin, axis);
-  }
-  for (int col = thread; col < kCols; col += kDescribers) {
-    const Site site = site_at(problem.lattice, base + col);
-    float bias = exists ? linear.of_column(site, note.places.col, col) : 0.0f;
-#pragma unroll
-    for (int axis = 0; axis < kMaxAxes; ++axis)
-      if (!exists && axis < problem.lattice.axes)
-        note.places.col[axis][col] = place_of(problem, site, origin, axis);
-    if (problem.mask.element != MaskElement::kNone)
-      bias += mask_bias<S>(problem, block.head, block.first, tile * kCols + col);
-    note.col[col] = bias;
-  }
-}
-
-template <class S, int E>
-__device__ void describe_tiles(const WgmmaBlock<S, E>& block, const float* key_norms) {
-  auto& shared = block.shared();
-  const int lane = static_cast<int>(threadIdx.x) % 32, thread = static_cast<int>(threadIdx.x) % kDescribers;
-  const Problem& problem = block.problem;
-  const Box rows = box_at(problem.lattice, block.head.query_base + block.first, block.last - block.first + 1);
-  int given = 0;
-  const auto free_note = [&]() -> Note<wgmma_keys<E>()>& {
-    const int at = given % kNotes;
-    barrier_wait(&shared.read[at], given / kNotes % 2 ^ 1);
-    return shared.notes[at];
-  };
-  const bool skipping = may_skip(problem, block.head);
-  each_tile(block, lane, [&](int tile) {
-    describe_tile<S, E>(block, rows, thread, tile, free_note());
-    barrier_arrive(&shared.noted[given % kNotes]);
-    if (skipping && given == 0)
-      write_norms<S, E>(block, thread, key_norms[block.head.batch * problem.kv_heads + block.head.kv_head]);
-    ++given;
-  });
-  free_note().tile = -1;
-  barrier_arrive(&shared.noted[given % kNotes]);
 }
 
 // --- the warpgroups that compute
@@ -250,13 +212,14 @@ class Computing {
         rows_(RowInfo::of<false>(block.problem, block.first, 4 * group + warp_, lane_)),
         whole_(key_limit(block.problem, block.first)) {}
 
-  __device__ void run() {
+  __device__ void run(const float* key_norms) {
     Shared& shared = b_.shared();
     if (group_ == 1) named_arrive<2 * kGroup>(kTurn);
     float scores[kTiles][4], factor[2];
     uint32_t weights[kCols / 16][4];
-    barrier_wait(&shared.noted[0], 0);
-    if (shared.notes[0].tile < 0) return;
+    NoteReader<Shared> notes;
+    const TileNote* note = notes.next(shared);
+    if (!note) return;
     barrier_wait(&shared.q_full, 0);
     barrier_wait(&shared.k_full[0], 0);
     take_turn();
@@ -265,13 +228,12 @@ class Computing {
     wgmma_wait<0>();
     hold(scores);
     barrier_arrive(&shared.k_empty[0]);
-    finish_scores(scores, 0, factor);
+    finish_scores(scores, *note, factor);
     pack(scores, weights);
-    if (may_skip(b_.problem, b_.head)) judge();
-    int done = 0, note = 1, note_parity = 0;  // tiles whose scores are made; the next note
-    while (true) {
-      barrier_wait(&shared.noted[note], note_parity);
-      if (shared.notes[note].tile < 0) break;
+    if (may_skip(b_.problem, b_.head))
+      judge(key_norms[b_.head.batch * b_.problem.kv_heads + b_.head.kv_head]);
+    int done = 0;  // tiles whose values are summed
+    while ((note = notes.next(shared))) {
       const int at = (done + 1) % kStages, before = done % kStages;
       barrier_wait(&shared.k_full[at], (done + 1) / kStages % 2);
       take_turn();
@@ -282,17 +244,14 @@ class Computing {
       wgmma_wait<1>();
       hold(scores);
       barrier_arrive(&shared.k_empty[at]);
-      finish_scores(scores, note, factor);
+      finish_scores(scores, *note, factor);
+      after_weights();
       wgmma_wait<0>();
       hold(sums.value);
       barrier_arrive(&shared.v_empty[before]);
       sums.rescale(factor);
       pack(scores, weights);
       ++done;
-      if (++note == kNotes) {
-        note = 0;
-        note_parity ^= 1;
-      }
     }
     const int before = done % kStages;
     barrier_wait(&shared.v_full[before], done / kStages % 2);
@@ -345,57 +304,72 @@ class Computing {
     wgmma_commit();
   }
 
-  // Products become scores but for the bias of the rows, where the bias is linear.
-  __device__ __forceinline__ void add_linear(float (&scores)[kTiles][4], const Note<kCols>& note) const {
-    const float scale = float(b_.problem.scale) * kLog2e;
-    const float2* cols = reinterpret_cast<const float2*>(note.col) + lane_ % 4;
+  // Products become scores, but for `row` of each row.
+  __device__ __forceinline__ void add_simple(float (&scores)[kTiles][4], const TileNote& note,
+                                             float (&row)[2]) const {
+    const auto& pattern = b_.shared().pattern;
+    float scale = float(b_.problem.scale) * kLog2e;  // until it is used
+    row[0] = row[1] = 0.0f;
+#pragma unroll 1
+    for (int axis = 0; axis < b_.problem.lattice.axes; ++axis) {
+      const float slope = b_.head.slope(axis), sign = note.slope[axis], base = note.base[axis];
+      const float u[2] = {pattern.row[axis][rows_.within], pattern.row[axis][rows_.within + 8]};
+      if (note.form[axis] == AxisForm::kLinear) {
+        const float2* cols = reinterpret_cast<const float2*>(pattern.col[sign < 0.0f][axis]) + lane_ % 4;
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+          const float2 col = cols[4 * n];
+#pragma unroll
+          for (int e = 0; e < 4; ++e) scores[n][e] = fmaf(scores[n][e], scale, e % 2 ? col.y : col.x);
+        }
+#pragma unroll
+        for (int r = 0; r < 2; ++r) row[r] -= slope * fmaf(sign, note.start[axis] + u[r], base);
+      } else {
+        const float2* cols = reinterpret_cast<const float2*>(pattern.col[0][axis]) + lane_ % 4;
+        const float turned = slope < 0.0f ? sign : -sign;
+        const float place[2] = {slope * (note.start[axis] + u[0]), slope * (note.start[axis] + u[1])};
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+          const float2 col = cols[4 * n];
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            scores[n][e] = fmaf(scores[n][e], scale, turned * fabsf(place[e / 2] - (e % 2 ? col.y : col.x)));
+        }
+#pragma unroll
+        for (int r = 0; r < 2; ++r) row[r] -= slope * base;
+      }
+      scale = 1.0f;
+    }
+  }
+
+  __device__ __forceinline__ void hide_masked(float (&scores)[kTiles][4], int tile) const {
+    const Mask& mask = b_.problem.mask;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
-      const float2 col = cols[4 * n];
 #pragma unroll
-      for (int e = 0; e < 4; ++e) scores[n][e] = fmaf(scores[n][e], scale, e % 2 ? col.y : col.x);
-    }
-#pragma unroll 1
-    for (int i = 0; i < note.across; ++i) {
-      const float sign = note.signs[i];
-      const float row[2] = {note.places.row[i][rows_.within].x, note.places.row[i][rows_.within + 8].x};
-      const float4* places = reinterpret_cast<const float4*>(note.places.col[i]) + lane_ % 4;
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        const float4 pair = places[4 * n];
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          scores[n][e] = fmaf(-sign, fabsf(row[e / 2] - (e % 2 ? pair.z : pair.x)), scores[n][e]);
+      for (int column = 0; column < 2; ++column) {
+        const float bias =
+            mask_bias<S>(b_.problem, b_.head, b_.first, tile * kCols + 8 * n + lane_ % 4 * 2 + column);
+        scores[n][column] += bias;
+        scores[n][2 + column] += bias;
       }
     }
   }
 
-  __device__ __forceinline__ void add_general(float (&scores)[kTiles][4], const Note<kCols>& note) const {
-    scale_and_bias(b_.problem, b_.head, note.places, rows_, lane_, scores);
-    if (b_.problem.mask.element == MaskElement::kNone) return;
-    const float2* cols = reinterpret_cast<const float2*>(note.col) + lane_ % 4;
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      const float2 col = cols[4 * n];
-#pragma unroll
-      for (int e = 0; e < 4; ++e) scores[n][e] += e % 2 ? col.y : col.x;
-    }
-  }
-
   // Products become weights.
-  __device__ __forceinline__ void finish_scores(float (&scores)[kTiles][4], int at, float (&factor)[2]) {
-    const Note<kCols>& note = b_.shared().notes[at];
-    if (note.form == BiasForm::kLinear)
-      add_linear(scores, note);
-    else
-      add_general(scores, note);
-    const float row[2] = {note.row[rows_.within], note.row[rows_.within + 8]};
+  __device__ __forceinline__ void finish_scores(float (&scores)[kTiles][4], const TileNote& note,
+                                                float (&factor)[2]) {
+    float row[2] = {};
+    if (note.simple) {
+      add_simple(scores, note, row);
+    } else {
+      const bool chords = of_chords(b_.problem.metric);
+      const MovedPairs<kBlockQueries, kCols> pairs{b_.shared().pattern, note, rows_.within, chords};
+      scale_and_bias(b_.problem, b_.head, pairs, lane_, scores);
+    }
+    if (b_.problem.mask.element != MaskElement::kNone) hide_masked(scores, note.tile);
     if ((note.tile + 1) * kCols > whole_) hide<false>(nullptr, rows_, note.tile * kCols, lane_, scores);
     sums.absorb(scores, row, factor);
-    // Sums of weights are never negative, but the compiler does not know: else it moves the wait for the
-    // product of the values, which comes next, ahead of the powers of two, and they do not overlap.
-    const int behind = sums.weight[0] + sums.weight[1] < 0.0f ? 1 : 0;
-    barrier_arrive(&b_.shared().read[at] + behind);
   }
 
   __device__ __forceinline__ void pack(const float (&scores)[kTiles][4],
@@ -408,13 +382,33 @@ class Computing {
     }
   }
 
+  // Sums of weights are never negative, but the compiler does not know: else it moves the wait for the
+  // product of the values, which comes next, ahead of the powers of two, and they do not run side by side.
+  __device__ __forceinline__ void after_weights() const {
+    if (sums.weight[0] + sums.weight[1] < 0.0f) barrier_arrive(&b_.shared().judged);
+  }
+
+  // |scale| |q| of one of the lane's rows.
+  __device__ float row_norm(int r) const {
+    const int row = rows_.within + 8 * r;
+    float sum = 0.0f;
+    for (int slice = 0; slice < E / kSlice; ++slice) {
+      for (int chunk = lane_ % 4; chunk < kSlice / 8; chunk += 4) {  // wherever the swizzle put them
+        const uint4 bits = *reinterpret_cast<const uint4*>(&b_.shared().q[slice][row][chunk * 8]);
+        const S* values = reinterpret_cast<const S*>(&bits);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum += float(values[i]) * float(values[i]);
+      }
+    }
+    return sqrtf(row_sum(sum)) * fabsf(float(b_.problem.scale)) * kLog2e * kNormMargin;
+  }
+
   // Tells what the tiles behind the first one are judged by.
-  __device__ void judge() {
-    barrier_wait(&b_.shared().normed, 0);
+  __device__ void judge(float key_norm) {
     float excess = -INFINITY;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float value = b_.shared().norms[rows_.within + 8 * r] - sums.lse(r);
+      const float value = row_norm(r) * key_norm - sums.lse(r);
       if (rows_.index[r] < b_.problem.queries) excess = larger(excess, value);
     }
 #pragma unroll
@@ -447,21 +441,22 @@ __global__ void __launch_bounds__(kGroup * (1 + kComputeGroups), 1)
   const WgmmaBlock<S, E> block{problem, head_of(problem, pair / problem.heads, pair % problem.heads), first,
                                last};
   if (threadIdx.x == 0) block.init_barriers();
+  const Box rows = box_at(problem.lattice, block.head.query_base + first, last - first + 1);
+  write_pattern(block.shared().pattern, problem, block.head, rows, first, static_cast<int>(threadIdx.x),
+                kGroup * (1 + kComputeGroups));
   __syncthreads();
   const int group = static_cast<int>(threadIdx.x) / kGroup;
   if (group < kComputeGroups) {
     take_registers<224>();
     Computing<S, E> computing(block, group);
-    computing.run();
+    computing.run(key_norms);
     computing.store(out, pair);
     return;
   }
   give_registers<56>();
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
-  if (warp == 0)
-    fetch_tiles(block, maps, out.tiles + 2 * pair);
-  else if (warp >= 4 - kDescribers / 32)
-    describe_tiles(block, key_norms);
+  if (warp == 0 && threadIdx.x % 32 == 0) fetch_tiles(block, maps);
+  if (warp == 1) Describing<S, E>(block).run(out.tiles + 2 * pair);
 #endif
 }
 

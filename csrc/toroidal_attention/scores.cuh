@@ -26,6 +26,10 @@ struct Head {
   int64_t batch, head, kv_head;
   float slopes[kMaxAxes];         // in units of log 2; of separable metrics one an axis, else the first
   uint32_t query_base, key_base;  // position of the first query and key, modulo the sites
+
+  __device__ __forceinline__ float slope(int axis) const {
+    return axis == 0 ? slopes[0] : axis == 1 ? slopes[1] : slopes[2];
+  }
 };
 
 __device__ inline Head head_of(const Problem& problem, int64_t batch, int64_t head) {
@@ -146,15 +150,31 @@ struct RowInfo {
   }
 };
 
+// Places of the pairs that a lane holds, from a block's own.
+template <int Rows, int Cols>
+struct PlacedPairs {
+  const Places<Rows, Cols>& places;
+  int within;  // first row
+
+  __device__ __forceinline__ float2 row(int axis, int r) const { return places.row[axis][within + 8 * r]; }
+  __device__ __forceinline__ const float2* cols(int axis) const { return places.col[axis]; }
+};
+
+// Steps of a ring, for places of rows and columns that are any number of turns apart.
+__device__ __forceinline__ float ring_distance(float row, float col, float period, float turns) {
+  constexpr float kRounds = 12582912.0f;  // 1.5 2^23: sums with it are whole
+  const float apart = row - col, turn = fmaf(apart, turns, kRounds) - kRounds;
+  return fabsf(fmaf(-turn, period, apart));
+}
+
 // Calls use(n, e, steps) with the distance along one axis of the pairs that the lane holds, columns from 8
 // `tile` on.
-template <int N, int Rows, int Cols, class Use>
-__device__ __forceinline__ void along_axis(const Problem& problem, const Places<Rows, Cols>& places,
-                                           const RowInfo& rows, int axis, int tile, int lane,
-                                           const Use& use) {
+template <int N, class Pairs, class Use>
+__device__ __forceinline__ void along_axis(const Problem& problem, const Pairs& pairs, int axis, int tile,
+                                           int lane, const Use& use) {
   const float period = float(problem.lattice.period[axis]);
-  const float2 row[2] = {places.row[axis][rows.within], places.row[axis][rows.within + 8]};
-  const float4* cols = reinterpret_cast<const float4*>(places.col[axis] + 8 * tile) + lane % 4;
+  const float2 row[2] = {pairs.row(axis, 0), pairs.row(axis, 1)};
+  const float4* cols = reinterpret_cast<const float4*>(pairs.cols(axis) + 8 * tile) + lane % 4;
   if (of_chords(problem.metric)) {
     const float diameter = period / kPi;
 #pragma unroll
@@ -168,22 +188,21 @@ __device__ __forceinline__ void along_axis(const Problem& problem, const Places<
     }
     return;
   }
+  const float turns = 1.0f / period;
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     const float4 pair = cols[4 * n];
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float apart = fabsf(row[e / 2].x - (e % 2 ? pair.z : pair.x));
-      use(n, e, fminf(apart, period - apart));
-    }
+    for (int e = 0; e < 4; ++e)
+      use(n, e, ring_distance(row[e / 2].x, e % 2 ? pair.z : pair.x, period, turns));
   }
 }
 
 // Of metrics that are no sum over axes: distance[n][e] of pairs that the lane holds, columns from 8 `tile`
 // on.
-template <int N, int Rows, int Cols>
-__device__ __forceinline__ void distances(const Problem& problem, const Places<Rows, Cols>& places,
-                                          const RowInfo& rows, int tile, int lane, float (&distance)[N][4]) {
+template <int N, class Pairs>
+__device__ __forceinline__ void distances(const Problem& problem, const Pairs& pairs, int tile, int lane,
+                                          float (&distance)[N][4]) {
   const bool largest = problem.metric == Metric::kLinf;
 #pragma unroll
   for (int n = 0; n < N; ++n)
@@ -191,7 +210,7 @@ __device__ __forceinline__ void distances(const Problem& problem, const Places<R
     for (int e = 0; e < 4; ++e) distance[n][e] = 0.0f;
 #pragma unroll 1
   for (int axis = 0; axis < problem.lattice.axes; ++axis) {
-    along_axis<N>(problem, places, rows, axis, tile, lane, [&](int n, int e, float steps) {
+    along_axis<N>(problem, pairs, axis, tile, lane, [&](int n, int e, float steps) {
       distance[n][e] = largest ? fmaxf(distance[n][e], steps) : fmaf(steps, steps, distance[n][e]);
     });
   }
@@ -203,15 +222,15 @@ __device__ __forceinline__ void distances(const Problem& problem, const Places<R
 }
 
 // Calls use(axis of the slope, n, e, part) for what each slope of the head multiplies.
-template <int N, int Rows, int Cols, class Use>
-__device__ __forceinline__ void each_part(const Problem& problem, const Places<Rows, Cols>& places,
-                                          const RowInfo& rows, int lane, const Use& use) {
+template <int N, class Pairs, class Use>
+__device__ __forceinline__ void each_part(const Problem& problem, const Pairs& pairs, int lane,
+                                          const Use& use) {
   constexpr int kAtOnce = 2;  // distances in registers beside the scores
   if (!separable(problem.metric)) {
 #pragma unroll
     for (int tile = 0; tile < N; tile += kAtOnce) {
       float distance[kAtOnce][4];
-      distances<kAtOnce>(problem, places, rows, tile, lane, distance);
+      distances<kAtOnce>(problem, pairs, tile, lane, distance);
 #pragma unroll
       for (int n = 0; n < kAtOnce; ++n)
 #pragma unroll
@@ -222,7 +241,7 @@ __device__ __forceinline__ void each_part(const Problem& problem, const Places<R
   const bool squares = problem.metric == Metric::kChordalSquared;
 #pragma unroll 1
   for (int axis = 0; axis < problem.lattice.axes; ++axis) {
-    along_axis<N>(problem, places, rows, axis, 0, lane,
+    along_axis<N>(problem, pairs, axis, 0, lane,
                   [&](int n, int e, float steps) { use(axis, n, e, squares ? steps * steps : steps); });
   }
 }
@@ -258,18 +277,16 @@ __device__ inline void load_mask(MaskTile<Cols>& tile, const Problem& problem, c
 }
 
 // Products become scores but for masks.
-template <int N, int Rows, int Cols>
-__device__ __forceinline__ void scale_and_bias(const Problem& problem, const Head& head,
-                                               const Places<Rows, Cols>& places, const RowInfo& rows,
+template <int N, class Pairs>
+__device__ __forceinline__ void scale_and_bias(const Problem& problem, const Head& head, const Pairs& pairs,
                                                int lane, float (&sums)[N][4]) {
   const float scale = float(problem.scale) * kLog2e;
 #pragma unroll
   for (int n = 0; n < N; ++n)
 #pragma unroll
     for (int e = 0; e < 4; ++e) sums[n][e] *= scale;
-  each_part<N>(problem, places, rows, lane, [&](int axis, int n, int e, float part) {
-    const float slope = axis == 0 ? head.slopes[0] : axis == 1 ? head.slopes[1] : head.slopes[2];
-    sums[n][e] = fmaf(-slope, part, sums[n][e]);
+  each_part<N>(problem, pairs, lane, [&](int axis, int n, int e, float part) {
+    sums[n][e] = fmaf(-head.slope(axis), part, sums[n][e]);
   });
 }
 
@@ -295,7 +312,7 @@ __device__ __forceinline__ void score(const Problem& problem, const Head& head,
                                       const Places<kRows, Cols>& places, const Sites<kRows, Cols>& sites,
                                       const MaskTile<Cols>& mask, const RowInfo& rows, int first,
                                       bool limited, int lane, float (&sums)[N][4]) {
-  scale_and_bias(problem, head, places, rows, lane, sums);
+  scale_and_bias(problem, head, PlacedPairs<kRows, Cols>{places, rows.within}, lane, sums);
   if (problem.mask.element != MaskElement::kNone) {
 #pragma unroll
     for (int n = 0; n < N; ++n)

@@ -78,14 +78,16 @@ class KeyTiles {
   // Does not give `done` again.
   __device__ void leave_out(int done) { done_ = done; }
 
+  // Whether the block has to look at a tile.
+  __device__ bool wants(int tile) const {
+    return tile < tiles_ && tile != done_ && (!skipping_ || needed(tile));
+  }
+
   // The next tile, -1 after the last one.
   __device__ int next(int lane) {
     while (!bits_) {
       if (base_ >= tiles_) return -1;
-      const int tile = base_ + lane;
-      bool keep = tile < tiles_ && tile != done_;
-      if (skipping_ && keep && !needed(tile)) keep = false;
-      bits_ = __ballot_sync(0xffffffffu, keep);
+      bits_ = __ballot_sync(0xffffffffu, wants(base_ + lane));
       given_ += __popc(bits_);
       base_ += 32;
     }

@@ -101,7 +101,7 @@ Status forward_wgmma(const Problem& problem, const Output& out, void* scratch, c
   const auto kernel = forward_wgmma_kernel<S, E>;
   constexpr int kKeys = wgmma_keys<E>();
   TensorMaps maps;
-  if (!wgmma_serves(problem) || !compiled(kernel) ||
+  if (!wgmma_serves(problem) || !one_pattern(problem, kKeys) || !compiled(kernel) ||
       !describe_rows<S>(problem.q, problem.q_strides, problem.batch, problem.heads, problem.queries,
                         problem.dim, kBlockQueries, maps.q) ||
       !describe_rows<S>(problem.k, problem.k_strides, problem.batch, problem.kv_heads, problem.keys,
