@@ -93,13 +93,14 @@ struct BackwardShared {
 template <int N>
 __device__ __forceinline__ void to_gradients(float (&scores)[N][4], float (&products)[N][4], int n, int e,
                                              float lse, float delta) {
-  scores[n][e] = power_of_two(scores[n][e] - lse);
+  scores[n][e] =
+      power_of_two(fminf(scores[n][e] - lse, 0.0f));  // beyond 0 where rounding of a huge mask takes it
   products[n][e] = scores[n][e] * (products[n][e] - delta);
 }
 
 template <class S, int E>
 __global__ void __launch_bounds__(kBlock)
-    query_kernel(const __grid_constant__ Problem problem, Gradients gradients, RowSums sums) {
+    query_kernel(const __grid_constant__ Prepared problem, Gradients gradients, RowSums sums) {
   using Shared = BackwardShared<S, E, query_kernel_cols<S, E>()>;
   using P = Product<S>;
   constexpr int kCols = Shared::kCols, kTiles = kCols / 8;
@@ -113,7 +114,7 @@ __global__ void __launch_bounds__(kBlock)
   const int blocks = static_cast<int>((problem.queries + kRows - 1) / kRows);
   const int block = blocks - 1 - static_cast<int>(blockIdx.x % blocks), first = block * kRows;
   const int64_t pair = blockIdx.x / blocks;
-  const Head head = head_of(problem, pair / problem.heads, pair % problem.heads);
+  const Head head = head_of(problem, static_cast<int>(pair));
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const RowInfo rows = RowInfo::of<false>(problem, first, warp, lane);
   const int last = static_cast<int>(min(int64_t(first + kRows), problem.queries)) - 1;
@@ -135,14 +136,14 @@ __global__ void __launch_bounds__(kBlock)
   }
   KeyTiles<kCols> tiles(problem, head, first, last - first + 1, key_limit(problem, last));
   if (tiles.skipping()) tiles.judge_by(sums.excess[pair * blocks + block]);
-  place_rows<false>(shared.places, shared.sites, problem, head, first);
+  place_rows<false>(shared.places, shared.sites, problem, first);
   float grad[E / 8][4] = {}, slopes[kMaxAxes] = {};
   for (int tile = tiles.next(lane); tile >= 0; tile = tiles.next(lane)) {
     __syncthreads();
     load_tile<kCols>(k, keys, tile * kCols);
     load_tile<kCols>(v, values, tile * kCols);
     copies_commit();
-    place_columns<false>(shared.places, shared.sites, problem, head, tile * kCols);
+    place_columns<false>(shared.places, shared.sites, problem, tile * kCols);
     if (problem.mask.element != MaskElement::kNone)
       load_mask<S, false>(shared.mask, problem, head, first, tile * kCols);
     copies_wait<0>();
@@ -211,7 +212,7 @@ STRATCORE_HOST_DEVICE constexpr int kept_cols() {
 
 template <class S, int E>
 __global__ void __launch_bounds__(kBlock)
-    key_kernel(const __grid_constant__ Problem problem, Gradients gradients, RowSums sums) {
+    key_kernel(const __grid_constant__ Prepared problem, Gradients gradients, RowSums sums) {
   using Shared = BackwardShared<S, E, key_kernel_cols<S, E>()>;
   using P = Product<S>;
   constexpr int kCols = Shared::kCols, kTiles = kCols / 8, kKept = kept_cols<E>(), kParts = E / kKept;
@@ -234,10 +235,10 @@ __global__ void __launch_bounds__(kBlock)
                    first);
   load_tile<kRows>(v, source_of<S>(problem.v, problem.v_strides, batch, kv_head, problem.keys, problem.dim),
                    first);
-  place_rows<true>(shared.places, shared.sites, problem, head_of(problem, batch, 0), first);
+  place_rows<true>(shared.places, shared.sites, problem, first);
   float grad_k[kKept / 8][4] = {}, grad_v[kKept / 8][4] = {};
   for (int64_t repeat = 0; repeat < repeats; ++repeat) {
-    const Head head = head_of(problem, batch, kv_head * repeats + repeat);
+    const Head head = head_of(problem, static_cast<int>(batch * problem.heads + kv_head * repeats + repeat));
     const int64_t pair = batch * problem.heads + head.head;
     const auto source = [&](const void* data, const Strides& strides) {
       return source_of<S>(data, strides, batch, head.head, problem.queries, problem.dim);
@@ -250,7 +251,7 @@ __global__ void __launch_bounds__(kBlock)
       load_tile<kCols>(q, queries, tile * kCols);
       load_tile<kCols>(g, outputs, tile * kCols);
       copies_commit();
-      place_columns<true>(shared.places, shared.sites, problem, head, tile * kCols);
+      place_columns<true>(shared.places, shared.sites, problem, tile * kCols);
       if (problem.mask.element != MaskElement::kNone)
         load_mask<S, true>(shared.mask, problem, head, first, tile * kCols);
       if (threadIdx.x < kCols) {

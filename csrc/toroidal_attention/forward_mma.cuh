@@ -30,7 +30,7 @@ struct ForwardStep {
   using P = Product<S>;
   static constexpr int kCols = Shared::kCols;
 
-  const Problem& problem;
+  const Prepared& problem;
   const Head& head;
   const RowInfo& rows;
   Shared& shared;
@@ -48,7 +48,7 @@ struct ForwardStep {
   __device__ __forceinline__ void run(int tile, int next, Softmax<E / 8>& sums, int lane, int warp) const {
     load_tile<kCols>(v, values, tile * kCols);
     copies_commit();
-    place_columns<false>(shared.places, shared.sites, problem, head, tile * kCols);
+    place_columns<false>(shared.places, shared.sites, problem, tile * kCols);
     if (problem.mask.element != MaskElement::kNone)
       load_mask<S, false>(shared.mask, problem, head, first, tile * kCols);
     copies_wait<1>();
@@ -75,7 +75,7 @@ struct ForwardStep {
 
 template <class S, int E>
 __global__ void __launch_bounds__(kBlock)
-    forward_kernel(const __grid_constant__ Problem problem, Output out, const float* key_norms) {
+    forward_kernel(const __grid_constant__ Prepared problem, Output out, const float* key_norms) {
   using Step = ForwardStep<S, E>;
   extern __shared__ char bytes[];
   auto& shared = *reinterpret_cast<ForwardShared<S, E>*>(bytes);
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kBlock)
   const int blocks = static_cast<int>((problem.queries + kRows - 1) / kRows);
   const int first = (blocks - 1 - static_cast<int>(blockIdx.x % blocks)) * kRows;
   const int64_t pair = blockIdx.x / blocks;
-  const Head head = head_of(problem, pair / problem.heads, pair % problem.heads);
+  const Head head = head_of(problem, static_cast<int>(pair));
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const RowInfo rows = RowInfo::of<false>(problem, first, warp, lane);
   const int last = static_cast<int>(min(int64_t(first + kRows), problem.queries)) - 1;
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kBlock)
   load_tile<kRows>(
       step.q, source_of<S>(problem.q, problem.q_strides, head.batch, head.head, problem.queries, problem.dim),
       first);
-  place_rows<false>(shared.places, shared.sites, problem, head, first);
+  place_rows<false>(shared.places, shared.sites, problem, first);
   Softmax<E / 8> sums;
   int tile = tiles.skipping() && tiles.count() > 0 ? tiles.nearest(lane) : -1;
   if (tile >= 0) {

@@ -11,9 +11,7 @@
 // warpgroup's softmax runs while the other's products do.
 namespace stratcore::toroidal_attention {
 
-constexpr int kGroup = 128;        // threads of a warpgroup
-constexpr int kComputeGroups = 2;  // of a block
-constexpr int kBlockQueries = 64 * kComputeGroups;
+constexpr int kGroup = 128;  // threads of a warpgroup
 constexpr int kStages = 2;   // tiles of keys and values in shared memory
 constexpr int kBatches = 2;  // batches of descriptions
 constexpr int kSlice = 64;   // columns of a tile in shared memory: rows of 128 bytes
@@ -27,6 +25,16 @@ template <int E>
 STRATCORE_HOST_DEVICE constexpr int wgmma_keys() {
   return E == 256 ? 64 : 128;
 }
+// Warpgroups that compute. Narrow heads have little to multiply beside the powers of two, and need few
+// registers.
+template <int E>
+STRATCORE_HOST_DEVICE constexpr int compute_groups() {
+  return E == 64 ? 3 : 2;
+}
+template <int E>
+STRATCORE_HOST_DEVICE constexpr int wgmma_queries() {
+  return 64 * compute_groups<E>();
+}
 
 // Tiles described together; none: the end.
 struct NoteBatch {
@@ -36,13 +44,13 @@ struct NoteBatch {
 
 template <class S, int E>
 struct alignas(1024) WgmmaShared {
-  static constexpr int kCols = wgmma_keys<E>();
-  S q[E / kSlice][kBlockQueries][kSlice];
+  static constexpr int kCols = wgmma_keys<E>(), kRows = wgmma_queries<E>(), kGroups = compute_groups<E>();
+  S q[E / kSlice][kRows][kSlice];
   S k[kStages][E / kSlice][kCols][kSlice];
   S v[kStages][E / kSlice][kCols][kSlice];
-  Pattern<kBlockQueries, kCols> pattern;
+  Pattern<kRows, kCols> pattern;
   NoteBatch batches[kBatches];
-  float excess[4 * kComputeGroups];
+  float excess[4 * kGroups];
   uint64_t q_full, judged, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
   uint64_t noted[kBatches], read[kBatches];
 };
@@ -50,9 +58,9 @@ struct alignas(1024) WgmmaShared {
 template <class S, int E>
 struct WgmmaBlock {
   using Shared = WgmmaShared<S, E>;
-  static constexpr int kCols = Shared::kCols;
+  static constexpr int kCols = Shared::kCols, kGroups = Shared::kGroups;
 
-  const Problem& problem;
+  const Prepared& problem;
   Head head;
   int first, last;  // queries
 
@@ -65,16 +73,16 @@ struct WgmmaBlock {
   __device__ static void init_barriers() {
     Shared& s = shared();
     barrier_init(&s.q_full, 1);
-    barrier_init(&s.judged, 4 * kComputeGroups);
+    barrier_init(&s.judged, 4 * kGroups);
     for (int stage = 0; stage < kStages; ++stage) {
       barrier_init(&s.k_full[stage], 1);
       barrier_init(&s.v_full[stage], 1);
-      barrier_init(&s.k_empty[stage], kGroup * kComputeGroups);
-      barrier_init(&s.v_empty[stage], kGroup * kComputeGroups);
+      barrier_init(&s.k_empty[stage], kGroup * kGroups);
+      barrier_init(&s.v_empty[stage], kGroup * kGroups);
     }
     for (int batch = 0; batch < kBatches; ++batch) {
       barrier_init(&s.noted[batch], 1);
-      barrier_init(&s.read[batch], kGroup * kComputeGroups + 1);
+      barrier_init(&s.read[batch], kGroup * kGroups + 1);
     }
     fence_barrier_init();
   }
@@ -112,11 +120,11 @@ class Describing {
 
   __device__ explicit Describing(const WgmmaBlock<S, E>& block)
       : b_(block), lane_(static_cast<int>(threadIdx.x) % 32),
-        rows_(box_at(block.problem.lattice, block.head.query_base + block.first,
+        rows_(box_at(block.problem.lattice, block.problem.query_base + block.first,
                      block.last - block.first + 1)) {}
 
   __device__ void run(int32_t* tile_counts) {
-    const Problem& problem = b_.problem;
+    const Prepared& problem = b_.problem;
     auto& shared = b_.shared();
     KeyTiles<kCols> tiles(problem, b_.head, b_.first, b_.last - b_.first + 1, key_limit(problem, b_.last));
     if (tiles.skipping() && tiles.count() > 0) {
@@ -124,7 +132,7 @@ class Describing {
       give(tile, lane_ == 0);
       barrier_wait(&shared.judged, 0);
       float excess = shared.excess[0];
-      for (int warp = 1; warp < 4 * kComputeGroups; ++warp) excess = larger(excess, shared.excess[warp]);
+      for (int warp = 1; warp < 4 * compute_groups<E>(); ++warp) excess = larger(excess, shared.excess[warp]);
       tiles.judge_by(excess);
       tiles.leave_out(tile);
     }
@@ -143,7 +151,7 @@ class Describing {
     NoteBatch& batch = free_batch();
     if (wanted) {
       const int key = tile * kCols, count = min(kCols, static_cast<int>(b_.problem.keys) - key);
-      const Box cols = box_at(b_.problem.lattice, b_.head.key_base + key, count);
+      const Box cols = box_at(b_.problem.lattice, b_.problem.key_base + key, count);
       describe_tile(b_.problem, rows_, cols, tile, batch.notes[__popc(all & ((1u << lane_) - 1))]);
     }
     given_ += __popc(all);
@@ -204,7 +212,7 @@ class Computing {
  public:
   using Block = WgmmaBlock<S, E>;
   using Shared = typename Block::Shared;
-  static constexpr int kCols = Block::kCols, kTiles = kCols / 8;
+  static constexpr int kCols = Block::kCols, kTiles = kCols / 8, kGroups = Block::kGroups;
 
   __device__ Computing(const Block& block, int group)
       : b_(block), group_(group), lane_(static_cast<int>(threadIdx.x) % 32),
@@ -214,7 +222,7 @@ class Computing {
 
   __device__ void run(const float* key_norms) {
     Shared& shared = b_.shared();
-    if (group_ == 1) named_arrive<2 * kGroup>(kTurn);
+    if (group_ == kGroups - 1) named_arrive<2 * kGroup>(kTurn);
     float scores[kTiles][4], factor[2];
     uint32_t weights[kCols / 16][4];
     NoteReader<Shared> notes;
@@ -276,10 +284,10 @@ class Computing {
   }
 
  private:
-  static constexpr int kTurn = 1;  // named barriers: of group 0, of group 1
+  static constexpr int kTurn = 1;  // named barriers: of group 0, 1, ..
 
   __device__ void take_turn() const { named_wait<2 * kGroup>(kTurn + group_); }
-  __device__ void pass_turn() const { named_arrive<2 * kGroup>(kTurn + 1 - group_); }
+  __device__ void pass_turn() const { named_arrive<2 * kGroup>(kTurn + (group_ + 1) % kGroups); }
 
   __device__ __forceinline__ void multiply_keys(float (&scores)[kTiles][4], int at) {
     wgmma_fence();
@@ -342,16 +350,16 @@ class Computing {
     }
   }
 
-  __device__ __forceinline__ void hide_masked(float (&scores)[kTiles][4], int tile) const {
-    const Mask& mask = b_.problem.mask;
+  __device__ __forceinline__ void add_mask(float (&scores)[kTiles][4], int tile) const {
+    const bool pairs = b_.problem.mask.row != 0;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
       for (int column = 0; column < 2; ++column) {
-        const float bias =
-            mask_bias<S>(b_.problem, b_.head, b_.first, tile * kCols + 8 * n + lane_ % 4 * 2 + column);
+        const int key = tile * kCols + 8 * n + lane_ % 4 * 2 + column;
+        const float bias = mask_bias<S>(b_.problem, b_.head, rows_.index[0], key);
         scores[n][column] += bias;
-        scores[n][2 + column] += bias;
+        scores[n][2 + column] += pairs ? mask_bias<S>(b_.problem, b_.head, rows_.index[1], key) : bias;
       }
     }
   }
@@ -364,10 +372,10 @@ class Computing {
       add_simple(scores, note, row);
     } else {
       const bool chords = of_chords(b_.problem.metric);
-      const MovedPairs<kBlockQueries, kCols> pairs{b_.shared().pattern, note, rows_.within, chords};
+      const MovedPairs<Shared::kRows, kCols> pairs{b_.shared().pattern, note, rows_.within, chords};
       scale_and_bias(b_.problem, b_.head, pairs, lane_, scores);
     }
-    if (b_.problem.mask.element != MaskElement::kNone) hide_masked(scores, note.tile);
+    if (b_.problem.mask.element != MaskElement::kNone) add_mask(scores, note.tile);
     if ((note.tile + 1) * kCols > whole_) hide<false>(nullptr, rows_, note.tile * kCols, lane_, scores);
     sums.absorb(scores, row, factor);
   }
@@ -430,30 +438,30 @@ class Computing {
 };
 
 template <class S, int E>
-__global__ void __launch_bounds__(kGroup * (1 + kComputeGroups), 1)
-    forward_wgmma_kernel(const __grid_constant__ Problem problem, const __grid_constant__ Output out,
+__global__ void __launch_bounds__(kGroup * (1 + compute_groups<E>()), 1)
+    forward_wgmma_kernel(const __grid_constant__ Prepared problem, const __grid_constant__ Output out,
                          const __grid_constant__ TensorMaps maps, const float* key_norms) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  const int blocks = static_cast<int>((problem.queries + kBlockQueries - 1) / kBlockQueries);
-  const int64_t pair = blockIdx.x / blocks;
-  const int first = (blocks - 1 - static_cast<int>(blockIdx.x % blocks)) * kBlockQueries;
-  const int last = static_cast<int>(min(int64_t(first + kBlockQueries), problem.queries)) - 1;
-  const WgmmaBlock<S, E> block{problem, head_of(problem, pair / problem.heads, pair % problem.heads), first,
-                               last};
+  constexpr int kRows = wgmma_queries<E>(), kGroups = compute_groups<E>();
+  const int queries = static_cast<int>(problem.queries), blocks = (queries + kRows - 1) / kRows;
+  const int pair = static_cast<int>(blockIdx.x) / blocks;
+  const int first = (blocks - 1 - (static_cast<int>(blockIdx.x) - pair * blocks)) * kRows;
+  const int last = min(first + kRows, queries) - 1;
+  const WgmmaBlock<S, E> block{problem, head_of(problem, pair), first, last};
   if (threadIdx.x == 0) block.init_barriers();
-  const Box rows = box_at(problem.lattice, block.head.query_base + first, last - first + 1);
+  const Box rows = box_at(problem.lattice, block.problem.query_base + first, last - first + 1);
   write_pattern(block.shared().pattern, problem, block.head, rows, first, static_cast<int>(threadIdx.x),
-                kGroup * (1 + kComputeGroups));
+                kGroup * (1 + kGroups));
   __syncthreads();
   const int group = static_cast<int>(threadIdx.x) / kGroup;
-  if (group < kComputeGroups) {
-    take_registers<224>();
+  if (group < kGroups) {
+    take_registers<kGroups == 2 ? 224 : 160>();
     Computing<S, E> computing(block, group);
     computing.run(key_norms);
     computing.store(out, pair);
     return;
   }
-  give_registers<56>();
+  give_registers<kGroups == 2 ? 56 : 32>();
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
   if (warp == 0 && threadIdx.x % 32 == 0) fetch_tiles(block, maps);
   if (warp == 1) Describing<S, E>(block).run(out.tiles + 2 * pair);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cfloat>
 #include <cstdint>
 
 #include "fragments.cuh"
@@ -21,24 +22,30 @@ STRATCORE_HOST_DEVICE inline bool of_chords(Metric metric) {
   return metric == Metric::kChordal || metric == Metric::kChordalSquared;
 }
 
+// A problem with what kernels would else work out again and again.
+struct Prepared : Problem {
+  uint32_t query_base, key_base;  // position of the first query and key, modulo the sites
+
+  explicit Prepared(const Problem& problem)
+      : Problem(problem), query_base(reduced(problem.lattice, problem.query_offset)),
+        key_base(reduced(problem.lattice, problem.key_offset)) {}
+};
+
 // What all blocks of one query head share.
 struct Head {
-  int64_t batch, head, kv_head;
-  float slopes[kMaxAxes];         // in units of log 2; of separable metrics one an axis, else the first
-  uint32_t query_base, key_base;  // position of the first query and key, modulo the sites
+  int batch, head, kv_head;
+  float slopes[kMaxAxes];  // in units of log 2; of separable metrics one an axis, else the first
 
   __device__ __forceinline__ float slope(int axis) const {
     return axis == 0 ? slopes[0] : axis == 1 ? slopes[1] : slopes[2];
   }
 };
 
-__device__ inline Head head_of(const Problem& problem, int64_t batch, int64_t head) {
-  Head out{batch,
-           head,
-           head / (problem.heads / problem.kv_heads),
-           {},
-           reduced(problem.lattice, problem.query_offset),
-           reduced(problem.lattice, problem.key_offset)};
+// Of the head with number `pair` of all batches.
+__device__ inline Head head_of(const Prepared& problem, int pair) {
+  const int heads = static_cast<int>(problem.heads), repeats = heads / static_cast<int>(problem.kv_heads);
+  const int batch = pair / heads, head = pair - batch * heads;
+  Head out{batch, head, head / repeats, {}};
   const float* slopes = static_cast<const float*>(problem.slopes) + head * problem.slope_count;
   const int axes = separable(problem.metric) ? problem.lattice.axes : 1;
 #pragma unroll
@@ -99,9 +106,9 @@ __device__ inline float2 place_of(const Problem& problem, const Site& site, cons
 // Of the block's rows, from `first` on; before the first tile.
 template <bool kTransposed, int Rows, int Cols>
 __device__ inline void place_rows(Places<Rows, Cols>& places, Sites<Rows, Cols>& sites,
-                                  const Problem& problem, const Head& head, int first) {
+                                  const Prepared& problem, int first) {
   for (int row = threadIdx.x; row < Rows; row += kBlock) {
-    const uint32_t position = (kTransposed ? head.key_base : head.query_base) + first + row;
+    const uint32_t position = (kTransposed ? problem.key_base : problem.query_base) + first + row;
     const Site site = sites.row[row] = site_at(problem.lattice, position);
 #pragma unroll
     for (int axis = 0; axis < kMaxAxes; ++axis)
@@ -112,8 +119,8 @@ __device__ inline void place_rows(Places<Rows, Cols>& places, Sites<Rows, Cols>&
 // Of a tile's columns, from `first` on; after place_rows, by the same threads.
 template <bool kTransposed, int Rows, int Cols>
 __device__ inline void place_columns(Places<Rows, Cols>& places, Sites<Rows, Cols>& sites,
-                                     const Problem& problem, const Head& head, int first) {
-  const uint32_t base = (kTransposed ? head.query_base : head.key_base) + first;
+                                     const Prepared& problem, int first) {
+  const uint32_t base = (kTransposed ? problem.query_base : problem.key_base) + first;
   const bool chords = of_chords(problem.metric);
   Site origin{};
   if (chords) origin = site_at(problem.lattice, base);
@@ -256,12 +263,13 @@ struct MaskTile {
 template <class S>
 __device__ inline float mask_bias(const Problem& problem, const Head& head, int query, int key) {
   const Mask& mask = problem.mask;
-  if (query >= problem.queries || key >= problem.keys) return 0.0f;
+  if (key >= problem.keys || (mask.row != 0 && query >= problem.queries)) return 0.0f;
   const int64_t at = head.batch * mask.batch + head.head * mask.head + query * mask.row + key * mask.col;
   if (mask.element == MaskElement::kBool) return static_cast<const bool*>(mask.data)[at] ? 0.0f : -INFINITY;
   const float value = mask.element == MaskElement::kFloat32 ? static_cast<const float*>(mask.data)[at]
                                                             : float(static_cast<const S*>(mask.data)[at]);
-  return value * kLog2e;
+  // The least finite number absorbs a score; minus infinity hides it.
+  return value == -INFINITY ? value : fmaxf(value * kLog2e, -FLT_MAX);
 }
 
 // Of rows from `row` and columns from `col` on; neighboring threads read neighboring keys.

@@ -40,17 +40,20 @@ template <int Cols>
 class KeyTiles {
  public:
   // Of the keys that a block of queries sees: [0, limit).
-  __device__ KeyTiles(const Problem& problem, const Head& head, int first_query, int rows, int limit)
-      : problem_(problem), head_(head), tiles_((limit + Cols - 1) / Cols),
-        skipping_(may_skip(problem, head)) {
-    if (skipping_) box_ = box_at(problem.lattice, head.query_base + first_query, rows);
+  __device__ KeyTiles(const Prepared& problem, const Head& head, int first_query, int rows, int limit)
+      : problem_(problem), head_(head), first_position_(problem.query_offset + first_query),
+        tiles_((limit + Cols - 1) / Cols), skipping_(may_skip(problem, head)) {
+    if (skipping_) box_ = box_at(problem.lattice, problem.query_base + first_query, rows);
   }
 
   __device__ int count() const { return tiles_; }
   __device__ bool skipping() const { return skipping_; }
 
-  // The tile of least distance, the lowest of equals.
+  // A tile of least distance: that of the key at the position of the first query, where it is seen; else the
+  // lowest.
   __device__ int nearest(int lane) const {
+    const int64_t key = first_position_ - problem_.key_offset;
+    if (key >= 0 && key < int64_t(tiles_) * Cols) return static_cast<int>(key) / Cols;
     float least = INFINITY;
     int tile = 0;
     for (int at = lane; at < tiles_; at += 32) {
@@ -101,15 +104,16 @@ class KeyTiles {
  private:
   __device__ float bias_of(int tile) const {
     const int first = tile * Cols, length = min(Cols, static_cast<int>(problem_.keys) - first);
-    return least_bias(problem_, head_, box_, box_at(problem_.lattice, head_.key_base + first, length));
+    return least_bias(problem_, head_, box_, box_at(problem_.lattice, problem_.key_base + first, length));
   }
   __device__ bool needed(int tile) const {
     const float bound = excess_ - bias_of(tile) + log2f(float(Cols));
     return !(bound <= log2f(float(problem_.eps)) - log2f(float(tiles_)));
   }
 
-  const Problem& problem_;
+  const Prepared& problem_;
   const Head& head_;
+  int64_t first_position_;
   int tiles_;
   bool skipping_;
   Box box_;
@@ -123,12 +127,12 @@ template <int Cols>
 class QueryTiles {
  public:
   // `excess`: [B, H, blocks of 64 queries], what tiles are judged by.
-  __device__ QueryTiles(const Problem& problem, const Head& head, int first_key, int keys,
+  __device__ QueryTiles(const Prepared& problem, const Head& head, int first_key, int keys,
                         const float* excess)
       : problem_(problem), head_(head), first_key_(first_key), keys_(keys),
         tiles_(static_cast<int>((problem.queries + Cols - 1) / Cols)), skipping_(may_skip(problem, head)),
         excess_(excess) {
-    if (skipping_) box_ = box_at(problem.lattice, head.key_base + first_key, keys);
+    if (skipping_) box_ = box_at(problem.lattice, problem.key_base + first_key, keys);
   }
 
   // The next tile, -1 after the last one.
@@ -153,13 +157,13 @@ class QueryTiles {
     const int block = first / kRows, blocks = static_cast<int>((problem_.queries + kRows - 1) / kRows);
     const int block_end = static_cast<int>(min(int64_t(block + 1) * kRows, problem_.queries));
     const int candidates = (key_limit(problem_, block_end - 1) + kRows - 1) / kRows;
-    const Box box = box_at(problem_.lattice, head_.query_base + first, last - first + 1);
+    const Box box = box_at(problem_.lattice, problem_.query_base + first, last - first + 1);
     const float excess = excess_[(head_.batch * problem_.heads + head_.head) * blocks + block];
     const float bound = excess - least_bias(problem_, head_, box, box_) + log2f(float(keys_));
     return !(bound <= log2f(float(problem_.eps)) - log2f(float(candidates)));
   }
 
-  const Problem& problem_;
+  const Prepared& problem_;
   const Head& head_;
   int first_key_, keys_, tiles_;
   bool skipping_;

@@ -86,11 +86,11 @@ __device__ inline int from_start(int at, int start, int period) {
 
 // By `threads` threads. The first columns of a tile of `Cols` stand for those of all.
 template <int Rows, int Cols>
-__device__ inline void write_pattern(Pattern<Rows, Cols>& pattern, const Problem& problem, const Head& head,
+__device__ inline void write_pattern(Pattern<Rows, Cols>& pattern, const Prepared& problem, const Head& head,
                                      const Box& rows, int first, int thread, int threads) {
-  const Box cols = box_at(problem.lattice, head.key_base, Cols);
+  const Box cols = box_at(problem.lattice, problem.key_base, Cols);
   for (int row = thread; row < Rows; row += threads) {
-    const Site site = site_at(problem.lattice, head.query_base + first + row);
+    const Site site = site_at(problem.lattice, problem.query_base + first + row);
 #pragma unroll
     for (int axis = 0; axis < kMaxAxes; ++axis) {
       if (axis >= problem.lattice.axes) continue;
@@ -101,7 +101,7 @@ __device__ inline void write_pattern(Pattern<Rows, Cols>& pattern, const Problem
     }
   }
   for (int col = thread; col < Cols; col += threads) {
-    const Site site = site_at(problem.lattice, head.key_base + col);
+    const Site site = site_at(problem.lattice, problem.key_base + col);
 #pragma unroll
     for (int axis = 0; axis < kMaxAxes; ++axis) {
       if (axis >= problem.lattice.axes) continue;

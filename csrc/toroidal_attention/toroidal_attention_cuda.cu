@@ -63,7 +63,7 @@ Status key_norms(const Problem& problem, void* scratch, cudaStream_t stream) {
 }
 
 template <class S, int E>
-Status forward_rows(const Problem& problem, const Output& out, void* scratch, cudaStream_t stream) {
+Status forward_rows(const Prepared& problem, const Output& out, void* scratch, cudaStream_t stream) {
   const size_t bytes = shared_bytes<ForwardShared<S, E>>(problem);
   const auto kernel = forward_kernel<S, E>;
   if (const Status status = allow_shared(kernel, bytes)) return status;
@@ -71,11 +71,6 @@ Status forward_rows(const Problem& problem, const Output& out, void* scratch, cu
   kernel<<<static_cast<unsigned>(grid), kBlock, bytes, stream>>>(problem, out,
                                                                  static_cast<const float*>(scratch));
   return launch_status();
-}
-
-// Whether the kernels for sm_90a do what the problem asks for: a mask of keys, not of pairs.
-bool wgmma_serves(const Problem& problem) {
-  return problem.mask.element == MaskElement::kNone || problem.mask.row == 0;
 }
 
 template <class S>
@@ -97,13 +92,13 @@ bool compiled(Kernel kernel) {
 
 // kLaunchFailed where mma.sync has to do it.
 template <class S, int E>
-Status forward_wgmma(const Problem& problem, const Output& out, void* scratch, cudaStream_t stream) {
+Status forward_wgmma(const Prepared& problem, const Output& out, void* scratch, cudaStream_t stream) {
   const auto kernel = forward_wgmma_kernel<S, E>;
-  constexpr int kKeys = wgmma_keys<E>();
+  constexpr int kKeys = wgmma_keys<E>(), kRowsOfBlock = wgmma_queries<E>();
   TensorMaps maps;
-  if (!wgmma_serves(problem) || !one_pattern(problem, kKeys) || !compiled(kernel) ||
+  if (!one_pattern(problem, kKeys) || !compiled(kernel) ||
       !describe_rows<S>(problem.q, problem.q_strides, problem.batch, problem.heads, problem.queries,
-                        problem.dim, kBlockQueries, maps.q) ||
+                        problem.dim, kRowsOfBlock, maps.q) ||
       !describe_rows<S>(problem.k, problem.k_strides, problem.batch, problem.kv_heads, problem.keys,
                         problem.dim, kKeys, maps.k) ||
       !describe_rows<S>(problem.v, problem.v_strides, problem.batch, problem.kv_heads, problem.keys,
@@ -111,15 +106,15 @@ Status forward_wgmma(const Problem& problem, const Output& out, void* scratch, c
     return kLaunchFailed;
   constexpr size_t kBytes = sizeof(WgmmaShared<S, E>);
   if (const Status status = allow_shared(kernel, kBytes)) return status;
-  const int64_t blocks = (problem.queries + kBlockQueries - 1) / kBlockQueries;
+  const int64_t blocks = (problem.queries + kRowsOfBlock - 1) / kRowsOfBlock;
   const unsigned grid = static_cast<unsigned>(blocks * problem.batch * problem.heads);
-  kernel<<<grid, kGroup * (1 + kComputeGroups), kBytes, stream>>>(problem, out, maps,
-                                                                  static_cast<const float*>(scratch));
+  kernel<<<grid, kGroup * (1 + compute_groups<E>()), kBytes, stream>>>(problem, out, maps,
+                                                                       static_cast<const float*>(scratch));
   return launch_status();
 }
 
 template <class S, int E>
-Status backward_rows(const Problem& problem, const Gradients& gradients, const RowSums& sums,
+Status backward_rows(const Prepared& problem, const Gradients& gradients, const RowSums& sums,
                      cudaStream_t stream) {
   const size_t query_bytes = shared_bytes<BackwardShared<S, E, query_kernel_cols<S, E>()>>(problem);
   const size_t key_bytes = shared_bytes<BackwardShared<S, E, key_kernel_cols<S, E>()>>(problem);
@@ -153,12 +148,13 @@ Status forward(const Problem& problem, const Output& out, void* scratch, cudaStr
     if (problem.eps > 0) {
       if (const Status status = key_norms<S>(problem, scratch, stream)) return status;
     }
+    const Prepared prepared(problem);
     return with_width(problem.dim, [&](auto width) {
       constexpr int E = decltype(width)::value;
       if constexpr (sizeof(S) == 2) {
-        if (forward_wgmma<S, E>(problem, out, scratch, stream) == kOk) return kOk;
+        if (forward_wgmma<S, E>(prepared, out, scratch, stream) == kOk) return kOk;
       }
-      return forward_rows<S, E>(problem, out, scratch, stream);
+      return forward_rows<S, E>(prepared, out, scratch, stream);
     });
   }
 }
@@ -203,8 +199,9 @@ Status backward(const Problem& problem, const Output& out, const Gradients& grad
     row_kernel<S>
         <<<grid, kBlock, 0, stream>>>(problem, out, gradients, sums, at<float>(scratch, parts.key_norms));
     if (const Status status = launch_status()) return status;
+    const Prepared prepared(problem);
     const Status status = with_width(problem.dim, [&](auto width) {
-      return backward_rows<S, decltype(width)::value>(problem, gradients, sums, stream);
+      return backward_rows<S, decltype(width)::value>(prepared, gradients, sums, stream);
     });
     if (status) return status;
     return sum_slopes(problem, sums.slopes, blocks, gradients.grad_slopes, stream);
