@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "../common/element.cuh"
+#include "../common/warp.cuh"
 #include "scores.cuh"
 
 // Which tiles of scores a block looks at. With eps > 0 those are left out whose probability is so small that
@@ -219,25 +221,37 @@ __device__ inline float block_excess(const Problem& problem, const RowInfo& rows
   return excess;
 }
 
+constexpr int kNormRows = 8;                       // keys of a warp at once
+constexpr int kNormKeys = 4 * kWarps * kNormRows;  // of a block
+
 // The largest norm of the keys of every batch and key head, as bits of a float that is never negative; NaN is
-// the largest of all. Zeros on entry. A warp a key.
+// the largest of all. Zeros on entry. A block takes kNormKeys keys of one head.
 template <class S>
-__global__ void key_norm_kernel(const __grid_constant__ Problem problem, unsigned* norms) {
-  const int64_t keys = problem.keys, total = problem.batch * problem.kv_heads * keys;
-  const int64_t warps = int64_t(gridDim.x) * blockDim.x / 32;
-  for (int64_t at = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32; at < total; at += warps) {
-    const int64_t group = at / keys;
-    const Source<S> k = source_of<S>(problem.k, problem.k_strides, group / problem.kv_heads,
-                                     group % problem.kv_heads, keys, problem.dim);
-    const S* row = k.data + at % keys * k.stride;
-    float sum = 0.0f;
-    for (int i = threadIdx.x % 32; i < k.dim; i += 32) sum += float(row[i]) * float(row[i]);
+__global__ void __launch_bounds__(kBlock)
+    key_norm_kernel(const __grid_constant__ Problem problem, unsigned* norms) {
+  const int keys = static_cast<int>(problem.keys), blocks = (keys + kNormKeys - 1) / kNormKeys;
+  const int group = static_cast<int>(blockIdx.x) / blocks, heads = static_cast<int>(problem.kv_heads);
+  const Source<S> k =
+      source_of<S>(problem.k, problem.k_strides, group / heads, group % heads, keys, problem.dim);
+  const int lane = threadIdx.x % 32, first = static_cast<int>(blockIdx.x) % blocks * kNormKeys;
+  unsigned largest = 0;
+  for (int at = first + threadIdx.x / 32 * kNormRows; at < min(first + kNormKeys, keys);
+       at += kWarps * kNormRows) {
+    float sums[kNormRows] = {};
+    for (int col = lane * kQuad; col < k.dim; col += 32 * kQuad) {
 #pragma unroll
-    for (int offset = 16; offset; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-    const unsigned norm = __float_as_uint(sqrtf(sum) * kNormMargin);
-    if (threadIdx.x % 32 == 0 && norm > *static_cast<volatile unsigned*>(norms + group))
-      atomicMax(norms + group, norm);
+      for (int row = 0; row < kNormRows; ++row) {
+        if (at + row >= keys) continue;
+        const Quad<S> quad = load_quad(k.data + (at + row) * k.stride, col, k.dim, k.chunked);
+#pragma unroll
+        for (int i = 0; i < kQuad; ++i) sums[row] += number(quad.element[i]) * number(quad.element[i]);
+      }
+    }
+#pragma unroll
+    for (int row = 0; row < kNormRows; ++row)
+      largest = max(largest, __float_as_uint(sqrtf(sum_over<32>(sums[row])) * kNormMargin));
   }
+  if (lane == 0) atomicMax(norms + group, largest);
 }
 
 }  // namespace stratcore::toroidal_attention

@@ -57,8 +57,10 @@ template <class S>
 Status key_norms(const Problem& problem, void* scratch, cudaStream_t stream) {
   const int64_t groups = problem.batch * problem.kv_heads;
   cudaMemsetAsync(scratch, 0, groups * sizeof(float), stream);
-  const unsigned grid = grid_for(groups * problem.keys, kThreads / 32);
-  key_norm_kernel<S><<<grid, kThreads, 0, stream>>>(problem, static_cast<unsigned*>(scratch));
+  const int64_t blocks = (problem.keys + kNormKeys - 1) / kNormKeys;
+  if (blocks == 0) return launch_status();
+  const unsigned grid = static_cast<unsigned>(groups * blocks);
+  key_norm_kernel<S><<<grid, kBlock, 0, stream>>>(problem, static_cast<unsigned*>(scratch));
   return launch_status();
 }
 
