@@ -70,8 +70,7 @@ __device__ inline void describe_tile(const Problem& problem, const Box& rows, co
 template <int Rows, int Cols>
 struct alignas(16) Pattern {
   float row[kMaxAxes][Rows];
-  float col[2][kMaxAxes][Cols];                                 // times slope and times -slope of the axis
-  float2 row_place[kMaxAxes][Rows], col_place[kMaxAxes][Cols];  // general: as place_of has it
+  float2 row_place[kMaxAxes][Rows], col_place[kMaxAxes][Cols];  // as place_of has it; x the coordinate, but of chords
 };
 
 __device__ inline float2 pattern_place(const Problem& problem, int from_start, int period) {
@@ -80,37 +79,30 @@ __device__ inline float2 pattern_place(const Problem& problem, int from_start, i
   return place;
 }
 
-__device__ inline int from_start(int at, int start, int period) {
-  return at < start ? at - start + period : at - start;
+// Of the position `base` + index, from the start of a box; on a ring of one axis, indices count on beyond its end.
+__device__ inline int coordinate(const Lattice& lattice, uint32_t base, int index, const Box& box, int axis) {
+  if (lattice.axes == 1) return index;
+  const int at = site_at(lattice, base + index).at[axis] - box.start[axis];
+  return at < 0 ? at + lattice.period[axis] : at;
 }
 
-// By `threads` threads. The first columns of a tile of `Cols` stand for those of all.
+// By `threads` threads. The first `Cols` columns stand for those of every tile.
 template <int Rows, int Cols>
-__device__ inline void write_pattern(Pattern<Rows, Cols>& pattern, const Prepared& problem, const Head& head,
-                                     const Box& rows, int first, int thread, int threads) {
-  const Box cols = box_at(problem.lattice, problem.key_base, Cols);
-  for (int row = thread; row < Rows; row += threads) {
-    const Site site = site_at(problem.lattice, problem.query_base + first + row);
+__device__ inline void write_pattern(Pattern<Rows, Cols>& pattern, const Prepared& problem, uint32_t row_base,
+                                     const Box& rows, uint32_t col_base, int thread, int threads) {
+  const Box cols = box_at(problem.lattice, col_base, Cols);
 #pragma unroll
-    for (int axis = 0; axis < kMaxAxes; ++axis) {
-      if (axis >= problem.lattice.axes) continue;
-      const int period = problem.lattice.period[axis], one_axis = problem.lattice.axes == 1;
-      const int u = one_axis ? row : from_start(site.at[axis], rows.start[axis], period);
+  for (int axis = 0; axis < kMaxAxes; ++axis) {
+    if (axis >= problem.lattice.axes) continue;
+    const int period = problem.lattice.period[axis];
+    for (int row = thread; row < Rows; row += threads) {
+      const int u = coordinate(problem.lattice, row_base, row, rows, axis);
       pattern.row[axis][row] = float(u);
       pattern.row_place[axis][row] = pattern_place(problem, u, period);
     }
-  }
-  for (int col = thread; col < Cols; col += threads) {
-    const Site site = site_at(problem.lattice, problem.key_base + col);
-#pragma unroll
-    for (int axis = 0; axis < kMaxAxes; ++axis) {
-      if (axis >= problem.lattice.axes) continue;
-      const int period = problem.lattice.period[axis], one_axis = problem.lattice.axes == 1;
-      const int w = one_axis ? col : from_start(site.at[axis], cols.start[axis], period);
-      pattern.col[0][axis][col] = head.slopes[axis] * float(w);
-      pattern.col[1][axis][col] = -head.slopes[axis] * float(w);
-      pattern.col_place[axis][col] = pattern_place(problem, w, period);
-    }
+    for (int col = thread; col < Cols; col += threads)
+      pattern.col_place[axis][col] =
+          pattern_place(problem, coordinate(problem.lattice, col_base, col, cols, axis), period);
   }
 }
 
@@ -131,17 +123,49 @@ struct MovedPairs {
   __device__ __forceinline__ const float2* cols(int axis) const { return pattern.col_place[axis]; }
 };
 
-// Whether the columns of all tiles of `cols` keys form one pattern.
-inline bool one_pattern(const Problem& problem, int cols) {
-  const Lattice& lattice = problem.lattice;
+// Calls use(axis of the slope, n, e, part) for what each slope of the head multiplies, of the pairs that a lane holds:
+// rows from `within` of the block on.
+template <int N, int Rows, int Cols, class Use>
+__device__ __forceinline__ void each_part_of(const Problem& problem, const Pattern<Rows, Cols>& pattern,
+                                             const TileNote& note, int within, int lane, const Use& use) {
+  if (!note.simple) {
+    const MovedPairs<Rows, Cols> pairs{pattern, note, within, of_chords(problem.metric)};
+    each_part<N>(problem, pairs, lane, use);
+    return;
+  }
+#pragma unroll 1
+  for (int axis = 0; axis < problem.lattice.axes; ++axis) {
+    const float slope = note.slope[axis], base = note.base[axis], start = note.start[axis];
+    const float place[2] = {start + pattern.row[axis][within], start + pattern.row[axis][within + 8]};
+    const float4* cols = reinterpret_cast<const float4*>(pattern.col_place[axis]) + lane % 4;
+    if (note.form[axis] == AxisForm::kLinear) {
+      const float row[2] = {fmaf(slope, place[0], base), fmaf(slope, place[1], base)};
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        const float4 pair = cols[4 * n];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) use(axis, n, e, fmaf(-slope, e % 2 ? pair.z : pair.x, row[e / 2]));
+      }
+    } else {
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        const float4 pair = cols[4 * n];
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          use(axis, n, e, fmaf(slope, fabsf(place[e / 2] - (e % 2 ? pair.z : pair.x)), base));
+      }
+    }
+  }
+}
+
+// Whether tiles of `cols` columns from `offset` on form one pattern, all `count` columns of them.
+inline bool one_pattern(const Lattice& lattice, int64_t offset, int64_t count, int cols) {
   if (lattice.axes == 1) return true;
-  const int64_t base = reduced(lattice, problem.key_offset);
-  if (base % cols != 0 || (problem.keys > cols && lattice.sites() % cols != 0)) return false;
+  if (reduced(lattice, offset) % cols != 0 || (count > cols && lattice.sites() % cols != 0)) return false;
   int64_t rest = cols;  // the digits of a position, the last one first
-  for (const int32_t* digits : {lattice.block, lattice.period}) {
+  for (const bool within : {true, false}) {
     for (int axis = kMaxAxes - 1; axis >= 0; --axis) {
-      const int64_t digit =
-          digits == lattice.block ? lattice.block[axis] : lattice.period[axis] / lattice.block[axis];
+      const int64_t digit = within ? lattice.block[axis] : lattice.period[axis] / lattice.block[axis];
       if (rest <= 1) return true;
       if (rest % digit != 0 && digit % rest != 0) return false;
       rest = rest % digit == 0 ? rest / digit : 1;
