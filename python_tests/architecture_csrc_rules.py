@@ -33,6 +33,7 @@ LONGER: dict[str, str] = {
     "python_tests/ops/test_cayley_menger.py": "the eight tests of an op stand in one file",
     "python_tests/ops/test_topk_lista.py": "the eight tests of an op stand in one file",
     "python_tests/ops/test_tangent_projection.py": "the eight tests of an op stand in one file",
+    "stratcore/ops/toroidal_attention.py::toroidal_attention": "fifteen arguments, each explained; two statements",
     "python_tests/training/tasks/test_dictionary_moe.py": "a family's whole task: gradients, batches, revival, bits",
 }
 

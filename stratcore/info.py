@@ -176,10 +176,17 @@ def _probe_tangent_projection(library: Any, ops: Any, device: str | None) -> flo
     return float(ops.sphere_normalize(2 * one)[0, 0])
 
 
+def _probe_toroidal_attention(library: Any, ops: Any, device: str | None) -> float:
+    """All attention to a single key with value 1 gives 1."""
+    one = library.ones((1, 1, 1, 2), **({"device": device} if device else {}))
+    return float(ops.toroidal_attention(one, one, one, one[0, 0, 0, :1], lattice=1)[0, 0, 0, 0])
+
+
 PROBES: dict[str, Callable[[Any, Any, str | None], float]] = {
     "cayley_menger": _probe_cayley_menger,
     "topk_lista": _probe_topk_lista,
     "tangent_projection": _probe_tangent_projection,
+    "toroidal_attention": _probe_toroidal_attention,
 }
 
 

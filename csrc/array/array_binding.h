@@ -62,5 +62,6 @@ void bind_cayley_menger(nb::module_& module);
 void bind_topk_lista(nb::module_& module);
 void bind_tangent_projection(nb::module_& module);
 void bind_simplex_cv(nb::module_& module);
+void bind_toroidal_attention(nb::module_& module);
 
 }  // namespace stratcore::array

@@ -27,6 +27,11 @@ from stratcore.array._cayley_menger import (
 from stratcore.array._simplex_cv import SimplexCV, simplex_cv
 from stratcore.array._tangent_projection import SphereNormalized, sphere_normalize, sphere_normalize_nearest
 from stratcore.array._topk_lista import SparseCode, topk, topk_lista, topk_lista_sparse
+from stratcore.array._toroidal_attention import (
+    ToroidalAttention,
+    toroidal_attention,
+    toroidal_attention_lse,
+)
 
 __all__ = [
     "DistanceMeasures",
@@ -34,6 +39,7 @@ __all__ = [
     "SimplexMeasures",
     "SparseCode",
     "SphereNormalized",
+    "ToroidalAttention",
     "measures_from_distances",
     "simplex_cv",
     "simplex_measures",
@@ -42,4 +48,6 @@ __all__ = [
     "topk",
     "topk_lista",
     "topk_lista_sparse",
+    "toroidal_attention",
+    "toroidal_attention_lse",
 ]

@@ -20,6 +20,13 @@ from stratcore.ops.simplex_distances import DistanceMeasures, measures_from_dist
 from stratcore.ops.tangent_projection import SphereNormalized, sphere_normalize, sphere_normalize_nearest
 from stratcore.ops.topk_lista import SparseCode, topk_lista, topk_lista_sparse
 from stratcore.ops.topk_ste import topk_ste
+from stratcore.ops.toroidal_attention import (
+    ToroidalAttention,
+    merge_attention,
+    toroidal_attention,
+    toroidal_attention_lse,
+)
+from stratcore.ops.toroidal_lattice import alibi_slopes, lattice_order
 
 __all__ = [
     "DistanceMeasures",
@@ -44,4 +51,10 @@ __all__ = [
     "mean_volume_uniform",
     "simplex_cv",
     "volume_moment_uniform",
+    "ToroidalAttention",
+    "alibi_slopes",
+    "lattice_order",
+    "merge_attention",
+    "toroidal_attention",
+    "toroidal_attention_lse",
 ]

@@ -18,7 +18,12 @@ def one_by_one(op: Any) -> Any:
 
     def rule(info: Any, in_dims: tuple, *args: Any) -> tuple:
         results = [
-            op(*(a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True)))
+            op(
+                *(
+                    a.select(dim, i) if isinstance(dim, int) else a
+                    for a, dim in zip(args, in_dims, strict=True)
+                )
+            )
             for i in range(info.batch_size)
         ]
         if isinstance(results[0], Tensor):

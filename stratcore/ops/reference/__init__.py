@@ -9,14 +9,18 @@ from stratcore.ops.reference.tangent_projection import (
     unit_anchors,
 )
 from stratcore.ops.reference.topk_lista import topk_lista, topk_ste
+from stratcore.ops.reference.toroidal_attention import lattice_sites, toroidal_attention, toroidal_distance
 
 __all__ = [
     "cayley_menger",
+    "lattice_sites",
     "nearest_anchor",
     "on_sphere",
     "simplex_cv",
     "surrogate_gradient",
     "topk_lista",
     "topk_ste",
+    "toroidal_attention",
+    "toroidal_distance",
     "unit_anchors",
 ]

@@ -1,0 +1,67 @@
+#pragma once
+
+#include "scores.cuh"
+
+namespace stratcore::toroidal_attention {
+
+// Running softmax of a lane's two rows: the sums of weights and of weighted values, relative to 2^maximum.
+template <int N>
+struct Softmax {
+  float maximum[2] = {-INFINITY, -INFINITY}, weight[2] = {};  // weight: of this lane alone
+  float value[N][4] = {};
+
+  // Scores, less `row` of each row, become weights. What was summed so far belongs to the maximum before:
+  // `value` is to be multiplied by `factor`, `weight` already is.
+  template <int M>
+  __device__ __forceinline__ void absorb(float (&scores)[M][4], const float (&row)[2], float (&factor)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float largest = -INFINITY;
+#pragma unroll
+      for (int n = 0; n < M; ++n) largest = fmaxf(largest, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
+      largest = fmaxf(maximum[r], row_max(largest) + row[r]);
+      const float base = largest == -INFINITY ? 0.0f : largest;
+      factor[r] = power_of_two(maximum[r] - base);
+      maximum[r] = largest;
+      weight[r] *= factor[r];
+      const float shift = base - row[r];
+#pragma unroll
+      for (int n = 0; n < M; ++n) {
+#pragma unroll
+        for (int e = 2 * r; e < 2 * r + 2; ++e) {
+          scores[n][e] = power_of_two(scores[n][e] - shift);
+          weight[r] += scores[n][e];
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void rescale(const float (&factor)[2]) {
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) value[n][e] *= factor[e / 2];
+  }
+
+  // Log2 of the sum of weights of a row; -infinity without any.
+  __device__ float lse(int r) const { return maximum[r] + log2f(row_sum(weight[r])); }
+};
+
+// Rows of `count`, each times its factor.
+template <class S, int E>
+__device__ void store_rows(S* data, int64_t stride, const RowInfo& rows, int64_t count, int64_t dim, int lane,
+                           const float (&values)[E / 8][4], const float (&factor)[2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    if (rows.index[r] >= count) continue;
+    S* row = data + rows.index[r] * stride;
+#pragma unroll
+    for (int n = 0; n < E / 8; ++n) {
+      const int col = 8 * n + lane % 4 * 2;
+      if (col < dim) row[col] = S(values[n][2 * r] * factor[r]);
+      if (col + 1 < dim) row[col + 1] = S(values[n][2 * r + 1] * factor[r]);
+    }
+  }
+}
+
+}  // namespace stratcore::toroidal_attention

@@ -1,0 +1,234 @@
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstddef>
+#include <type_traits>
+
+#include "../common/launch.cuh"
+#include "../common/tensor_map.cuh"
+#include "backward_mma.cuh"
+#include "forward_mma.cuh"
+#include "forward_wgmma.cuh"
+#include "scalar.cuh"
+#include "toroidal_attention.h"
+
+namespace stratcore::toroidal_attention {
+namespace {
+
+int64_t row_blocks(int64_t rows) { return (rows + kRows - 1) / kRows; }
+
+int64_t rounded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// Parts of the scratch, in bytes from its start.
+struct Scratch {
+  int64_t key_norms = 0, lse, delta, excess, slopes, bytes;
+
+  explicit Scratch(const Problem& problem) {
+    const int64_t pairs = problem.batch * problem.heads, rows = pairs * problem.queries;
+    const bool scalar = problem.element == Element::kFloat64;
+    const int64_t shares = scalar ? problem.queries : row_blocks(problem.queries);
+    lse = rounded(problem.batch * problem.kv_heads * sizeof(float));
+    delta = lse + (scalar ? 0 : rounded(rows * sizeof(float)));
+    excess = delta + (scalar ? 0 : rounded(rows * sizeof(float)));
+    slopes = excess + (scalar ? 0 : rounded(pairs * row_blocks(problem.queries) * sizeof(float)));
+    bytes =
+        slopes + rounded(pairs * shares * problem.slope_count * (scalar ? sizeof(double) : sizeof(float)));
+  }
+};
+
+template <class T>
+T* at(void* scratch, int64_t offset) {
+  return reinterpret_cast<T*>(static_cast<char*>(scratch) + offset);
+}
+
+template <class Shared>
+size_t shared_bytes(const Problem& problem) {
+  return problem.mask.element == MaskElement::kNone ? offsetof(Shared, mask) : sizeof(Shared);
+}
+
+template <class Kernel>
+Status allow_shared(Kernel kernel, size_t bytes) {
+  if (bytes > 48 * 1024)
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  return launch_status();
+}
+
+template <class S>
+Status key_norms(const Problem& problem, void* scratch, cudaStream_t stream) {
+  const int64_t groups = problem.batch * problem.kv_heads;
+  cudaMemsetAsync(scratch, 0, groups * sizeof(float), stream);
+  const int64_t blocks = (problem.keys + kNormKeys - 1) / kNormKeys;
+  if (blocks == 0) return launch_status();
+  const unsigned grid = static_cast<unsigned>(groups * blocks);
+  key_norm_kernel<S><<<grid, kBlock, 0, stream>>>(problem, static_cast<unsigned*>(scratch));
+  return launch_status();
+}
+
+template <class S, int E>
+Status forward_rows(const Prepared& problem, const Output& out, void* scratch, cudaStream_t stream) {
+  const size_t bytes = shared_bytes<ForwardShared<S, E>>(problem);
+  const auto kernel = forward_kernel<S, E>;
+  if (const Status status = allow_shared(kernel, bytes)) return status;
+  const int64_t grid = row_blocks(problem.queries) * problem.batch * problem.heads;
+  kernel<<<static_cast<unsigned>(grid), kBlock, bytes, stream>>>(problem, out,
+                                                                 static_cast<const float*>(scratch));
+  return launch_status();
+}
+
+template <class S>
+bool describe_rows(const void* data, const Strides& strides, int64_t batch, int64_t heads, int64_t rows,
+                   int64_t dim, int box_rows, CUtensorMap& map) {
+  const bool bfloat = std::is_same_v<S, __nv_bfloat16>;
+  return describe({data, bfloat, batch, heads, rows, dim, {strides.batch, strides.head, strides.row}},
+                  box_rows, map);
+}
+
+// Whether this library holds code of the kernel for the current device; code for others than sm_90a is empty.
+template <class Kernel>
+bool compiled(Kernel kernel) {
+  cudaFuncAttributes attributes;
+  const bool runs = cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess;
+  cudaGetLastError();
+  return runs && attributes.ptxVersion == 90 && attributes.numRegs > 100;
+}
+
+// kLaunchFailed where mma.sync has to do it.
+template <class S, int E>
+Status forward_wgmma(const Prepared& problem, const Output& out, void* scratch, cudaStream_t stream) {
+  const auto kernel = forward_wgmma_kernel<S, E>;
+  constexpr int kKeys = wgmma_keys<E>(), kRowsOfBlock = wgmma_queries<E>();
+  TensorMaps maps;
+  if (!one_pattern(problem, kKeys) || !compiled(kernel) ||
+      !describe_rows<S>(problem.q, problem.q_strides, problem.batch, problem.heads, problem.queries,
+                        problem.dim, kRowsOfBlock, maps.q) ||
+      !describe_rows<S>(problem.k, problem.k_strides, problem.batch, problem.kv_heads, problem.keys,
+                        problem.dim, kKeys, maps.k) ||
+      !describe_rows<S>(problem.v, problem.v_strides, problem.batch, problem.kv_heads, problem.keys,
+                        problem.dim, kKeys, maps.v))
+    return kLaunchFailed;
+  constexpr size_t kBytes = sizeof(WgmmaShared<S, E>);
+  if (const Status status = allow_shared(kernel, kBytes)) return status;
+  const int64_t blocks = (problem.queries + kRowsOfBlock - 1) / kRowsOfBlock;
+  const unsigned grid = static_cast<unsigned>(blocks * problem.batch * problem.heads);
+  kernel<<<grid, kGroup * (1 + compute_groups<E>()), kBytes, stream>>>(problem, out, maps,
+                                                                       static_cast<const float*>(scratch));
+  return launch_status();
+}
+
+template <class S, int E>
+Status backward_rows(const Prepared& problem, const Gradients& gradients, const RowSums& sums,
+                     cudaStream_t stream) {
+  const size_t query_bytes = shared_bytes<BackwardShared<S, E, query_kernel_cols<S, E>()>>(problem);
+  const size_t key_bytes = shared_bytes<BackwardShared<S, E, key_kernel_cols<S, E>()>>(problem);
+  const auto queries = query_kernel<S, E>;
+  const auto keys = key_kernel<S, E>;
+  if (const Status status = allow_shared(queries, query_bytes)) return status;
+  if (const Status status = allow_shared(keys, key_bytes)) return status;
+  const int64_t query_grid = row_blocks(problem.queries) * problem.batch * problem.heads;
+  const int64_t key_grid = row_blocks(problem.keys) * problem.batch * problem.kv_heads * (E / kept_cols<E>());
+  queries<<<static_cast<unsigned>(query_grid), kBlock, query_bytes, stream>>>(problem, gradients, sums);
+  if (const Status status = launch_status()) return status;
+  keys<<<static_cast<unsigned>(key_grid), kBlock, key_bytes, stream>>>(problem, gradients, sums);
+  return launch_status();
+}
+
+// Calls run with the least width of a tile that holds the heads.
+template <class Run>
+Status with_width(int64_t dim, const Run& run) {
+  if (dim <= 64) return run(std::integral_constant<int, 64>());
+  if (dim <= 128) return run(std::integral_constant<int, 128>());
+  return run(std::integral_constant<int, 256>());
+}
+
+template <class S>
+Status forward(const Problem& problem, const Output& out, void* scratch, cudaStream_t stream) {
+  if constexpr (std::is_same_v<S, double>) {
+    const int64_t rows = problem.batch * problem.heads * problem.queries;
+    forward_scalar_kernel<<<static_cast<unsigned>((rows + 3) / 4), kBlock, 0, stream>>>(problem, out);
+    return launch_status();
+  } else {
+    if (problem.eps > 0) {
+      if (const Status status = key_norms<S>(problem, scratch, stream)) return status;
+    }
+    const Prepared prepared(problem);
+    return with_width(problem.dim, [&](auto width) {
+      constexpr int E = decltype(width)::value;
+      if constexpr (sizeof(S) == 2) {
+        if (forward_wgmma<S, E>(prepared, out, scratch, stream) == kOk) return kOk;
+      }
+      return forward_rows<S, E>(prepared, out, scratch, stream);
+    });
+  }
+}
+
+Status backward_scalar(const Problem& problem, const Output& out, const Gradients& gradients, double* shares,
+                       cudaStream_t stream) {
+  const int64_t queries = problem.batch * problem.heads * problem.queries;
+  const int64_t keys = problem.batch * problem.kv_heads * problem.keys;
+  query_scalar_kernel<<<static_cast<unsigned>((queries + 3) / 4), kBlock, 0, stream>>>(problem, out,
+                                                                                       gradients, shares);
+  if (const Status status = launch_status()) return status;
+  key_scalar_kernel<<<static_cast<unsigned>((keys + 3) / 4), kBlock, 0, stream>>>(problem, out, gradients);
+  return launch_status();
+}
+
+template <class T>
+Status sum_slopes(const Problem& problem, const T* shares, int64_t blocks, void* grad_slopes,
+                  cudaStream_t stream) {
+  const int64_t sums = problem.heads * problem.slope_count;
+  slope_kernel<T><<<static_cast<unsigned>((sums + 3) / 4), kBlock, 0, stream>>>(problem, shares,
+                                                                                static_cast<int>(blocks),
+                                                                                static_cast<T*>(grad_slopes));
+  return launch_status();
+}
+
+template <class S>
+Status backward(const Problem& problem, const Output& out, const Gradients& gradients, void* scratch,
+                cudaStream_t stream) {
+  const Scratch parts(problem);
+  if constexpr (std::is_same_v<S, double>) {
+    double* shares = at<double>(scratch, parts.slopes);
+    if (const Status status = backward_scalar(problem, out, gradients, shares, stream)) return status;
+    return sum_slopes(problem, shares, problem.queries, gradients.grad_slopes, stream);
+  } else {
+    const RowSums sums{at<float>(scratch, parts.lse), at<float>(scratch, parts.delta),
+                       at<float>(scratch, parts.excess), at<float>(scratch, parts.slopes)};
+    if (problem.eps > 0) {
+      if (const Status status = key_norms<S>(problem, scratch, stream)) return status;
+    }
+    const int64_t blocks = row_blocks(problem.queries);
+    const unsigned grid = static_cast<unsigned>(blocks * problem.batch * problem.heads);
+    row_kernel<S>
+        <<<grid, kBlock, 0, stream>>>(problem, out, gradients, sums, at<float>(scratch, parts.key_norms));
+    if (const Status status = launch_status()) return status;
+    const Prepared prepared(problem);
+    const Status status = with_width(problem.dim, [&](auto width) {
+      return backward_rows<S, decltype(width)::value>(prepared, gradients, sums, stream);
+    });
+    if (status) return status;
+    return sum_slopes(problem, sums.slopes, blocks, gradients.grad_slopes, stream);
+  }
+}
+
+}  // namespace
+
+int64_t forward_scratch_cuda(const Problem& problem) {
+  return problem.eps > 0 && problem.element != Element::kFloat64 ? Scratch(problem).lse : 0;
+}
+
+int64_t backward_scratch_cuda(const Problem& problem, bool) { return Scratch(problem).bytes; }
+
+Status forward_cuda(const Problem& problem, const Output& out, void* scratch, const Executor& executor) {
+  return with_element<__nv_bfloat16, __half>(problem.element, [&](auto type) {
+    return forward<decltype(type)>(problem, out, scratch, stream_of(executor));
+  });
+}
+
+Status backward_cuda(const Problem& problem, const Output& out, const Gradients& gradients, bool,
+                     void* scratch, const Executor& executor) {
+  return with_element<__nv_bfloat16, __half>(problem.element, [&](auto type) {
+    return backward<decltype(type)>(problem, out, gradients, scratch, stream_of(executor));
+  });
+}
+
+}  // namespace stratcore::toroidal_attention
