@@ -154,26 +154,38 @@ __attribute__((noinline)) void gram_block(const Points& points, RowReader<K, T>&
 }
 
 // M E to the rows 1 .. k of the gradient, minus their sum to row 0, computed in Vectors; added where kAdd.
-// `dim` is a multiple of their lanes.
+// `dim` is a multiple of their lanes. What the stores might overlap, matrix and pointers, is copied first: else
+// every step would load it again. Matrices that registers hold are spread over their lanes once.
 template <int K, bool kAdd, class Vector, class T, class Number>
 __attribute__((noinline)) void apply_to_vectors(const Number (&matrix)[pairs_of(K)],
                                                 const T* const (&rows)[K + 1], int64_t dim,
                                                 T* const (&grad)[K + 1]) {
+  using Factor = std::conditional_t<K <= 5, Vector, Number>;
+  Factor factors[pairs_of(K)];
+  const T* from[K + 1];
+  T* to[K + 1];
+  STRATCORE_UNROLL
+  for (int p = 0; p < pairs_of(K); ++p) factors[p] = Factor{} + matrix[p];
+  STRATCORE_UNROLL
+  for (int j = 0; j <= K; ++j) {
+    from[j] = rows[j];
+    to[j] = grad[j];
+  }
   for (int64_t column = 0; column < dim; column += kLanesOf<Vector>) {
     Vector edges[K], total{};
-    const Vector base = load<Vector>(rows[0] + column);
+    const Vector base = load<Vector>(from[0] + column);
     STRATCORE_UNROLL
-    for (int j = 0; j < K; ++j) edges[j] = load<Vector>(rows[j + 1] + column) - base;
+    for (int j = 0; j < K; ++j) edges[j] = load<Vector>(from[j + 1] + column) - base;
     STRATCORE_UNROLL
     for (int i = 0; i < K; ++i) {
-      Vector sum = matrix[packed(i, 0)] * edges[0];
+      Vector sum = factors[packed(i, 0)] * edges[0];
       STRATCORE_UNROLL
-      for (int j = 1; j < K; ++j) sum += matrix[packed(i, j)] * edges[j];
+      for (int j = 1; j < K; ++j) sum += factors[packed(i, j)] * edges[j];
       total -= sum;
-      T* target = grad[i + 1] + column;
+      T* target = to[i + 1] + column;
       store(target, kAdd ? load<Vector>(target) + sum : sum);
     }
-    store(grad[0] + column, kAdd ? load<Vector>(grad[0] + column) + total : total);
+    store(to[0] + column, kAdd ? load<Vector>(to[0] + column) + total : total);
   }
 }
 
