@@ -27,7 +27,7 @@ inline void draw_block(const int64_t* seed, int64_t pool, int64_t first, int64_t
 template <int K, class T>
 void measure_range(const Problem& problem, const int64_t* seed, const Sample& out, int64_t begin,
                    int64_t end) {
-  const Points points = points_of(problem, out);
+  const Points points = points_of(problem, out.indices);
   RowReader<K, T> reader(points, 0, points.dim);
   for (int64_t first = begin; first < end; first += kLanes) {
     const int64_t count = std::min<int64_t>(kLanes, end - first);
@@ -39,8 +39,10 @@ void measure_range(const Problem& problem, const int64_t* seed, const Sample& ou
     const Doubles measured = volume<K>(pivots);
     scaled_inverse<K>(gram, pivots, measured, weights);
     for (int p = 0; p < pairs_of(K); ++p) weights[p] = full ? weights[p] : Doubles{};
-    store_first(static_cast<T*>(out.volumes) + first, full ? measured : Doubles{}, count);
-    store_matrices<K>(weights, count, out.weights + first * pairs_of(K));
+    T* volumes = static_cast<T*>(out.volumes) + first;
+    store_first(volumes, full ? measured : Doubles{}, count);
+    std::copy_n(volumes, count, out.state.volumes() + first);
+    store_matrices<K>(weights, count, out.state.weights() + first * pairs_of(K));
   }
 }
 
@@ -74,23 +76,21 @@ inline void add_gradient(const double* weights, double scale, const T* const (&r
 // Gradient in columns [column, column + count), simplex by simplex, so that every sum has one order. Their
 // shapes are judged a few at a time: a chain of products each that would wait for one another.
 template <int K, class T>
-void scatter_range(const Problem& problem, const Sample& sample, const double* cotangents, T* grad,
+void scatter_range(const Points& points, const SavedState& state, const double* cotangents, T* grad,
                    int64_t column, int64_t count) {
-  const Points points = points_of(problem, sample);
-  const T* volumes = static_cast<const T*>(sample.volumes);
   RowReader<K, T> reader(points, column, count);
-  for (int64_t first = 0; first < problem.simplices; first += kGroup) {
-    const int64_t stop = std::min(problem.simplices, first + kGroup);
+  for (int64_t first = 0; first < points.simplices; first += kGroup) {
+    const int64_t stop = std::min(points.simplices, first + kGroup);
     bool single[kGroup] = {};
     for (int64_t which = first; which < stop && sizeof(T) == sizeof(float); ++which) {
-      single[which - first] = well_shaped<K>(sample.weights + which * pairs_of(K), volumes[which]);
+      single[which - first] = well_shaped<K>(state.weights() + which * pairs_of(K), state.volumes()[which]);
     }
     for (int64_t which = first; which < stop; ++which) {
       const T* rows[K + 1] = {};
       T* targets[K + 1];
       if (cotangents[which] == 0.0 || !reader.read(which, rows)) continue;
       for (int j = 0; j <= K; ++j) targets[j] = grad + reader.row_of(which, j) * points.dim + column;
-      const double* weights = sample.weights + which * pairs_of(K);
+      const double* weights = state.weights() + which * pairs_of(K);
       if constexpr (sizeof(T) == sizeof(float)) {
         if (single[which - first]) {
           add_gradient<K, Singles>(weights, cotangents[which], rows, count, targets);
