@@ -3,23 +3,70 @@
 
 #include "simplex_lanes.h"
 
-// Draws `count` <= kLanes simplices from `first` on. Their random bits are made side by side.
+typedef uint64_t Words __attribute__((vector_size(8 * STRATCORE_LANES)));
+
+// Products of the lower halves.
+inline Words multiply(Words a, Words b) {
+#if defined(__x86_64__) && STRATCORE_LANES == 8
+  return (Words)_mm512_maskz_mul_epu32(0xff, (__m512i)a, (__m512i)b);
+#elif defined(__x86_64__) && STRATCORE_LANES == 4
+  return (Words)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#else
+  return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu);
+#endif
+}
+
+// Blocks number b of kLanes simplices from `first` on, as two random numbers each: random_block side by side.
+// What the upper halves of the words hold does not matter.
+template <int K>
+inline void random_lanes(const int64_t* seed, int64_t first, int b, Words& even, Words& odd) {
+  Words counter;
+  for (int lane = 0; lane < kLanes; ++lane) counter[lane] = uint64_t(first + lane) * kBlocks<K> + b;
+  Words c0 = counter, c1 = counter >> 32, c2 = Words{} + uint64_t(seed[1]), c3 = c2 >> 32;
+  uint64_t k0 = uint64_t(seed[0]), k1 = k0 >> 32;
+  for (int round = 0; round < 10; ++round) {
+    const Words p0 = multiply(c0, Words{} + 0xD2511F53u), p1 = multiply(c2, Words{} + 0xCD9E8D57u);
+    c0 = (p1 >> 32) ^ c1 ^ k0;
+    c2 = (p0 >> 32) ^ c3 ^ k1;
+    c1 = p1;
+    c3 = p0;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  even = c1 << 32 | (c0 & 0xFFFFFFFFu);
+  odd = c3 << 32 | (c2 & 0xFFFFFFFFu);
+}
+
+// choose_vertices side by side, for a pool of less than 2^32 rows.
+template <int K>
+inline void choose_lanes(const Words (&bits)[K + 2], int64_t pool, Words (&rows)[K + 1]) {
+  STRATCORE_UNROLL
+  for (int j = 0; j <= K; ++j) {
+    const Words last = Words{} + uint64_t(pool - K - 1 + j), range = last + 1;
+    const Words row = (multiply(bits[j] >> 32, range) + (multiply(bits[j], range) >> 32)) >> 32;
+    decltype(row == last) taken{};
+    for (int p = 0; p < j; ++p) taken |= rows[p] == row;
+    rows[j] = taken ? last : row;
+  }
+}
+
+// Draws `count` <= kLanes simplices from `first` on.
 template <int K>
 inline void draw_block(const int64_t* seed, int64_t pool, int64_t first, int64_t count, int64_t* indices) {
-  uint64_t bits[K + 2][kLanes];
-  for (int b = 0; b < kBlocks<K>; ++b) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const PhiloxBlock block = random_block<K>(seed[0], seed[1], first + lane, b);
-      bits[2 * b][lane] = uint64_t(block.word[1]) << 32 | block.word[0];
-      bits[2 * b + 1][lane] = uint64_t(block.word[3]) << 32 | block.word[2];
-    }
-  }
+  Words bits[K + 2], rows[K + 1];
+  for (int b = 0; b < kBlocks<K>; ++b) random_lanes<K>(seed, first, b, bits[2 * b], bits[2 * b + 1]);
+  const bool narrow = pool < int64_t(1) << 32;
+  if (narrow) choose_lanes<K>(bits, pool, rows);
   for (int64_t lane = 0; lane < count; ++lane) {
-    uint64_t own[K + 1];
-    int64_t rows[K + 1];
-    for (int j = 0; j <= K; ++j) own[j] = bits[j][lane];
-    choose_vertices<K>(own, pool, rows);
-    memcpy(indices + lane * (K + 1), rows, sizeof(rows));
+    int64_t own[K + 1];
+    if (narrow) {
+      for (int j = 0; j <= K; ++j) own[j] = int64_t(rows[j][lane]);
+    } else {
+      uint64_t drawn[K + 1];
+      for (int j = 0; j <= K; ++j) drawn[j] = bits[j][lane];
+      choose_vertices<K>(drawn, pool, own);
+    }
+    memcpy(indices + lane * (K + 1), own, sizeof(own));
   }
 }
 
