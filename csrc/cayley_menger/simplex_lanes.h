@@ -192,28 +192,30 @@ __attribute__((always_inline)) inline void apply_step(const Factor (&matrix)[pai
 }
 
 // All columns, `dim` a multiple of the lanes of a Vector. What the stores might overlap, matrix and pointers,
-// is copied first: else every step would load it again. Matrices that registers hold are spread over their
-// lanes once.
+// is copied first, else every step would load it again; matrices beyond order 5 do not fit into the
+// registers.
 template <int K, bool kAdd, class Vector, class T, class Number>
 __attribute__((noinline)) void apply_to_vectors(const Number (&matrix)[pairs_of(K)],
                                                 const T* const (&rows)[K + 1], int64_t dim,
                                                 T* const (&grad)[K + 1]) {
-  constexpr int kWidth = kLanesOf<Vector>, kSteps = K <= 4 ? 2 : 1;
-  using Factor = std::conditional_t<K <= 5, Vector, Number>;
-  Factor factors[pairs_of(K)];
-  const T* from[K + 1];
-  T* to[K + 1];
-  for (int p = 0; p < pairs_of(K); ++p) factors[p] = Factor{} + matrix[p];
-  STRATCORE_UNROLL
-  for (int j = 0; j <= K; ++j) {
-    from[j] = rows[j];
-    to[j] = grad[j];
-  }
+  constexpr int kWidth = kLanesOf<Vector>;
   int64_t column = 0;
-  for (; column + kSteps * kWidth <= dim; column += kSteps * kWidth) {
-    apply_step<K, kAdd, kSteps, Vector>(factors, from, column, to);
+  if constexpr (K <= 5) {
+    constexpr int kSteps = K <= 4 ? 2 : 1;
+    Vector factors[pairs_of(K)];
+    const T* from[K + 1];
+    T* to[K + 1];
+    for (int p = 0; p < pairs_of(K); ++p) factors[p] = Vector{} + matrix[p];
+    STRATCORE_UNROLL
+    for (int j = 0; j <= K; ++j) {
+      from[j] = rows[j];
+      to[j] = grad[j];
+    }
+    for (; column + kSteps * kWidth <= dim; column += kSteps * kWidth) {
+      apply_step<K, kAdd, kSteps, Vector>(factors, from, column, to);
+    }
   }
-  for (; column < dim; column += kWidth) apply_step<K, kAdd, 1, Vector>(factors, from, column, to);
+  for (; column < dim; column += kWidth) apply_step<K, kAdd, 1, Vector>(matrix, rows, column, grad);
 }
 
 template <int K, bool kAdd, class Vector, class T, class Number>

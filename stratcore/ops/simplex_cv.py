@@ -220,7 +220,7 @@ def _gradient(
 ) -> tuple:
     """First order by the kernel; where a second may follow, by the same formulas in torch operations."""
     grads = (grad_loss, grad_cv, grad_mean, grad_std, grad_volumes)
-    if all(grad is None for grad in grads):
+    if grad_loss is None and all(grad is None for grad in grads):
         return (None,) * 9
     x, indices, state = ctx.saved_tensors
     if torch.is_grad_enabled():
