@@ -34,10 +34,16 @@ SampleArrays<T> run(Input<T> x, Input<int64_t> seed, int32_t order, int64_t num_
   int64_t count;
   {
     nb::gil_scoped_release unlocked;
-    const std::unique_ptr<double[]> weights(new double[simplices * vertices * (vertices - 1) / 2]);
+    const std::unique_ptr<double[]> state(new double[State::size(num_simplices, order)]);
     const ThreadedExecutor executor;
-    const Sample out{&loss,        &cv, &mean, &deviation, &count, volumes.data.get(), indices.data.get(),
-                     weights.get()};
+    const Sample out{&loss,
+                     &cv,
+                     &mean,
+                     &deviation,
+                     &count,
+                     volumes.data.get(),
+                     indices.data.get(),
+                     {state.get(), num_simplices}};
     forward_cpu(problem, seed.data(), out, nullptr, executor.get());
   }
   return {loss, cv, mean, deviation, count, volumes.release(), indices.release()};

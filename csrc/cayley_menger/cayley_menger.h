@@ -27,22 +27,30 @@ struct Points {
 };
 
 // What is wanted of every simplex; null: not wanted. Float64 for float64 points, else float32.
-struct Measures {
-  void* volume;             // [B]
-  void* log_volume;         // [B]
-  void* squared_volume;     // [B]
-  void* determinant;        // [B] of the bordered (Cayley-Menger) matrix
-  void* squared_distances;  // [B, P], pairs (0, 1), (0, 2), .., (0, k), (1, 2), ..
+template <class T>
+struct MeasuresOf {
+  T* volume;             // [B]
+  T* log_volume;         // [B]
+  T* squared_volume;     // [B]
+  T* determinant;        // [B] of the bordered (Cayley-Menger) matrix
+  T* squared_distances;  // [B, P], pairs (0, 1), (0, 2), .., (0, k), (1, 2), ..
 };
+using Measures = MeasuresOf<void>;
 
 // Cotangents of the measures, of their shapes and types; null: zero.
-struct Cotangents {
-  const void* volume;
-  const void* log_volume;
-  const void* squared_volume;
-  const void* determinant;
-  const void* squared_distances;
-};
+using Cotangents = MeasuresOf<const void>;
+
+// The same pointers as a kernel of one type has them.
+template <class T, class Void>
+MeasuresOf<T> typed(const MeasuresOf<Void>& any) {
+  return {static_cast<T*>(any.volume), static_cast<T*>(any.log_volume), static_cast<T*>(any.squared_volume),
+          static_cast<T*>(any.determinant), static_cast<T*>(any.squared_distances)};
+}
+
+template <class T>
+STRATCORE_HOST_DEVICE inline double at_or_zero(const T* values, int64_t i = 0) {
+  return values ? static_cast<double>(values[i]) : 0.0;
+}
 
 STRATCORE_API Status forward_cpu(const Points& points, const Measures& out, const Executor& executor);
 STRATCORE_API Status forward_cuda(const Points& points, const Measures& out, const Executor& executor);

@@ -112,15 +112,13 @@ void distances_range(const Distances& distances, const Measures& out, uint8_t* e
 template <int K, class T>
 void distances_backward_range(const Distances& distances, const Cotangents& cotangents, void* grad,
                               int64_t begin, int64_t end) {
-  const auto get = [](const void* source, int64_t simplex) {
-    return source ? static_cast<double>(static_cast<const T*>(source)[simplex]) : 0.0;
-  };
+  const MeasuresOf<const T> in = typed<const T>(cotangents);
   for (int64_t simplex = begin; simplex < end; ++simplex) {
     double given[pairs_of(K)], gradient[pairs_of(K)];
     std::copy_n(static_cast<const T*>(distances.data) + simplex * pairs_of(K), pairs_of(K), given);
-    const Cotangent<double> cotangent{get(cotangents.volume, simplex), get(cotangents.log_volume, simplex),
-                                      get(cotangents.squared_volume, simplex),
-                                      get(cotangents.determinant, simplex)};
+    const Cotangent<double> cotangent{at_or_zero(in.volume, simplex), at_or_zero(in.log_volume, simplex),
+                                      at_or_zero(in.squared_volume, simplex),
+                                      at_or_zero(in.determinant, simplex)};
     distances_gradient<K>(given, cotangent, gradient);
     std::copy_n(gradient, pairs_of(K), static_cast<T*>(grad) + simplex * pairs_of(K));
   }

@@ -1,54 +1,15 @@
 #include "../common/launch.cuh"
 #include "cayley_menger.h"
 #include "order.h"
-#include "simplex_warp.cuh"
+#include "simplex_tiles.cuh"
 
 // A warp takes a tile of up to 32 simplices: Gram matrices by groups of L lanes, then one simplex a lane for
 // what follows from its Gram matrix, then (backward) groups again. Legend as in cayley_menger.h.
 namespace stratcore::cayley_menger {
 namespace {
 
-constexpr int kWarps = 4;  // a block
-
-// A launch: `tile` simplices a warp, a multiple of 32 / L.
-struct Tiling {
-  int64_t tiles;
-  int32_t tile;
-  bool aligned;
-};
-
-template <int K, class S>
-struct Source {
-  const S* data;
-  const int64_t* indices;
-  int64_t simplices, dim, rows;
-
-  // False where a row does not exist; then the vertices are those of row 0.
-  __device__ bool vertices(int64_t simplex, Vertices<K, S>& out) const {
-    bool known = true;
-#pragma unroll
-    for (int j = 0; j <= K; ++j) {
-      int64_t row = simplex * (K + 1) + j;
-      if (indices) {
-        row = indices[row];
-        if (row < 0 || row >= rows) {
-          row = 0;
-          known = false;
-        }
-      }
-      out.row[j] = data + row * dim;
-    }
-    return known;
-  }
-};
-
-template <class T>
-struct Targets {
-  T *volume, *log_volume, *squared_volume, *determinant, *squared_distances;
-};
-
 template <int K, class T>
-__device__ void write_measures(const Targets<T>& out, int64_t simplex, double (&gram)[K * (K + 1) / 2]) {
+__device__ void write_measures(const MeasuresOf<T>& out, int64_t simplex, double (&gram)[K * (K + 1) / 2]) {
   if (out.squared_distances) {
     T* distances = out.squared_distances + simplex * (K * (K + 1) / 2);
 #pragma unroll
@@ -68,89 +29,22 @@ __device__ void write_measures(const Targets<T>& out, int64_t simplex, double (&
   if (out.determinant) out.determinant[simplex] = T(determinant_coefficient(K) * squared);
 }
 
-template <int K, class S>
-struct Shared {
-  double grams[kWarps][K * (K + 1) / 2 * kStride];
-  Quad<S> quads[kWarps][Ring<K, S>::kQuads];
-};
-
-// Gram matrices of a tile, into the columns of shared memory. Coordinates are fetched kStages - 1 quads
-// ahead.
-template <int K, int L, class S>
-__device__ __forceinline__ void make_grams(const Source<K, S>& source, int64_t first, const Tiling& tiling,
-                                           int lane, double* grams, Quad<S>* quads) {
-  constexpr int kWidth = L * kQuad;
-  Ring<K, S> ring(quads, lane);
-  Vertices<K, S> vertices;
-  bool known = true;
-  int fetched = 0;  // steps whose coordinates are all on their way
-  int64_t ahead = int64_t(lane % L) * kQuad;
-  const auto fetch = [&] {
-    if (fetched < tiling.tile) {
-      if (ahead < kWidth) {
-        known = source.vertices(min(first + fetched + lane / L, source.simplices - 1), vertices);
-      }
-      ring.fetch(vertices, known, ahead, source.dim, tiling.aligned);
-      ahead += kWidth;
-      if (ahead - lane % L * kQuad >= source.dim) {
-        ahead = int64_t(lane % L) * kQuad;
-        fetched += kWarp / L;
-      }
-    }
-    ring.commit();
-  };
-#pragma unroll
-  for (int stage = 1; stage < Ring<K, S>::kStages; ++stage) fetch();
-#pragma unroll 1
-  for (int step = 0; step < tiling.tile; step += kWarp / L) {
-    double gram[K * (K + 1) / 2] = {};
-#pragma unroll 1
-    for (int64_t at = 0; at < source.dim; at += kWidth) {
-      Loaded<K, S> loaded;
-      fetch();
-      ring.take(loaded);
-      loaded.add_gram(gram);
-    }
-    collect_gram<K, L>(gram, lane, step + lane / L, grams);
-  }
-  __syncwarp();
-}
-
 template <int K, int L, class S>
 __global__ void __launch_bounds__(kWarps* kWarp, K <= 4 ? 5 : 1)
-    forward_kernel(Source<K, S> source, Targets<Computed<S>> out, Tiling tiling) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  Shared<K, S>& shared = *reinterpret_cast<Shared<K, S>*>(memory);
-  const int lane = threadIdx.x % kWarp;
-  double* grams = shared.grams[threadIdx.x / kWarp];
-  const int64_t warps = int64_t(gridDim.x) * kWarps;
-  for (int64_t tile = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp; tile < tiling.tiles;
-       tile += warps) {
-    const int64_t first = tile * tiling.tile;
-    make_grams<K, L, S>(source, first, tiling, lane, grams, shared.quads[threadIdx.x / kWarp]);
+    forward_kernel(Source<K, S> source, MeasuresOf<Computed<S>> out, Tiling tiling) {
+  for_each_tile<K, L>(source, tiling, [&](int64_t first, int lane, double* grams) {
     if (lane < tiling.tile && first + lane < source.simplices) {
       double gram[K * (K + 1) / 2];
       read_column<K>(grams, lane, gram);
       write_measures<K>(out, first + lane, gram);
     }
-    __syncwarp();
-  }
-}
-
-template <class T>
-struct Incoming {
-  const T *volume, *log_volume, *squared_volume, *determinant, *squared_distances;
-};
-
-template <class T>
-__device__ inline double at_or_zero(const T* values, int64_t i) {
-  return values ? double(values[i]) : 0.0;
+  });
 }
 
 // dL/dE = M E of one simplex: M from its Gram matrix and the cotangents.
 template <int K, class T>
-__device__ void incoming_matrix(const Incoming<T>& in, int64_t simplex, double (&gram)[K * (K + 1) / 2],
-                                double (&matrix)[K * (K + 1) / 2]) {
+__device__ void incoming_matrix(const MeasuresOf<const T>& in, int64_t simplex,
+                                double (&gram)[K * (K + 1) / 2], double (&matrix)[K * (K + 1) / 2]) {
   const Cotangent<double> cotangent{at_or_zero(in.volume, simplex), at_or_zero(in.log_volume, simplex),
                                     at_or_zero(in.squared_volume, simplex),
                                     at_or_zero(in.determinant, simplex)};
@@ -228,16 +122,8 @@ __device__ __forceinline__ void gradient_of_simplex(const Source<K, S>& source,
 
 template <int K, int L, class S, class G>
 __global__ void __launch_bounds__(kWarps* kWarp)
-    backward_kernel(Source<K, S> source, Incoming<Computed<S>> in, Sink<G> sink, Tiling tiling) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  Shared<K, S>& shared = *reinterpret_cast<Shared<K, S>*>(memory);
-  const int lane = threadIdx.x % kWarp;
-  double* grams = shared.grams[threadIdx.x / kWarp];
-  const int64_t warps = int64_t(gridDim.x) * kWarps;
-  for (int64_t tile = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp; tile < tiling.tiles;
-       tile += warps) {
-    const int64_t first = tile * tiling.tile;
-    make_grams<K, L, S>(source, first, tiling, lane, grams, shared.quads[threadIdx.x / kWarp]);
+    backward_kernel(Source<K, S> source, MeasuresOf<const Computed<S>> in, Sink<G> sink, Tiling tiling) {
+  for_each_tile<K, L>(source, tiling, [&](int64_t first, int lane, double* grams) {
     if (lane < tiling.tile && first + lane < source.simplices) {
       double gram[K * (K + 1) / 2], matrix[K * (K + 1) / 2];
       read_column<K>(grams, lane, gram);
@@ -256,8 +142,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
       }
       gradient_of_simplex<K, L>(source, vertices, sink, first + column, tiling.aligned, lane, matrix);
     }
-    __syncwarp();
-  }
+  });
 }
 
 // First position of [low, high) whose index is not below `row`, by a warp: 32 positions at a time, as each of
@@ -309,45 +194,8 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   }
 }
 
-template <class T>
-Targets<T> targets_of(const Measures& out) {
-  return {static_cast<T*>(out.volume), static_cast<T*>(out.log_volume), static_cast<T*>(out.squared_volume),
-          static_cast<T*>(out.determinant), static_cast<T*>(out.squared_distances)};
-}
-
-template <class T>
-Incoming<T> incoming_of(const Cotangents& in) {
-  return {static_cast<const T*>(in.volume), static_cast<const T*>(in.log_volume),
-          static_cast<const T*>(in.squared_volume), static_cast<const T*>(in.determinant),
-          static_cast<const T*>(in.squared_distances)};
-}
-
 // A tile that is read twice should stay in the first-level cache.
 constexpr int64_t kTileBytes = 10240;
-
-struct Launch {
-  Tiling tiling;
-  unsigned blocks;
-};
-
-// Tiles as large as lets all warps that are resident together finish together, of at most `most` simplices.
-template <int K, int L, class S>
-Launch plan(const void* kernel, const Points& points, int64_t most) {
-  constexpr int kGroups = kWarp / L;
-  constexpr int kBytes = sizeof(Shared<K, S>);
-  int resident = 1;
-  if (kBytes > 48 << 10) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kWarps * kWarp, kBytes);
-  const int64_t warps = int64_t(processors()) * std::max(resident, 1) * kWarps;
-  const int64_t steps_at_most = std::max<int64_t>(1, std::min<int64_t>(kWarp, most) / kGroups);
-  const int64_t steps = (points.simplices + kGroups - 1) / kGroups;
-  const int64_t waves = (steps + warps * steps_at_most - 1) / (warps * steps_at_most);
-  const int64_t each = (steps + warps * waves - 1) / (warps * waves);
-  Launch launch{{0, static_cast<int32_t>(each * kGroups), quads_aligned<S>(points.data, points.dim)}, 0};
-  launch.tiling.tiles = (steps + each - 1) / each;
-  launch.blocks = grid_for(launch.tiling.tiles, kWarps);
-  return launch;
-}
 
 // How many lanes share a simplex: few, so that little is summed over lanes, while a warp still reads rows in
 // pieces of 128 bytes. The larger orders, which are rarer and take longer to compile, have two choices.
@@ -364,13 +212,9 @@ Status with_lanes(const Points& points, const Run& run) {
 template <int K, int L, class S>
 Status launch_forward(const Points& points, const Measures& out, const Executor& executor) {
   using T = Computed<S>;
-  const Source<K, S> source{static_cast<const S*>(points.data), points.indices, points.simplices, points.dim,
-                            points.rows};
-  const Targets<T> targets = targets_of<T>(out);
   const Launch launch = plan<K, L, S>(reinterpret_cast<const void*>(&forward_kernel<K, L, S>), points, kWarp);
-  forward_kernel<K, L, S>
-      <<<launch.blocks, kWarps * kWarp, sizeof(Shared<K, S>), stream_of(executor)>>>(source, targets,
-                                                                                     launch.tiling);
+  forward_kernel<K, L, S><<<launch.blocks, kWarps * kWarp, sizeof(Shared<K, S>), stream_of(executor)>>>(
+      Source<K, S>(points), typed<T>(out), launch.tiling);
   return launch_status();
 }
 
@@ -378,16 +222,12 @@ template <int K, int L, class S, class G>
 Status launch_backward(const Points& points, const Cotangents& cotangents, G* grad, bool scatter,
                        const Executor& executor) {
   using T = Computed<S>;
-  const Source<K, S> source{static_cast<const S*>(points.data), points.indices, points.simplices, points.dim,
-                            points.rows};
-  const Incoming<T> in = incoming_of<T>(cotangents);
   const int64_t bytes = (K + 1) * points.dim * int64_t(sizeof(S));
   const Launch launch =
       plan<K, L, S>(reinterpret_cast<const void*>(&backward_kernel<K, L, S, G>), points, kTileBytes / bytes);
   const Sink<G> sink{grad, scatter ? points.indices : nullptr, quads_aligned<G>(grad, points.dim)};
-  backward_kernel<K, L, S, G>
-      <<<launch.blocks, kWarps * kWarp, sizeof(Shared<K, S>), stream_of(executor)>>>(source, in, sink,
-                                                                                     launch.tiling);
+  backward_kernel<K, L, S, G><<<launch.blocks, kWarps * kWarp, sizeof(Shared<K, S>), stream_of(executor)>>>(
+      Source<K, S>(points), typed<const T>(cotangents), sink, launch.tiling);
   return launch_status();
 }
 
@@ -415,7 +255,7 @@ Status backward_of(const Points& points, const Cotangents& cotangents, void* gra
 
 template <int K, class T>
 __global__ void __launch_bounds__(kThreads)
-    distances_kernel(const T* given, int64_t simplices, Targets<T> out, uint8_t* euclidean) {
+    distances_kernel(const T* given, int64_t simplices, MeasuresOf<T> out, uint8_t* euclidean) {
   constexpr int kPairs = K * (K + 1) / 2;
   constexpr double kRoundoff = sizeof(T) == 8 ? 0x1p-53 : 0x1p-24;
   const int64_t stride = int64_t(gridDim.x) * blockDim.x;
@@ -433,7 +273,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <int K, class T>
 __global__ void __launch_bounds__(kThreads)
-    distances_backward_kernel(const T* given, int64_t simplices, Incoming<T> in, T* grad) {
+    distances_backward_kernel(const T* given, int64_t simplices, MeasuresOf<const T> in, T* grad) {
   constexpr int kPairs = K * (K + 1) / 2;
   const int64_t stride = int64_t(gridDim.x) * blockDim.x;
   for (int64_t b = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; b < simplices; b += stride) {
@@ -484,7 +324,7 @@ Status from_distances_cuda(const Distances& distances, const Measures& out, uint
   return with_distances(distances, [&](auto k, auto like) {
     using T = decltype(like);
     distances_kernel<k(), T><<<grid_for(distances.simplices), kThreads, 0, stream_of(executor)>>>(
-        static_cast<const T*>(distances.data), distances.simplices, targets_of<T>(out), euclidean);
+        static_cast<const T*>(distances.data), distances.simplices, typed<T>(out), euclidean);
     return launch_status();
   });
 }
@@ -494,7 +334,7 @@ Status from_distances_backward_cuda(const Distances& distances, const Cotangents
   return with_distances(distances, [&](auto k, auto like) {
     using T = decltype(like);
     distances_backward_kernel<k(), T><<<grid_for(distances.simplices), kThreads, 0, stream_of(executor)>>>(
-        static_cast<const T*>(distances.data), distances.simplices, incoming_of<T>(cotangents),
+        static_cast<const T*>(distances.data), distances.simplices, typed<const T>(cotangents),
         static_cast<T*>(grad));
     return launch_status();
   });

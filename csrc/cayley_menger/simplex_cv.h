@@ -23,25 +23,68 @@ struct Problem {
   double eps;          // cv = std / (mean + eps)
 };
 
-// Float64 for float64 x, else float32, if not said otherwise; scalars are single numbers.
-struct Sample {
-  void* loss;
-  void* cv;  // NaN, as mean and std, where they are not defined
-  void* mean;
-  void* std;         // unbiased
-  int64_t* count;    // valid simplices
-  void* volumes;     // [n]
-  int64_t* indices;  // [n, k + 1] distinct rows
-  double* weights;   // [n, P] symmetric W with dV/dE = W E, packed lower; 0 where degenerate
-};
+// What the backward wants besides x and the indices: one array of 4 + n (1 + P) numbers.
+template <class Number>
+struct StateOf {
+  Number* data;
+  int64_t simplices;
 
-struct Cotangents {  // of their shapes and types; null: zero
-  const void* loss;
-  const void* cv;
-  const void* mean;
-  const void* std;
-  const void* volumes;
+  // cv, mean and std, NaN where they are not defined, and the count of valid simplices.
+  STRATCORE_HOST_DEVICE Number* statistics() const { return data; }
+  // [n], rounded as the output of that name.
+  STRATCORE_HOST_DEVICE Number* volumes() const { return data + 4; }
+  // [n, P] symmetric W with dV/dE = W E, packed lower; 0 where degenerate.
+  STRATCORE_HOST_DEVICE Number* weights() const { return data + 4 + simplices; }
+
+  static int64_t size(int64_t simplices, int64_t order) {
+    return 4 + simplices * (1 + order * (order + 1) / 2);
+  }
 };
+using State = StateOf<double>;
+using SavedState = StateOf<const double>;
+
+// T: float64 for float64 x, else float32; scalars are single numbers.
+template <class T>
+struct SampleOf {
+  T* loss;
+  T* cv;  // NaN, as mean and std, where they are not defined
+  T* mean;
+  T* std;            // unbiased
+  int64_t* count;    // valid simplices
+  T* volumes;        // [n]
+  int64_t* indices;  // [n, k + 1] distinct rows
+  State state;
+};
+using Sample = SampleOf<void>;
+
+template <class T>
+struct CotangentsOf {  // of their shapes and types; null: zero
+  const T* loss;
+  const T* cv;
+  const T* mean;
+  const T* std;
+  const T* volumes;
+};
+using Cotangents = CotangentsOf<void>;
+
+// The same pointers as code for one type has them.
+template <class T>
+SampleOf<T> typed(const Sample& any) {
+  return {static_cast<T*>(any.loss),
+          static_cast<T*>(any.cv),
+          static_cast<T*>(any.mean),
+          static_cast<T*>(any.std),
+          any.count,
+          static_cast<T*>(any.volumes),
+          any.indices,
+          any.state};
+}
+
+template <class T>
+CotangentsOf<T> typed(const Cotangents& any) {
+  return {static_cast<const T*>(any.loss), static_cast<const T*>(any.cv), static_cast<const T*>(any.mean),
+          static_cast<const T*>(any.std), static_cast<const T*>(any.volumes)};
+}
 
 // `seed`: two int64 on x's device, (seed, offset). `counter`: on a GPU one uint32 on the device that is zero
 // before and after the kernel and belongs to no other call meanwhile; else null.
@@ -51,9 +94,9 @@ STRATCORE_API Status forward_cuda(const Problem& problem, const int64_t* seed, c
                                   uint32_t* counter, const Executor& executor);
 
 // `grad` [N, D] of x's element type, every entry written, in a fixed order of additions.
-STRATCORE_API Status backward_cpu(const Problem& problem, const Sample& sample, const Cotangents& cotangents,
-                                  void* grad, const Executor& executor);
-STRATCORE_API Status backward_cuda(const Problem& problem, const Sample& sample, const Cotangents& cotangents,
-                                   void* grad, const Executor& executor);
+STRATCORE_API Status backward_cpu(const Problem& problem, const int64_t* indices, const SavedState& state,
+                                  const Cotangents& cotangents, void* grad, const Executor& executor);
+STRATCORE_API Status backward_cuda(const Problem& problem, const int64_t* indices, const SavedState& state,
+                                   const Cotangents& cotangents, void* grad, const Executor& executor);
 
 }  // namespace stratcore::simplex_cv

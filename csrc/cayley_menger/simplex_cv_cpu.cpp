@@ -17,7 +17,7 @@
 namespace stratcore::simplex_cv {
 namespace {
 
-using namespace cayley_menger;  // what is its own here hides it: Cotangents, forward_cpu, ..
+using namespace cayley_menger;  // what is its own here hides it: Cotangents, typed, forward_cpu, ..
 
 // Multiplications that are worth a thread, simplices that are measured side by side at most, and columns that
 // one thread of the backward owns at least.
@@ -27,14 +27,13 @@ constexpr int64_t kGrain = 1 << 18, kGroup = 8, kBlock = 32;
 template <class T>
 struct Loops {
   void (*measure)(const Problem&, const int64_t* seed, const Sample&, int64_t begin, int64_t end);
-  void (*scatter)(const Problem&, const Sample&, const double* cotangents, T* grad, int64_t column,
+  void (*scatter)(const Points&, const SavedState&, const double* cotangents, T* grad, int64_t column,
                   int64_t count);
 };
 
 // The drawn simplices as cayley_menger takes them.
-Points points_of(const Problem& problem, const Sample& sample) {
-  return {problem.x,   sample.indices, problem.element, problem.simplices,
-          problem.dim, problem.rows,   problem.order};
+Points points_of(const Problem& problem, const int64_t* indices) {
+  return {problem.x, indices, problem.element, problem.simplices, problem.dim, problem.rows, problem.order};
 }
 
 #define STRATCORE_LANES_FILE "../cayley_menger/simplex_cv_lanes.h"
@@ -46,15 +45,13 @@ Loops<T> best_loops(int32_t order) {
 }
 
 // Mean and unbiased standard deviation of the valid volumes in two passes, in the order of the sample.
-template <class T>
 struct Validity {
-  const T* volumes;
+  const double* volumes;
   int64_t simplices;
   double least;
 
-  explicit Validity(const Problem& problem, const Sample& sample)
-      : volumes(static_cast<const T*>(sample.volumes)), simplices(problem.simplices),
-        least(std::sqrt(problem.valid_above)) {}
+  Validity(const Problem& problem, const double* volumes_)
+      : volumes(volumes_), simplices(problem.simplices), least(std::sqrt(problem.valid_above)) {}
 
   bool operator()(int64_t which) const { return volumes[which] > least; }
 
@@ -63,7 +60,7 @@ struct Validity {
   double total(const Function& f) const {
     double lanes[8] = {};
     for (int64_t which = 0; which < simplices; ++which) {
-      lanes[which % 8] += (*this)(which) ? f(double(volumes[which])) : 0.0;
+      lanes[which % 8] += (*this)(which) ? f(volumes[which]) : 0.0;
     }
     double total = 0.0;
     for (const double lane : lanes) total += lane;
@@ -72,8 +69,8 @@ struct Validity {
 };
 
 template <class T>
-void summarize(const Problem& problem, const Sample& out) {
-  const Validity<T> valid(problem, out);
+void summarize(const Problem& problem, const SampleOf<T>& out) {
+  const Validity valid(problem, out.state.volumes());
   const auto count = int64_t(valid.total([](double) { return 1.0; }));
   double cv = std::numeric_limits<double>::quiet_NaN(), mean = cv, deviation = cv, loss = 0.0;
   if (count >= problem.min_valid) {
@@ -83,30 +80,31 @@ void summarize(const Problem& problem, const Sample& out) {
     cv = deviation / (mean + problem.eps);
     loss = (cv - problem.target) * (cv - problem.target);
   }
-  *static_cast<T*>(out.loss) = T(loss);
-  *static_cast<T*>(out.cv) = T(cv);
-  *static_cast<T*>(out.mean) = T(mean);
-  *static_cast<T*>(out.std) = T(deviation);
+  *out.loss = T(loss);
+  *out.cv = T(cv);
+  *out.mean = T(mean);
+  *out.std = T(deviation);
   *out.count = count;
+  const double statistics[] = {cv, mean, deviation, double(count)};
+  std::copy_n(statistics, 4, out.state.statistics());
 }
 
 // Derivative of the loss of the caller with respect to every volume.
 template <class T>
-std::vector<double> volume_cotangents(const Problem& problem, const Sample& sample, const Cotangents& given) {
-  const auto number = [](const void* pointer) {
-    return pointer ? double(*static_cast<const T*>(pointer)) : 0.0;
-  };
-  const auto* volumes = static_cast<const T*>(sample.volumes);
-  const Validity<T> valid(problem, sample);
-  const Statistics statistics{number(sample.cv), number(sample.mean), number(sample.std), *sample.count};
-  const ScalarCotangents scalars{number(given.loss), number(given.cv), number(given.mean), number(given.std)};
-  const bool defined = *sample.count >= problem.min_valid;
-  std::vector<double> cotangents(problem.simplices, 0.0);
+std::vector<double> volume_cotangents(const Problem& problem, const SavedState& state,
+                                      const CotangentsOf<T>& given) {
+  const double* volumes = state.volumes();
+  const Validity valid(problem, volumes);
+  const Statistics statistics(state);
+  const ScalarCotangents scalars{at_or_zero(given.loss), at_or_zero(given.cv), at_or_zero(given.mean),
+                                 at_or_zero(given.std)};
+  const bool defined = statistics.count >= double(problem.min_valid);
+  std::vector<double> cotangents(problem.simplices);
   for (int64_t which = 0; which < problem.simplices; ++which) {
     double& cotangent = cotangents[which];
-    if (given.volumes) cotangent = double(static_cast<const T*>(given.volumes)[which]);
+    cotangent = at_or_zero(given.volumes, which);
     if (defined && valid(which)) {
-      cotangent += volume_cotangent(statistics, scalars, problem.target, problem.eps, double(volumes[which]));
+      cotangent += volume_cotangent(statistics, scalars, problem.target, problem.eps, volumes[which]);
     }
   }
   return cotangents;
@@ -120,13 +118,13 @@ void forward(const Problem& problem, const int64_t* seed, const Sample& out, con
   parallel_for(executor, groups, std::max<int64_t>(1, kGrain / work), [&](int64_t begin, int64_t end) {
     loops.measure(problem, seed, out, begin * kGroup, std::min(problem.simplices, end * kGroup));
   });
-  summarize<T>(problem, out);
+  summarize<T>(problem, typed<T>(out));
 }
 
 // What narrower types than T are added up in is T.
 template <class T>
-void backward(const Problem& problem, const Sample& sample, const Cotangents& given, void* out,
-              const Executor& executor) {
+void backward(const Problem& problem, const int64_t* indices, const SavedState& state,
+              const Cotangents& given, void* out, const Executor& executor) {
   const Loops<T> loops = best_loops<T>(problem.order);
   const bool narrow = size_of(problem.element) < int64_t(sizeof(T));
   const int64_t size = problem.rows * problem.dim;
@@ -136,12 +134,13 @@ void backward(const Problem& problem, const Sample& sample, const Cotangents& gi
     parallel_for(executor, size, kGrain,
                  [=](int64_t begin, int64_t end) { std::fill(grad + begin, grad + end, T(0)); });
   }
-  const std::vector<double> cotangents = volume_cotangents<T>(problem, sample, given);
+  const std::vector<double> cotangents = volume_cotangents<T>(problem, state, typed<T>(given));
+  const Points points = points_of(problem, indices);
   const int64_t blocks = (problem.dim + kBlock - 1) / kBlock;
   const int64_t work = problem.simplices * (problem.order * problem.order + problem.order) * kBlock;
   parallel_for(executor, blocks, std::max<int64_t>(1, kGrain / work), [&](int64_t begin, int64_t end) {
     const int64_t column = begin * kBlock, last = std::min(end * kBlock, problem.dim);
-    loops.scatter(problem, sample, cotangents.data(), grad, column, last - column);
+    loops.scatter(points, state, cotangents.data(), grad, column, last - column);
   });
   if constexpr (sizeof(T) == sizeof(float)) {
     if (!narrow) return;
@@ -164,12 +163,12 @@ Status forward_cpu(const Problem& problem, const int64_t* seed, const Sample& ou
   return kOk;
 }
 
-Status backward_cpu(const Problem& problem, const Sample& sample, const Cotangents& cotangents, void* grad,
-                    const Executor& executor) {
+Status backward_cpu(const Problem& problem, const int64_t* indices, const SavedState& state,
+                    const Cotangents& cotangents, void* grad, const Executor& executor) {
   if (problem.element == Element::kFloat64) {
-    backward<double>(problem, sample, cotangents, grad, executor);
+    backward<double>(problem, indices, state, cotangents, grad, executor);
   } else {
-    backward<float>(problem, sample, cotangents, grad, executor);
+    backward<float>(problem, indices, state, cotangents, grad, executor);
   }
   return kOk;
 }

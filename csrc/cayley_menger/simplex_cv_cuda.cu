@@ -1,4 +1,5 @@
 #include "../common/launch.cuh"
+#include "cayley_menger.h"
 #include "order.h"
 #include "simplex_cv.h"
 #include "simplex_cv_math.h"
@@ -10,16 +11,10 @@
 namespace stratcore::simplex_cv {
 namespace {
 
+using cayley_menger::at_or_zero;
 using cayley_menger::packed;
 
 constexpr int kForwardWarps = 4, kBackwardWarps = 16;
-
-template <class S>
-struct Targets {
-  Computed<S>*loss, *cv, *mean, *std, *volumes;
-  int64_t *count, *indices;
-  double* weights;
-};
 
 // Sum over a block, in a fixed order; valid in every thread.
 template <int kBlock>
@@ -33,9 +28,8 @@ __device__ double block_sum(double value, double* shared) {
   return sum;
 }
 
-template <class S>
-__device__ void write_statistics(const Problem& problem, const Targets<S>& out, double* shared) {
-  using T = Computed<S>;
+template <class T>
+__device__ void write_statistics(const Problem& problem, const SampleOf<T>& out, double* shared) {
   constexpr int kBlock = kForwardWarps * kWarp;
   const double least = sqrt(problem.valid_above);
   const auto valid = [&](double v) { return v > least; };  // NaN is not
@@ -58,17 +52,22 @@ __device__ void write_statistics(const Problem& problem, const Targets<S>& out, 
   if (threadIdx.x) return;
   const bool enough = n >= double(problem.min_valid);
   const double std = sqrt(squares / (n - 1)), cv = std / (mean + problem.eps);
+  double* saved = out.state.statistics();
+  saved[0] = enough ? cv : NAN;
+  saved[1] = enough ? mean : NAN;
+  saved[2] = enough ? std : NAN;
+  saved[3] = n;
   *out.count = int64_t(n);
-  *out.mean = enough ? T(mean) : T(NAN);
-  *out.std = enough ? T(std) : T(NAN);
-  *out.cv = enough ? T(cv) : T(NAN);
+  *out.cv = T(saved[0]);
+  *out.mean = T(saved[1]);
+  *out.std = T(saved[2]);
   *out.loss = enough ? T((cv - problem.target) * (cv - problem.target)) : T(0);
 }
 
 template <int K, class S>
 __global__ void __launch_bounds__(kForwardWarps* kWarp)
-    forward_kernel(Problem problem, const int64_t* seed, Targets<S> out, uint32_t* counter, int tile,
-                   bool aligned) {
+    forward_kernel(Problem problem, const int64_t* seed, SampleOf<Computed<S>> out, uint32_t* counter,
+                   int tile, bool aligned) {
   constexpr int kPairs = K * (K + 1) / 2;
   __shared__ double all[kForwardWarps][kPairs * cayley_menger::kStride];
   __shared__ int64_t drawn[kForwardWarps][kWarp][K + 1];
@@ -110,8 +109,9 @@ __global__ void __launch_bounds__(kForwardWarps* kWarp)
     const double volume = full ? cayley_menger::volume<K>(pivots) : 0.0;
     if (full) cayley_menger::scaled_inverse<K>(gram, pivots, volume, weights);
     out.volumes[first + lane] = Computed<S>(volume);
+    out.state.volumes()[first + lane] = Computed<S>(volume);
 #pragma unroll
-    for (int p = 0; p < kPairs; ++p) out.weights[(first + lane) * kPairs + p] = weights[p];
+    for (int p = 0; p < kPairs; ++p) out.state.weights()[(first + lane) * kPairs + p] = weights[p];
   }
   __threadfence();
   __syncthreads();
@@ -119,40 +119,21 @@ __global__ void __launch_bounds__(kForwardWarps* kWarp)
   __syncthreads();
   if (!last) return;
   __threadfence();
-  write_statistics<S>(problem, out, sums);
-}
-
-template <class T>
-struct Scalars {
-  const T *cv, *mean, *std;
-  const int64_t* count;
-};
-
-template <class T>
-struct Incoming {
-  const T *loss, *cv, *mean, *std, *volumes;
-};
-
-template <class T>
-__device__ inline double at_or_zero(const T* values, int64_t i = 0) {
-  return values ? double(values[i]) : 0.0;
+  write_statistics(problem, out, sums);
 }
 
 template <int K, class S>
 struct Backward {
   Problem problem;
-  Scalars<Computed<S>> scalars;
-  Incoming<Computed<S>> in;
-  const Computed<S>* volumes;
   const int64_t* indices;
-  const double* weights;
+  SavedState state;
+  CotangentsOf<Computed<S>> in;
 
   __device__ double cotangent(int64_t simplex) const {
-    const double volume = volumes[simplex];
+    const double volume = state.volumes()[simplex];
     double total = at_or_zero(in.volumes, simplex);
-    const Statistics statistics{double(*scalars.cv), double(*scalars.mean), double(*scalars.std),
-                                *scalars.count};
-    if (statistics.count >= problem.min_valid && volume > sqrt(problem.valid_above)) {
+    const Statistics statistics(state);
+    if (statistics.count >= double(problem.min_valid) && volume > sqrt(problem.valid_above)) {
       const ScalarCotangents g{at_or_zero(in.loss), at_or_zero(in.cv), at_or_zero(in.mean),
                                at_or_zero(in.std)};
       total += volume_cotangent(statistics, g, problem.target, problem.eps, volume);
@@ -192,7 +173,7 @@ __device__ void describe_part(const Backward<K, S>& backward, int64_t position, 
   }
   double weight[kPairs];
 #pragma unroll
-  for (int p = 0; p < kPairs; ++p) weight[p] = backward.weights[simplex * kPairs + p];
+  for (int p = 0; p < kPairs; ++p) weight[p] = backward.state.weights()[simplex * kPairs + p];
 #pragma unroll
   for (int j = 0; j < K; ++j) {
     double column = 0.0;
@@ -342,40 +323,19 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
 template <int K, class S>
 Status forward_of(const Problem& problem, const int64_t* seed, const Sample& out, uint32_t* counter,
                   const Executor& executor) {
-  using T = Computed<S>;
-  const Targets<S> targets{static_cast<T*>(out.loss),
-                           static_cast<T*>(out.cv),
-                           static_cast<T*>(out.mean),
-                           static_cast<T*>(out.std),
-                           static_cast<T*>(out.volumes),
-                           out.count,
-                           out.indices,
-                           out.weights};
   const int64_t resident = int64_t(processors()) * 16;
   const int tile =
       static_cast<int>(std::min<int64_t>(kWarp, std::max<int64_t>(1, problem.simplices / resident)));
   const int64_t warps = (problem.simplices + tile - 1) / tile;
   const unsigned blocks = static_cast<unsigned>((warps + kForwardWarps - 1) / kForwardWarps);
-  forward_kernel<K, S>
-      <<<blocks, kForwardWarps * kWarp, 0, stream_of(executor)>>>(problem, seed, targets, counter, tile,
-                                                                  quads_aligned<S>(problem.x, problem.dim));
+  forward_kernel<K, S><<<blocks, kForwardWarps * kWarp, 0, stream_of(executor)>>>(
+      problem, seed, typed<Computed<S>>(out), counter, tile, quads_aligned<S>(problem.x, problem.dim));
   return launch_status();
 }
 
 template <int K, class S>
-Status backward_of(const Problem& problem, const Sample& sample, const Cotangents& cotangents, void* grad,
-                   const Executor& executor) {
-  using T = Computed<S>;
-  const Backward<K, S> backward{problem,
-                                {static_cast<const T*>(sample.cv), static_cast<const T*>(sample.mean),
-                                 static_cast<const T*>(sample.std), sample.count},
-                                {static_cast<const T*>(cotangents.loss), static_cast<const T*>(cotangents.cv),
-                                 static_cast<const T*>(cotangents.mean),
-                                 static_cast<const T*>(cotangents.std),
-                                 static_cast<const T*>(cotangents.volumes)},
-                                static_cast<const T*>(sample.volumes),
-                                sample.indices,
-                                sample.weights};
+Status backward_of(const Backward<K, S>& backward, void* grad, const Executor& executor) {
+  const Problem& problem = backward.problem;
   int owner_shift = 0;
   while ((2 << owner_shift) <= std::min<int64_t>(problem.rows, processors())) ++owner_shift;
   const bool aligned = quads_aligned<S>(problem.x, problem.dim) && quads_aligned<S>(grad, problem.dim);
@@ -396,12 +356,14 @@ Status forward_cuda(const Problem& problem, const int64_t* seed, const Sample& o
   });
 }
 
-Status backward_cuda(const Problem& problem, const Sample& sample, const Cotangents& cotangents, void* grad,
-                     const Executor& executor) {
+Status backward_cuda(const Problem& problem, const int64_t* indices, const SavedState& state,
+                     const Cotangents& cotangents, void* grad, const Executor& executor) {
   if (problem.rows == 0) return kOk;
   return with_element<__nv_bfloat16, __half>(problem.element, [&](auto element) {
+    using S = decltype(element);
     return cayley_menger::with_order(problem.order, [&](auto k) {
-      return backward_of<k(), decltype(element)>(problem, sample, cotangents, grad, executor);
+      const Backward<k(), S> backward{problem, indices, state, typed<Computed<S>>(cotangents)};
+      return backward_of(backward, grad, executor);
     });
   });
 }

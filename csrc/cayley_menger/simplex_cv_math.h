@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "../common/macros.h"
+#include "simplex_cv.h"
 
 // Random draws and the statistics' derivative, for host and device. Legend as in simplex_cv.h.
 namespace stratcore::simplex_cv {
@@ -79,8 +80,10 @@ STRATCORE_HOST_DEVICE inline void draw_vertices(int64_t seed, int64_t offset, in
 
 // Derivative of the scalars with respect to the volume of one valid simplex, given their cotangents.
 struct Statistics {
-  double cv, mean, std;
-  int64_t count;
+  double cv, mean, std, count;
+
+  STRATCORE_HOST_DEVICE explicit Statistics(const SavedState& state)
+      : cv(state.data[0]), mean(state.data[1]), std(state.data[2]), count(state.data[3]) {}
 };
 
 struct ScalarCotangents {
@@ -89,7 +92,7 @@ struct ScalarCotangents {
 
 STRATCORE_HOST_DEVICE inline double volume_cotangent(const Statistics& s, const ScalarCotangents& g,
                                                      double target, double eps, double volume) {
-  const double n = double(s.count), scale = s.mean + eps;
+  const double n = s.count, scale = s.mean + eps;
   const double from_std = s.std > 0 ? (volume - s.mean) / ((n - 1) * s.std) : 0.0;
   const double from_cv = from_std / scale - s.std / (n * scale * scale);
   return (2 * g.loss * (s.cv - target) + g.cv) * from_cv + g.mean / n + g.std * from_std;

@@ -90,7 +90,7 @@ Outputs forward(const Tensor& x, const Tensor& seed, int64_t order, int64_t num_
   Tensor deviation = empty(x, {}, type), count = empty(x, {}, ScalarType::Long);
   Tensor volumes = empty(x, {num_simplices}, type);
   Tensor indices = empty(x, {num_simplices, order + 1}, ScalarType::Long);
-  Tensor weights = empty(x, {num_simplices, order * (order + 1) / 2}, ScalarType::Double);
+  Tensor state = empty(x, {State::size(num_simplices, order)}, ScalarType::Double);
   const Sample out{loss.mutable_data_ptr(),
                    cv.mutable_data_ptr(),
                    mean.mutable_data_ptr(),
@@ -98,65 +98,46 @@ Outputs forward(const Tensor& x, const Tensor& seed, int64_t order, int64_t num_
                    count.mutable_data_ptr<int64_t>(),
                    volumes.mutable_data_ptr(),
                    indices.mutable_data_ptr<int64_t>(),
-                   weights.mutable_data_ptr<double>()};
+                   {state.mutable_data_ptr<double>(), num_simplices}};
   const TorchExecutor executor(x);
   OptionalTensor counter;
   if (x.is_cuda()) counter = counter_for(x, executor.get());
   auto* count_blocks = counter ? static_cast<uint32_t*>(counter->mutable_data_ptr()) : nullptr;
   executor.check(kOp,
                  Device::forward(problem, pair.const_data_ptr<int64_t>(), out, count_blocks, executor.get()));
-  return {loss, cv, mean, deviation, count, volumes, indices, weights};
+  return {loss, cv, mean, deviation, count, volumes, indices, state};
 }
 
-// Contiguous cotangent of the compute type, of the shape of `like`.
-OptionalTensor prepared(const char* name, const OptionalTensor& grad, const Tensor& like, ScalarType type) {
-  if (grad) check_shape(kOp, name, *grad, shape_of(like));
+// Contiguous cotangent of the compute type.
+OptionalTensor prepared(const char* name, const OptionalTensor& grad, const Shape& shape, ScalarType type) {
+  if (grad) check_shape(kOp, name, *grad, shape);
   return contiguous_as(grad, type);
-}
-
-void check_sample(const Problem& problem, const Tensor& volumes, const Tensor& weights,
-                  const Tensor& indices) {
-  check_shape(kOp, "volumes", volumes, {problem.simplices});
-  check_shape(kOp, "indices", indices, {problem.simplices, problem.order + 1});
-  check_shape(kOp, "weights", weights, {problem.simplices, problem.order * (problem.order + 1) / 2});
-  check_int64(kOp, "indices", indices);
-  check_dtype(kOp, "weights", weights, ScalarType::Double, "float64");
 }
 
 template <class Device>
 Tensor backward(OptionalTensor grad_loss, OptionalTensor grad_cv, OptionalTensor grad_mean,
-                OptionalTensor grad_std, OptionalTensor grad_volumes, const Tensor& x, const Tensor& cv,
-                const Tensor& mean, const Tensor& std, const Tensor& count, const Tensor& volumes,
-                const Tensor& indices, const Tensor& weights, double target, double valid_above,
-                int64_t min_valid, double eps) {
+                OptionalTensor grad_std, OptionalTensor grad_volumes, const Tensor& x, const Tensor& indices,
+                const Tensor& state, double target, double valid_above, int64_t min_valid, double eps) {
   check_dim(kOp, "indices", indices, 2);
   Problem problem =
       check(x, indices.size(1) - 1, indices.size(0), x.size(0), {target, valid_above, min_valid, eps});
-  check_sample(problem, volumes, weights, indices);
-  check_int64(kOp, "count", count);
+  check_int64(kOp, "indices", indices);
+  check_shape(kOp, "state", state, {State::size(problem.simplices, problem.order)});
+  check_dtype(kOp, "state", state, ScalarType::Double, "float64");
   const ScalarType type = compute_type(x);
-  const OptionalTensor loss = prepared("grad_loss", grad_loss, cv, type);
-  const OptionalTensor ratio = prepared("grad_cv", grad_cv, cv, type);
-  const OptionalTensor average = prepared("grad_mean", grad_mean, mean, type);
-  const OptionalTensor deviation = prepared("grad_std", grad_std, std, type);
-  const OptionalTensor each = prepared("grad_volumes", grad_volumes, volumes, type);
-  const Tensor rows = row_major(x);
+  const OptionalTensor loss = prepared("grad_loss", grad_loss, {}, type);
+  const OptionalTensor cv = prepared("grad_cv", grad_cv, {}, type);
+  const OptionalTensor mean = prepared("grad_mean", grad_mean, {}, type);
+  const OptionalTensor std = prepared("grad_std", grad_std, {}, type);
+  const OptionalTensor volumes = prepared("grad_volumes", grad_volumes, {problem.simplices}, type);
+  const Cotangents cotangents{data_of(loss), data_of(cv), data_of(mean), data_of(std), data_of(volumes)};
+  const Tensor rows = row_major(x), vertices = row_major(indices), saved = row_major(state);
   problem.x = rows.const_data_ptr();
-  const Tensor saved[] = {contiguous_as(cv, type),      contiguous_as(mean, type), contiguous_as(std, type),
-                          contiguous_as(volumes, type), row_major(indices),        row_major(weights)};
-  const Sample sample{nullptr,
-                      read_only(saved[0]),
-                      read_only(saved[1]),
-                      read_only(saved[2]),
-                      read_only<int64_t>(count),
-                      read_only(saved[3]),
-                      read_only<int64_t>(saved[4]),
-                      read_only<double>(saved[5])};
-  const Cotangents cotangents{data_of(loss), data_of(ratio), data_of(average), data_of(deviation),
-                              data_of(each)};
   Tensor grad = empty(x, {problem.rows, problem.dim}, x.scalar_type());
   const TorchExecutor executor(x);
-  executor.check(kOp, Device::backward(problem, sample, cotangents, grad.mutable_data_ptr(), executor.get()));
+  executor.check(kOp, Device::backward(problem, vertices.const_data_ptr<int64_t>(),
+                                       {saved.const_data_ptr<double>(), problem.simplices}, cotangents,
+                                       grad.mutable_data_ptr(), executor.get()));
   return grad;
 }
 
@@ -173,11 +154,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(stratcore, m) {
   m.def(
       "simplex_cv(Tensor x, Tensor seed, int order, int num_simplices, SymInt pool, float target, "
       "float valid_above, int min_valid, float eps) -> (Tensor loss, Tensor cv, Tensor mean, Tensor std, "
-      "Tensor count, Tensor volumes, Tensor indices, Tensor weights)");
+      "Tensor count, Tensor volumes, Tensor indices, Tensor state)");
   m.def(
       "simplex_cv_backward(Tensor? grad_loss, Tensor? grad_cv, Tensor? grad_mean, Tensor? grad_std, "
-      "Tensor? grad_volumes, Tensor x, Tensor cv, Tensor mean, Tensor std, Tensor count, Tensor volumes, "
-      "Tensor indices, Tensor weights, float target, float valid_above, int min_valid, float eps) -> Tensor");
+      "Tensor? grad_volumes, Tensor x, Tensor indices, Tensor state, float target, float valid_above, "
+      "int min_valid, float eps) -> Tensor");
 }
 
 STRATCORE_REGISTER(simplex_cv)

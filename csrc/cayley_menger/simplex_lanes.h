@@ -153,28 +153,69 @@ __attribute__((noinline)) void gram_block(const Points& points, RowReader<K, T>&
   for (int p = 0; p < pairs_of(K); ++p) gram[p] = lane_sums(sums + p * kLanes);
 }
 
-// M E to the rows 1 .. k of the gradient, minus their sum to row 0, computed in Vectors; added where kAdd.
-// `dim` is a multiple of their lanes.
+// M E to the rows 1 .. k of the gradient, minus their sum to row 0, in U Vectors from `column` on; added
+// where kAdd. Each sum waits for its last product: Vectors side by side wait together.
+template <int K, bool kAdd, int U, class Vector, class Factor, class T>
+__attribute__((always_inline)) inline void apply_step(const Factor (&matrix)[pairs_of(K)],
+                                                      const T* const (&rows)[K + 1], int64_t column,
+                                                      T* const (&grad)[K + 1]) {
+  constexpr int kWidth = kLanesOf<Vector>;
+  Vector edges[K][U], total[U] = {};
+  STRATCORE_UNROLL
+  for (int u = 0; u < U; ++u) {
+    const Vector base = load<Vector>(rows[0] + column + u * kWidth);
+    STRATCORE_UNROLL
+    for (int j = 0; j < K; ++j) edges[j][u] = load<Vector>(rows[j + 1] + column + u * kWidth) - base;
+  }
+  STRATCORE_UNROLL
+  for (int i = 0; i < K; ++i) {
+    Vector sum[U];
+    STRATCORE_UNROLL
+    for (int u = 0; u < U; ++u) sum[u] = matrix[packed(i, 0)] * edges[0][u];
+    STRATCORE_UNROLL
+    for (int j = 1; j < K; ++j) {
+      STRATCORE_UNROLL
+      for (int u = 0; u < U; ++u) sum[u] += matrix[packed(i, j)] * edges[j][u];
+    }
+    STRATCORE_UNROLL
+    for (int u = 0; u < U; ++u) {
+      total[u] -= sum[u];
+      T* target = grad[i + 1] + column + u * kWidth;
+      store(target, kAdd ? load<Vector>(target) + sum[u] : sum[u]);
+    }
+  }
+  STRATCORE_UNROLL
+  for (int u = 0; u < U; ++u) {
+    T* target = grad[0] + column + u * kWidth;
+    store(target, kAdd ? load<Vector>(target) + total[u] : total[u]);
+  }
+}
+
+// All columns, `dim` a multiple of the lanes of a Vector. What the stores might overlap, matrix and pointers,
+// is copied first, else every step would load it again; matrices beyond order 5 do not fit into the
+// registers.
 template <int K, bool kAdd, class Vector, class T, class Number>
 __attribute__((noinline)) void apply_to_vectors(const Number (&matrix)[pairs_of(K)],
                                                 const T* const (&rows)[K + 1], int64_t dim,
                                                 T* const (&grad)[K + 1]) {
-  for (int64_t column = 0; column < dim; column += kLanesOf<Vector>) {
-    Vector edges[K], total{};
-    const Vector base = load<Vector>(rows[0] + column);
+  constexpr int kWidth = kLanesOf<Vector>;
+  int64_t column = 0;
+  if constexpr (K <= 5) {
+    constexpr int kSteps = K <= 4 ? 2 : 1;
+    Vector factors[pairs_of(K)];
+    const T* from[K + 1];
+    T* to[K + 1];
+    for (int p = 0; p < pairs_of(K); ++p) factors[p] = Vector{} + matrix[p];
     STRATCORE_UNROLL
-    for (int j = 0; j < K; ++j) edges[j] = load<Vector>(rows[j + 1] + column) - base;
-    STRATCORE_UNROLL
-    for (int i = 0; i < K; ++i) {
-      Vector sum = matrix[packed(i, 0)] * edges[0];
-      STRATCORE_UNROLL
-      for (int j = 1; j < K; ++j) sum += matrix[packed(i, j)] * edges[j];
-      total -= sum;
-      T* target = grad[i + 1] + column;
-      store(target, kAdd ? load<Vector>(target) + sum : sum);
+    for (int j = 0; j <= K; ++j) {
+      from[j] = rows[j];
+      to[j] = grad[j];
     }
-    store(grad[0] + column, kAdd ? load<Vector>(grad[0] + column) + total : total);
+    for (; column + kSteps * kWidth <= dim; column += kSteps * kWidth) {
+      apply_step<K, kAdd, kSteps, Vector>(factors, from, column, to);
+    }
   }
+  for (; column < dim; column += kWidth) apply_step<K, kAdd, 1, Vector>(matrix, rows, column, grad);
 }
 
 template <int K, bool kAdd, class Vector, class T, class Number>

@@ -1,74 +1,28 @@
-"""The eight tests of an op. Legend: B simplices, k order, D dimension, N rows of a table."""
+"""Values of the Cayley-Menger op: known, the reference's, special and bad input. Letters: cayley_menger_cases.py."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from python_tests.accuracy import assert_as_accurate
+from python_tests.ops.cayley_menger_cases import (
+    DTYPES,
+    OUTPUTS,
+    SHAPES,
+    Case,
+    baseline,
+    gradient,
+    op,
+    vertices,
+)
 from stratcore import ops
 from stratcore.ops.reference import cayley_menger as reference
 
-op = torch.ops.stratcore.cayley_menger
-backward_op = torch.ops.stratcore.cayley_menger_backward
-OUTPUTS = ops.SimplexMeasures._fields
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-# torch 2.15's opcheck reads .grad of the copies that it makes of our inputs
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-
-
-@dataclass(frozen=True)
-class Case:
-    simplices: int = 5
-    k: int = 4
-    dim: int = 6
-    rows: int = 0  # of a table; 0: none
-
-    def inputs(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> tuple[Tensor, Tensor | None]:
-        generator = torch.Generator().manual_seed(7)
-        shape = (self.rows, self.dim) if self.rows else (self.simplices, self.k + 1, self.dim)
-        points = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).to(device)
-        if not self.rows:
-            return points, None
-        draws = torch.rand(self.simplices, self.rows, generator=generator).argsort(-1)
-        return points, draws[:, : self.k + 1].contiguous().to(device)
-
-
-def vertices(points: Tensor, indices: Tensor | None) -> Tensor:
-    return points if indices is None else points[indices]
-
-
-def loss(measures: tuple) -> Tensor:
-    """Every output, with other weights for every simplex and about the same share of each output."""
-    parts = []
-    for measure in measures:
-        weights = torch.linspace(0.5, 1.5, measure.numel(), dtype=measure.dtype, device=measure.device)
-        size = measure.detach().abs().mean().clamp_min(1e-30)
-        parts.append((weights.view_as(measure) * measure / size).sum())
-    return torch.stack(parts).sum()
-
-
-def gradient(run, points: Tensor) -> Tensor:
-    leaf = points.clone().requires_grad_()
-    (grad,) = torch.autograd.grad(loss(run(leaf)), leaf)
-    return grad
-
-
-def baseline(points: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """What eager torch makes of it; in float64, the accuracy of the oracle itself, the bordered determinant."""
-    if dtype != torch.float64:
-        return reference.simplex_measures(points.float())
-    distances = reference.squared_distances(points)
-    squared, determinant = reference.squared_volume(points), reference.cayley_menger_determinant(distances)
-    return squared.sqrt(), 0.5 * squared.log(), squared, determinant, distances
-
-
-# 1. known values
+# known values
 
 COEFFICIENTS = [2, -16, 288, -9216, 460800, -33177600, 3251404800]
 
@@ -108,12 +62,6 @@ def test_gradient_of_the_log_volume_is_normal_over_height(device):
     (grad,) = torch.autograd.grad(ops.simplex_log_volume(leaf), leaf)
     wanted = torch.tensor([[-1 / 4, -1 / 3], [1 / 4, 0.0], [0.0, 1 / 3]], dtype=torch.float64, device=device)
     torch.testing.assert_close(grad, wanted, rtol=1e-14, atol=1e-15)
-
-
-# 2. matches the reference
-
-SHAPES = [(0, 4, 6), (1, 1, 1), (3, 1, 7), (7, 2, 2), (9, 2, 33), (33, 3, 17), (64, 4, 128), (17, 4, 300), (5, 5, 8),
-          (8, 6, 65), (6, 7, 40), (11, 8, 16), (2, 8, 257)]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -244,98 +192,6 @@ def test_squared_volume_is_smooth_at_degenerate_simplices(device):
     assert float(hessian[2, 1, 2, 1]) == pytest.approx(0.5, rel=1e-12)  # V^2 = y^2 / 4
 
 
-# 3. gradcheck
-
-CHECK = {"nondet_tol": 0.0, "check_forward_ad": True, "check_batched_grad": True}
-
-
-@pytest.mark.parametrize("name", OUTPUTS)
-@pytest.mark.parametrize("k, dim, rows", [(1, 1, 0), (2, 3, 0), (3, 3, 7), (4, 5, 0), (4, 6, 8)])
-def test_gradcheck(device, name, k, dim, rows):
-    points, indices = Case(3, k, dim, rows).inputs(device=device)
-    leaf = points.requires_grad_()
-
-    def run(t):
-        return getattr(ops.simplex_measures(t, indices, outputs=(name,), deterministic=True), name)
-
-    assert torch.autograd.gradcheck(run, leaf, **CHECK)
-    assert torch.autograd.gradgradcheck(run, leaf, nondet_tol=0.0 if device == "cpu" else 1e-12)
-
-
-@pytest.mark.parametrize("k", [6, 8])
-def test_gradcheck_of_high_orders(device, k):
-    points, _ = Case(1, k, k + 1).inputs(device=device)
-
-    def run(t):
-        measures = ops.simplex_measures(t, outputs=("volume", "log_volume", "squared_volume"))
-        return measures.volume * 10, measures.log_volume, measures.squared_volume * 100
-
-    assert torch.autograd.gradcheck(run, points.requires_grad_(), nondet_tol=0.0)
-    if k == 6:
-        assert torch.autograd.gradgradcheck(run, points, nondet_tol=0.0 if device == "cpu" else 1e-12)
-
-
-# 4. backward matches the reference
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("simplices, k, dim", SHAPES[1:])
-def test_backward_matches_reference(device, dtype, simplices, k, dim):
-    for rows in (0, 40):
-        points, indices = Case(simplices, k, dim, rows).inputs(dtype, device)
-        exact = gradient(lambda t: reference.simplex_measures(vertices(t, indices)), points.double())  # noqa: B023
-        eager = gradient(lambda t: baseline(vertices(t, indices), t.dtype), points)  # noqa: B023
-        for deterministic in (False, True):
-            result = gradient(
-                lambda t: ops.simplex_measures(t, indices, deterministic=deterministic),  # noqa: B023
-                points,
-            )
-            assert_as_accurate(result, eager, exact)
-
-
-@pytest.mark.parametrize("rows", [0, 9])
-def test_second_order_matches_reference(device, rows):
-    points, indices = Case(6, 3, 5, rows).inputs(device=device)
-    seconds = []
-    for run in (
-        lambda t: ops.simplex_measures(t, indices),
-        lambda t: reference.simplex_measures(vertices(t, indices)),
-    ):
-        leaf = points.clone().requires_grad_()
-        (grad,) = torch.autograd.grad(loss(run(leaf)), leaf, create_graph=True)
-        seconds.append(torch.autograd.grad(grad.square().sum(), leaf)[0])
-    torch.testing.assert_close(*seconds, rtol=1e-9, atol=1e-9)
-
-
-def test_only_wanted_gradients_flow(device):
-    points, _ = Case().inputs(device=device)
-    leaf = points.requires_grad_()
-    measures = ops.simplex_measures(leaf)
-    whole = [torch.autograd.grad(m.sum(), leaf, retain_graph=True)[0] for m in measures]
-    for name, wanted in zip(OUTPUTS, whole, strict=True):
-        alone = getattr(ops.simplex_measures(leaf, outputs=(name,)), name)
-        assert torch.equal(torch.autograd.grad(alone.sum(), leaf)[0], wanted)
-    assert not ops.simplex_volume(points.detach()).requires_grad
-
-
-def test_repeated_rows_add_their_gradients(device):
-    """One vertex in every simplex, and a simplex that names a row twice (degenerate, but with distances)."""
-    table = torch.randn(6, 4, dtype=torch.float64, device=device)
-    indices = torch.tensor([[0, 1, 2], [0, 3, 4], [0, 0, 5], [5, 1, 5]], device=device)
-    for deterministic in (False, True):
-        ours = gradient(
-            lambda t: ops.simplex_measures(
-                t,
-                indices,
-                outputs=("squared_distances",),
-                deterministic=deterministic,  # noqa: B023
-            )[4:],
-            table,
-        )
-        exact = gradient(lambda t: (reference.squared_distances(t[indices]),), table)
-        torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
-
-
 # numerics
 
 
@@ -392,128 +248,6 @@ def test_order_eight_does_not_underflow(device):
     torch.testing.assert_close(grad.double(), wanted, rtol=1e-5, atol=1e-3)
 
 
-# 5. opcheck
-
-
-@pytest.mark.parametrize("rows", [0, 9])
-@pytest.mark.parametrize("simplices", [0, 5])
-def test_opcheck(device, simplices, rows):
-    for dtype in (torch.float32, torch.bfloat16):
-        case = Case(max(simplices, 1), 2, 3, rows)
-        points, indices = case.inputs(dtype, device)
-        points = points[:simplices] if indices is None else points
-        indices = None if indices is None else indices[:simplices]
-        for wanted in ((True,) * 5, (True, False, False, False, False)):
-            torch.library.opcheck(op, (points.clone().requires_grad_(), indices, *wanted, True))
-
-
-@pytest.mark.parametrize("rows", [0, 9])
-def test_opcheck_of_the_backward(device, rows):
-    points, indices = Case(5, 2, 3, rows).inputs(torch.float32, device)
-    measures = op(points, indices, True, True, True, True, True, False)
-    torch.library.opcheck(backward_op, (*measures, points, indices, None))
-    order = None if indices is None else indices.flatten().argsort(stable=True)
-    torch.library.opcheck(backward_op, (measures[0], None, None, None, None, points, indices, order))
-
-
-# 6. compile, export, torch.func, autocast, FLOPs
-
-
-@pytest.mark.parametrize("rows", [0, 9])
-def test_compile_fullgraph_with_dynamic_batch(device, rows):
-    torch._dynamo.reset()
-
-    def function(points, indices):
-        measures = ops.simplex_measures(points, indices)
-        return loss(measures) + ops.simplex_log_volume(points, indices).square().sum()
-
-    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
-    for simplices in (5, 9, 17):
-        points, indices = Case(simplices, rows=rows).inputs(device=device)
-        results = []
-        for run in (function, compiled):
-            leaf = points.clone().requires_grad_()
-            value = run(leaf, indices)
-            value.backward()
-            results.append([value.detach(), leaf.grad])
-        for eager, traced in zip(*results, strict=True):
-            torch.testing.assert_close(traced, eager, rtol=1e-12, atol=1e-12)
-
-
-def test_export_with_dynamic_batch(device):
-    class Volume(torch.nn.Module):
-        def forward(self, points):
-            return ops.simplex_volume(points)
-
-    batch = torch.export.Dim("batch", min=2, max=64)
-    points, _ = Case().inputs(device=device)
-    program = torch.export.export(Volume(), (points,), dynamic_shapes=({0: batch},))
-    larger, _ = Case(20).inputs(device=device)
-    assert torch.equal(program.module()(larger), Volume()(larger))
-
-
-@pytest.mark.parametrize("rows", [0, 9])
-def test_torch_func(device, rows):
-    points, indices = Case(3, 2, 3, rows).inputs(device=device)
-
-    def run(t):
-        return loss(ops.simplex_measures(t, indices))
-
-    torch.testing.assert_close(
-        torch.func.grad(run)(points), gradient(lambda t: ops.simplex_measures(t, indices), points),
-        rtol=1e-11, atol=1e-11,
-    )  # fmt: skip
-
-    def volumes(t):
-        return ops.simplex_volume(t, indices)
-
-    def define(t):
-        return reference.simplex_measures(vertices(t, indices))[0]
-
-    for transform in (torch.func.jacrev, torch.func.jacfwd):
-        torch.testing.assert_close(
-            transform(volumes)(points), torch.func.jacrev(define)(points), rtol=1e-10, atol=1e-10
-        )
-    hessian = torch.func.hessian(lambda t: volumes(t).sum())(points)
-    wanted = torch.func.hessian(lambda t: define(t).sum())(points)
-    torch.testing.assert_close(hessian, wanted, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    "rows, dims", [(0, (0, None)), (0, (2, None)), (9, (0, None)), (9, (None, 1)), (9, (1, 0))]
-)
-def test_vmap(device, rows, dims):
-    points, indices = Case(rows=rows).inputs(device=device)
-    stacked = points if dims[0] is None else torch.stack([points, 0.5 * points, -points + 1], dims[0])
-    rowed = (
-        indices if dims[1] is None else torch.stack([indices, indices.flip(0), (indices + 1) % rows], dims[1])
-    )
-
-    def single(p, i):
-        return tuple(ops.simplex_measures(p, i))
-
-    def total(p, i):
-        return loss(single(p, i))
-
-    results = torch.func.vmap(single, in_dims=dims)(stacked, rowed)
-    grads = torch.func.vmap(torch.func.grad(total), in_dims=dims)(stacked, rowed)
-    for i in range(3):
-        own = [t if d is None else t.select(d, i) for t, d in zip((stacked, rowed), dims, strict=True)]
-        for result, wanted in zip(results, single(*own), strict=True):
-            torch.testing.assert_close(result[i], wanted, rtol=1e-12, atol=1e-13)
-        torch.testing.assert_close(grads[i], torch.func.grad(total)(*own), rtol=1e-11, atol=1e-11)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_computes_in_float32(device, dtype):
-    points, _ = Case().inputs(torch.float32, device)
-    with torch.autocast(device, dtype=dtype):
-        volume = ops.simplex_volume(points)
-        low = ops.simplex_volume(points.to(dtype))
-    assert volume.dtype == low.dtype == torch.float32
-    assert torch.equal(volume, ops.simplex_volume(points))
-
-
 def test_half_precision_volumes_do_not_overflow(device):
     points = (300 * torch.randn(5, 5, 6, device=device)).half()
     volume = ops.simplex_volume(points)
@@ -521,18 +255,7 @@ def test_half_precision_volumes_do_not_overflow(device):
     assert ops.simplex_volume(points.double()).dtype == torch.float64
 
 
-def test_flop_formula(device):
-    points, _ = Case(5, 4, 6).inputs(torch.float32, device)
-    leaf = points.requires_grad_()
-    with FlopCounterMode(display=False) as counter:
-        volume = ops.simplex_volume(leaf)
-    assert counter.get_total_flops() == 5 * 6 * (4 + 4 * 5)
-    with FlopCounterMode(display=False) as counter:
-        volume.sum().backward()
-    assert counter.get_total_flops() == 5 * 6 * (4 + 4 * 5) + 5 * 6 * (2 * 16 + 4)
-
-
-# 7. rejects
+# rejects
 
 
 def bad_calls() -> dict[str, tuple[tuple, tuple | None, str]]:
@@ -596,117 +319,3 @@ def test_an_index_outside_of_the_table_gives_nan_on_a_gpu():
         (grad,) = torch.autograd.grad(volume[[0, 2, 4]].sum() + volume.sum(), leaf, create_graph=order == 2)
         kept = ops.simplex_volume(leaf, indices[[0, 2, 4]])
         torch.testing.assert_close(grad, 2 * torch.autograd.grad(kept.sum(), leaf)[0])
-
-
-# 8. determinism, stream, graph, device
-
-
-def test_two_runs_give_the_same_bits(device):
-    for rows in (0, 64):
-        points, indices = Case(3001, 4, 37, rows).inputs(torch.float32, device)
-        runs = [
-            gradient(lambda t: ops.simplex_measures(t, indices, deterministic=True), points)  # noqa: B023
-            for _ in range(2)
-        ]
-        assert torch.equal(*runs)
-
-
-def test_bits_do_not_depend_on_the_number_of_threads():
-    before = torch.get_num_threads()
-    for rows in (0, 64):
-        points, indices = Case(5001, 4, 37, rows).inputs(torch.float32)
-        runs = []
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            leaf = points.clone().requires_grad_()
-            volume = ops.simplex_volume(leaf, indices)
-            runs.append(torch.autograd.grad(volume, leaf, torch.ones_like(volume))[0])
-        torch.set_num_threads(before)
-        assert torch.equal(*runs)
-
-
-def test_the_flag_is_read_in_the_forward(monkeypatch):
-    """A backward that runs after the flag has changed keeps to what the forward saw."""
-    seen = []
-    real = ops.cayley_menger._backward_op
-
-    def spy(*arguments):
-        seen.append(arguments[7] is not None)
-        return real(*arguments)
-
-    monkeypatch.setattr(ops.cayley_menger, "_backward_op", spy)
-    points, indices = Case(rows=9).inputs()
-    leaf = points.requires_grad_()
-    for flag, argument, wanted in (
-        (True, None, True),
-        (False, None, False),
-        (True, False, False),
-        (False, True, True),
-    ):
-        torch.use_deterministic_algorithms(flag, warn_only=True)
-        volume = ops.simplex_volume(leaf, indices, deterministic=argument)
-        torch.use_deterministic_algorithms(not flag, warn_only=True)
-        volume.sum().backward()
-        assert seen.pop() is wanted
-
-
-@pytest.mark.cuda
-def test_fast_and_deterministic_backward_agree():
-    points, indices = Case(4000, 4, 64, 100).inputs(torch.float32, "cuda")
-    fast, ordered = (
-        gradient(lambda t: ops.simplex_measures(t, indices, deterministic=d), points)  # noqa: B023
-        for d in (False, True)
-    )
-    torch.testing.assert_close(fast, ordered, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.cuda
-def test_honours_the_stream():
-    points, _ = Case(65536, 4, 32).inputs(torch.float32, "cuda")
-    assert points.is_cuda
-    wanted = ops.simplex_volume(points)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)
-        result = ops.simplex_volume(points * 1.0)  # ready only after the sleep, on this stream
-    stream.synchronize()
-    assert torch.equal(result, wanted)
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("rows", [0, 500])
-def test_replays_in_a_cuda_graph(rows):
-    points, indices = Case(1000, 4, 16, rows).inputs(torch.float32, "cuda")
-    leaf = points.requires_grad_()
-
-    def step(points):
-        volume = ops.simplex_volume(points, indices, deterministic=True)
-        return volume, torch.autograd.grad(volume.sum(), points)[0]
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step(leaf)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step(leaf)
-    with torch.no_grad():
-        leaf.mul_(-0.5)
-    graph.replay()
-    again = leaf.detach().clone().requires_grad_()
-    for result, wanted in zip(captured, step(again), strict=True):
-        assert torch.equal(result, wanted)
-
-
-@pytest.mark.cuda
-def test_uses_the_device_of_its_input():
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
-    points, indices = Case(rows=9).inputs(torch.float32, "cuda:1")
-    volume = ops.simplex_volume(points, indices)
-    assert volume.device == torch.device("cuda:1")
-    torch.testing.assert_close(volume.cpu(), ops.simplex_volume(points.cpu(), indices.cpu()))
-    with pytest.raises(RuntimeError, match="on the device of the first argument"):
-        op(points.to("cuda:0"), indices, True, True, True, True, True, False)

@@ -227,9 +227,8 @@ def test_opcheck(device, dtype, requires_grad):
     seed = torch.tensor([1, 2], device=device)
     torch.library.opcheck(op, (x, seed, 4, 10, 15, 0.2, 0.0, 2, 0.0))
     with torch.no_grad():
-        _, *sample = op(x, seed, 4, 10, 15, 0.2, 0.0, 2, 0.0)
-    grads = (sample[0], None, sample[0], None, sample[4])
-    arguments = (*grads, x.detach(), *sample, 0.2, 0.0, 2, 0.0)
+        loss, _, _, _, _, volumes, *saved = op(x, seed, 4, 10, 15, 0.2, 0.0, 2, 0.0)
+    arguments = (loss, None, loss, None, volumes, x.detach(), *saved, 0.2, 0.0, 2, 0.0)
     torch.library.opcheck(backward_op, arguments)
     torch.library.opcheck(backward_op, (None,) * 5 + arguments[5:])
 

@@ -1,60 +1,28 @@
-"""The eight tests of an op, and what it is for. Legend: N rows, D dimension, A anchors."""
+"""What sphere_normalize is for, its values, special and bad input. Letters: tangent_projection_cases.py."""
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.utils.flop_counter import FlopCounterMode
 
 from python_tests.accuracy import assert_as_accurate
+from python_tests.ops.tangent_projection_cases import (
+    DTYPES,
+    JACOBIANS,
+    SIGNS,
+    backward_op,
+    define_gradient,
+    gradient,
+    normal,
+    op,
+    problem,
+)
 from stratcore import ops
 from stratcore.ops import reference
-
-op = torch.ops.stratcore.tangent_projection
-backward_op = torch.ops.stratcore.tangent_projection_backward
-# torch 2.15's opcheck reads .grad of the copies that it makes of our inputs
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-SIGNS = ["repel", "reference"]
-JACOBIANS = ["tangent", "normalize", "identity"]
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-SURROGATES = [
-    {"tangential": 0.7, "separation": 0.3, "separation_sign": sign, "jacobian": jacobian}
-    for sign, jacobian in itertools.product(SIGNS, JACOBIANS)
-]
-
-
-def normal(*shape: int, dtype: torch.dtype = torch.float64, device: str = "cpu", seed: int = 7) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).to(device)
-
-
-def problem(
-    rows: int, dim: int, anchors: int, dtype: torch.dtype = torch.float64, device: str = "cpu"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """x, anchors of various lengths, and a gradient of y."""
-    lengths = normal(anchors, 1, dtype=dtype, device=device, seed=3).exp()
-    return (
-        normal(rows, dim, dtype=dtype, device=device),
-        normal(anchors, dim, dtype=dtype, device=device, seed=8) * lengths,
-        normal(rows, dim, dtype=dtype, device=device, seed=9),
-    )
-
-
-def gradient(x: Tensor, anchors: Tensor | None, grad: Tensor, **options: Any) -> Tensor:
-    leaf = x.detach().requires_grad_()
-    ops.sphere_normalize(leaf, anchors, **options).backward(grad)
-    return leaf.grad
-
-
-def define_gradient(x: Tensor, anchors: Tensor | None, grad: Tensor, nearest: Any, **options: Any) -> Tensor:
-    n = None if anchors is None else reference.unit_anchors(anchors)[nearest.long()]
-    return reference.surrogate_gradient(grad, x, n, **options)
-
 
 # what it is for
 
@@ -107,7 +75,7 @@ def test_tangent_is_the_gradient_of_normalize_too(device):
     assert (gradient(x, None, grad, tangential=0.5) - wanted).abs().max() > 0.01
 
 
-# 1. known values
+# known values
 
 
 def test_known_values(device):
@@ -136,7 +104,7 @@ def test_equal_anchors_tie_to_the_lower_index(device, dtype):
     assert nearest.tolist() == [1] * 101
 
 
-# 2. matches the reference
+# matches the reference
 
 SHAPES = [
     (0, 3, 2),
@@ -270,243 +238,7 @@ def test_a_nan_anchor_shows(device):
     assert nearest.tolist() == [7] * 5 and cosine.isnan().all()
 
 
-# 3. gradcheck
-
-
-@pytest.mark.parametrize("tangential", [0.0, 1.0])
-def test_gradcheck_where_it_is_a_gradient(device, tangential):
-    x = normal(4, 5, device=device).requires_grad_()
-    anchors = normal(3, 5, device=device)
-    checks = {"check_batched_grad": True, "check_undefined_grad": True, "nondet_tol": 0.0}
-
-    def run(x: Tensor) -> Tensor:
-        result = ops.sphere_normalize_nearest(x, anchors, tangential=tangential, jacobian="normalize")
-        return result.y
-
-    assert torch.autograd.gradcheck(run, x, check_forward_ad=True, **checks)
-    assert torch.autograd.gradgradcheck(run, x, **checks)
-    below = (1e-3 * x.detach()).requires_grad_()
-    run_below = lambda x: ops.sphere_normalize(x, tangential=0.0, jacobian="normalize", eps=1.0)  # noqa: E731
-    assert torch.autograd.gradcheck(run_below, below, check_forward_ad=True, **checks)
-
-
-# 4. backward matches the reference
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", SURROGATES, ids=lambda o: f"{o['separation_sign']}-{o['jacobian']}")
-@pytest.mark.parametrize("rows, dim, anchors", [(33, 64, 17), (5, 7, 1), (4, 1030, 70), (19, 2, 2)])
-def test_backward_matches_reference(device, dtype, options, rows, dim, anchors):
-    x, directions, grad = problem(rows, dim, anchors, dtype, device)
-    nearest = ops.sphere_normalize_nearest(x, directions).nearest
-    exact = define_gradient(x.double(), directions.double(), grad.double(), nearest, **options)
-    eager = define_gradient(x, directions, grad, nearest, **options)
-    assert_as_accurate(gradient(x, directions, grad, **options), eager, exact)
-
-
-@pytest.mark.parametrize("options", SURROGATES, ids=lambda o: f"{o['separation_sign']}-{o['jacobian']}")
-def test_second_order_matches_reference(device, options):
-    """The derivative of the surrogate with respect to dL/dy and x, also of rows below eps."""
-    x, anchors, grad = problem(6, 7, 4, device=device)
-    x[2] *= 1e-3
-    options = options | {"eps": 0.1}
-    nearest = ops.sphere_normalize_nearest(x, anchors).nearest
-    seconds = []
-    for run in (gradients_of_op, lambda *a, **o: define_gradient(*a, nearest, **o)):
-        leaves = [t.clone().requires_grad_() for t in (x, grad)]
-        run(leaves[0], anchors, leaves[1], **options).square().sum().backward()
-        seconds += [t.grad for t in leaves]
-    torch.testing.assert_close(seconds[:2], seconds[2:], rtol=1e-10, atol=1e-10)
-
-
-def gradients_of_op(x: Tensor, anchors: Tensor, grad: Tensor, **options: Any) -> Tensor:
-    y = ops.sphere_normalize(x, anchors, **options)
-    return torch.autograd.grad(y, x, grad, create_graph=True)[0]
-
-
-def test_anchors_have_no_gradient(device):
-    x, anchors, grad = problem(6, 7, 4, device=device)
-    anchors.requires_grad_()
-    assert not ops.sphere_normalize_nearest(x, anchors, separation=0.1).y.requires_grad
-    ops.sphere_normalize_nearest(x.requires_grad_(), anchors, separation=0.1).y.backward(grad)
-    assert anchors.grad is None and x.grad is not None
-    assert not ops.sphere_normalize(x.detach(), anchors, separation=0.1).requires_grad
-
-
-def test_anchors_are_those_of_the_forward(device):
-    x, anchors, grad = problem(6, 7, 4, device=device)
-    leaf = x.clone().requires_grad_()
-    y = ops.sphere_normalize(leaf, anchors, separation=0.1)
-    anchors.mul_(-1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        y.backward(grad)
-    y = ops.sphere_normalize(leaf, anchors)  # without separation they are not read
-    anchors.mul_(-1)
-    y.backward(grad)
-    assert torch.equal(leaf.grad, gradient(x, None, grad))
-
-
-# 5. opcheck
-
-
-@pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [0, 5])
-def test_opcheck(device, dtype, rows, requires_grad):
-    x, anchors, grad = problem(rows, 9, 4, dtype, device)
-    x.requires_grad_(requires_grad)
-    for directions, strength in ((anchors, 0.3), (anchors, 0.0), (None, 0.0)):
-        options = (1.0, strength, "repel", "tangent", 1e-12)
-        torch.library.opcheck(op, (x, directions, *options))
-        _, norm, nearest, _ = op(x.detach(), directions, *options)
-        torch.library.opcheck(backward_op, (grad, x.detach(), directions, norm, nearest, *options))
-
-
-# 6. compile, export, torch.func, autocast, FLOPs
-
-
-@pytest.mark.parametrize("options", [*SURROGATES[::4], {}], ids=str)
-def test_compile_fullgraph_with_dynamic_batch(device, options):
-    torch._dynamo.reset()
-
-    def loss(x: Tensor, anchors: Tensor, grad: Tensor) -> Tensor:
-        result = ops.sphere_normalize_nearest(x, anchors, **options)
-        return (ops.sphere_normalize(result.y, anchors, **options) * grad * result.cosine[:, None]).sum()
-
-    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
-    for rows in (5, 9, 17):
-        x, anchors, grad = problem(rows, 7, 4, device=device)
-        results = []
-        for function in (loss, compiled):
-            leaf = x.clone().requires_grad_()
-            value = function(leaf, anchors, grad)
-            value.backward()
-            results.append([value.detach(), leaf.grad])
-        torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
-
-
-def test_export_with_dynamic_batch(device):
-    x, anchors, _ = problem(6, 7, 4, device=device)
-
-    class Module(torch.nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-            return (
-                ops.sphere_normalize(x, anchors, separation=0.1),
-                *ops.sphere_normalize_nearest(x, anchors),
-            )
-
-    batch = torch.export.Dim("batch", min=2, max=64)
-    program = torch.export.export(Module(), (x,), dynamic_shapes=({0: batch},))
-    larger = normal(20, 7, device=device, seed=4)
-    torch.testing.assert_close(program.module()(larger), Module()(larger))
-
-
-@pytest.mark.parametrize("options", [*SURROGATES, {}], ids=str)
-def test_torch_func(device, options):
-    x, anchors, grad = problem(6, 7, 4, device=device)
-
-    def loss(x: Tensor, anchors: Tensor, grad: Tensor) -> Tensor:
-        return (ops.sphere_normalize(x, anchors, **options) * grad).sum()
-
-    wanted = gradient(x, anchors, grad, **options)
-    own, other = torch.func.grad(loss, argnums=(0, 1))(x, anchors, grad)
-    torch.testing.assert_close(own, wanted, rtol=1e-12, atol=1e-12)
-    assert not other.any()
-    rows = torch.func.vmap(torch.func.grad(loss), (0, None, 0))(x, anchors, grad)
-    torch.testing.assert_close(rows, wanted, rtol=1e-12, atol=1e-12)
-    stacked = torch.stack([anchors, anchors.flip(0) * 2, -anchors], 1)
-    each = torch.func.vmap(torch.func.grad(loss), (None, 1, None))(x, stacked, grad)
-    for i in range(3):
-        torch.testing.assert_close(
-            each[i], gradient(x, stacked[:, i], grad, **options), rtol=1e-12, atol=1e-12
-        )
-
-
-@pytest.mark.parametrize("anchored", [False, True])
-@pytest.mark.parametrize("in_dims", [(0, None), (1, None), (None, 0), (2, 1)])
-def test_vmap(device, in_dims, anchored):
-    x = normal(*(4, 7) if in_dims[0] is None else (3, 4, 7), device=device)
-    anchors = normal(*(5, 7) if in_dims[1] is None else (3, 5, 7), device=device, seed=2)
-    stacked = [t if d is None else t.movedim(0, d) for t, d in zip((x, anchors), in_dims, strict=True)]
-
-    def run(x: Tensor, anchors: Tensor) -> tuple[Tensor, ...]:
-        return (
-            tuple(ops.sphere_normalize_nearest(x, anchors))
-            if anchored
-            else (ops.sphere_normalize(x, anchors),)
-        )
-
-    results = torch.func.vmap(run, in_dims)(*stacked)
-    for i in range(3):
-        single = run(*(t if d is None else t[i] for t, d in zip((x, anchors), in_dims, strict=True)))
-        for result, wanted in zip(results, single, strict=True):
-            assert torch.equal(result[i], wanted)
-
-
-@pytest.mark.parametrize("options", [*SURROGATES, {}], ids=str)
-def test_batched_gradients(device, options):
-    x, anchors, _ = problem(4, 7, 5, device=device)
-    grads = normal(3, 4, 7, device=device, seed=1)
-    leaf = x.clone().requires_grad_()
-    y = ops.sphere_normalize(leaf, anchors, **options)
-
-    def one(grad: Tensor) -> Tensor:
-        return torch.autograd.grad(y, leaf, grad, retain_graph=True)[0]
-
-    (batched,) = torch.autograd.grad(y, leaf, grads, is_grads_batched=True, retain_graph=True)
-    for result in (batched, torch.func.vmap(one)(grads), torch.func.vmap(one, 1)(grads.transpose(0, 1))):
-        for i in range(3):
-            assert torch.equal(result[i], gradient(x, anchors, grads[i], **options))
-
-
-@pytest.mark.parametrize(
-    "in_dims", [(0, 0, None, 0, 0), (0, 0, 0, 0, 0), (None, 1, None, 1, 1), (0, None, 1, None, 0)]
-)
-def test_vmap_of_the_backward(device, in_dims):
-    x, anchors, grad = problem(12, 7, 5, device=device)
-    parts = [t.view(3, 4, 7) for t in (grad, x)] + [normal(3, 5, 7, device=device, seed=2)]
-    parts += [parts[1].norm(dim=-1), torch.arange(12, dtype=torch.int32, device=device).view(3, 4) % 5]
-    own = [t[0] if d is None else t.movedim(0, d) for t, d in zip(parts, in_dims, strict=True)]
-    options = (0.7, 0.3, "repel", "tangent", 1e-12)
-    results = torch.func.vmap(lambda *t: backward_op(*t, *options), in_dims)(*own)
-    for i in range(3):
-        single = [t[0] if d is None else t[i] for t, d in zip(parts, in_dims, strict=True)]
-        assert torch.equal(results[i], backward_op(*single, *options))
-
-
-def test_forward_mode(device):
-    x, anchors, tangent = problem(4, 7, 5, device=device)
-    run = lambda x: ops.sphere_normalize(x, jacobian="normalize")  # noqa: E731
-    _, ours = torch.func.jvp(run, (x,), (tangent,))
-    torch.testing.assert_close(ours, torch.func.jvp(reference.on_sphere, (x,), (tangent,))[1])
-    with pytest.raises(RuntimeError, match="tangent_projection: expected separation 0 in forward mode"):
-        torch.func.jvp(lambda x: ops.sphere_normalize(x, anchors, separation=0.1), (x,), (tangent,))
-
-
-@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
-def test_autocast_changes_nothing(device, low):
-    x, anchors, grad = problem(6, 7, 4, torch.float32, device)
-    with torch.autocast(device, dtype=low):
-        assert torch.equal(ops.sphere_normalize(x), ops.sphere_normalize(x.clone()))
-        assert ops.sphere_normalize(x).dtype == torch.float32
-        mixed = ops.sphere_normalize_nearest(x.to(low), anchors)
-        mixed_grad = gradient(x.to(low), anchors, grad.to(low), separation=0.1)
-    same = ops.sphere_normalize_nearest(x.to(low), anchors.to(low))
-    assert mixed.y.dtype == mixed_grad.dtype == low
-    assert all(torch.equal(a, b) for a, b in zip(mixed, same, strict=True))
-
-
-def test_flop_formula(device):
-    x, anchors, grad = problem(6, 7, 4, torch.float32, device)
-    with FlopCounterMode(display=False) as counter:
-        ops.sphere_normalize_nearest(x, anchors)
-    assert counter.get_total_flops() == 2 * 6 * 7 * 4
-    with FlopCounterMode(display=False) as counter:
-        gradient(x, anchors, grad)
-    assert counter.get_total_flops() == 0  # without separation the anchors are not read
-
-
-# 7. rejects
+# rejects
 
 
 def bad_calls() -> dict[str, tuple[dict, str]]:
@@ -592,60 +324,3 @@ def test_rejects_in_the_public_functions():
                     function(*arguments, **options)
     with pytest.raises(ValueError, match=r"expected anchors of shape \[A, D\], got None"):
         ops.sphere_normalize_nearest(x, None)
-
-
-# 8. determinism, stream, graph, device
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_two_runs_give_the_same_bits(device, dtype):
-    x, anchors, grad = problem(517, 65, 33, dtype, device)
-    runs = [
-        (*ops.sphere_normalize_nearest(x, anchors), gradient(x, anchors, grad, separation=0.1))
-        for _ in range(2)
-    ]
-    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
-    # nor does a row depend on where it stands
-    last = ops.sphere_normalize_nearest(x[-5:], anchors)
-    assert all(torch.equal(a[-5:], b) for a, b in zip(runs[0], last, strict=False))
-
-
-@pytest.mark.cuda
-def test_honours_the_stream():
-    x, anchors, grad = problem(4096, 64, 64, torch.float32, "cuda")
-    wanted = gradient(x, anchors, grad, separation=0.1)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)
-        late = x * 1.0  # ready only after the sleep, on this stream
-        result = gradient(late, anchors, grad, separation=0.1)
-    stream.synchronize()
-    assert torch.equal(result, wanted)
-
-
-@pytest.mark.cuda
-def test_replays_in_a_cuda_graph():
-    x, anchors, grad = problem(64, 16, 32, torch.float32, "cuda")
-    leaf = x.clone().requires_grad_()
-    torch.autograd.grad(ops.sphere_normalize(leaf, anchors, separation=0.1), leaf, grad)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        (result,) = torch.autograd.grad(ops.sphere_normalize(leaf, anchors, separation=0.1), leaf, grad)
-    with torch.no_grad():
-        leaf.mul_(-0.5)
-    graph.replay()
-    assert torch.equal(result, gradient(leaf, anchors, grad, separation=0.1))
-
-
-@pytest.mark.cuda
-def test_uses_the_device_of_its_input():
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
-    x, anchors, grad = problem(6, 7, 4, torch.float32, "cuda:1")
-    ours = gradient(x, anchors, grad, separation=0.1)
-    assert ours.device == torch.device("cuda:1")
-    torch.testing.assert_close(ours.cpu(), gradient(x.cpu(), anchors.cpu(), grad.cpu(), separation=0.1))
-    with pytest.raises(RuntimeError, match="on the device of the first argument"):
-        ops.sphere_normalize_nearest(x.to("cuda:0"), anchors)

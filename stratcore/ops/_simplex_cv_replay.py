@@ -12,19 +12,17 @@ from torch import Tensor
 
 
 class _Sample:
-    """Edges, volumes, W = V G^-1 and statistics in float64, as functions of `x`."""
+    """Edges, volumes, W = V G^-1 and statistics in float64, as functions of `x`.
+
+    `state` [4 + n (1 + P)] is that of the kernel: four statistics, the last of them the count of valid simplices,
+    then the volumes and W; 0 where degenerate.
+    """
 
     def __init__(
-        self,
-        x: Tensor,
-        count: Tensor,
-        volumes: Tensor,
-        indices: Tensor,
-        weights: Tensor,
-        valid_above: float,
-        min_valid: int,
-        eps: float,
+        self, x: Tensor, indices: Tensor, state: Tensor, valid_above: float, min_valid: int, eps: float
     ) -> None:
+        count, volumes = state[3], state[4 : 4 + len(indices)]
+        weights = state[4 + len(indices) :].unflatten(0, (len(indices), -1))
         vertices_nKD = x.double()[indices]
         self.edges_nkD = vertices_nKD[:, 1:] - vertices_nKD[:, :1]
         k = self.edges_nkD.shape[1]
@@ -39,7 +37,7 @@ class _Sample:
         self.weights_nkk = self.volumes[:, None, None] * (inverse_nkk.mT @ inverse_nkk)
         self.defined = count >= min_valid
         self.valid = (volumes > math.sqrt(valid_above)) & self.defined
-        self.count = count.double().clamp_min(2)
+        self.count = count.clamp_min(2)
         self.mean = self.over_valid(self.volumes).sum() / self.count
         self.deviations = self.over_valid(self.volumes - self.mean)
         variance = self.deviations.square().sum() / (self.count - 1)
@@ -59,10 +57,8 @@ class _Sample:
 
 def gradient(
     x: Tensor,
-    count: Tensor,
-    volumes: Tensor,
     indices: Tensor,
-    weights: Tensor,
+    state: Tensor,
     grads: tuple[Tensor | None, ...],
     target: float,
     valid_above: float,
@@ -70,7 +66,7 @@ def gradient(
     eps: float,
 ) -> Tensor:
     """Gradient of `x` from the cotangents of loss, cv, mean, std and volumes."""
-    sample = _Sample(x, count, volumes, indices, weights, valid_above, min_valid, eps)
+    sample = _Sample(x, indices, state, valid_above, min_valid, eps)
     zero = sample.mean.new_zeros(())
     loss, cv, mean, std, each = (zero if grad is None else grad.double() for grad in grads)
     slopes = sample.std_slopes()
@@ -84,7 +80,9 @@ def gradient(
 
 
 def tangents(
-    saved: tuple[Tensor, ...],
+    x: Tensor,
+    indices: Tensor,
+    state: Tensor,
     tangent: Tensor | None,
     target: float,
     valid_above: float,
@@ -92,8 +90,7 @@ def tangents(
     eps: float,
 ) -> tuple[Tensor, ...]:
     """Tangents of loss, cv, mean, std and volumes from the tangent of `x`."""
-    x, _, _, _, count, volumes, indices, weights = saved
-    sample = _Sample(x, count, volumes, indices, weights, valid_above, min_valid, eps)
+    sample = _Sample(x, indices, state, valid_above, min_valid, eps)
     moved_nKD = torch.zeros_like(x).double()[indices] if tangent is None else tangent.double()[indices]
     moved_nkD = moved_nKD[:, 1:] - moved_nKD[:, :1]
     volume = (sample.weights_nkk @ sample.edges_nkD * moved_nkD).sum((-2, -1))
@@ -101,4 +98,5 @@ def tangents(
     std_tangent = (sample.std_slopes() * volume).sum()
     cv_tangent = (std_tangent - sample.cv * mean_tangent) / sample.scale
     loss = torch.where(sample.defined, 2 * (sample.cv - target) * cv_tangent, 0.0)
-    return tuple(t.to(volumes.dtype) for t in (loss, cv_tangent, mean_tangent, std_tangent, volume))
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return tuple(t.to(dtype) for t in (loss, cv_tangent, mean_tangent, std_tangent, volume))

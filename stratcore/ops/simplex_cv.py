@@ -82,7 +82,7 @@ def simplex_cv(
     unless the input is float64. NaN makes the volumes of its simplices NaN, and these do not count.
     Autocast changes nothing of it.
     Determinism: the same bits on every run and for any number of threads; CPU and CUDA draw the same sample.
-    Cost: O(n k^2 D); saved for the backward: `x` and n (k + 1 + P) numbers. No host synchronization.
+    Cost: O(n k^2 D); saved for the backward: `x` and n (k + 2 + P) numbers. No host synchronization.
     Source: csrc/cayley_menger/README.md; sampling: Floyd's algorithm on Philox 4x32-10 (Salmon et al. 2011).
     """
     check_floating("simplex_cv", "x", x)
@@ -181,7 +181,7 @@ def _fake(
         x.new_empty((), dtype=torch.int64),
         x.new_empty((num_simplices,), dtype=dtype),
         x.new_empty((num_simplices, order + 1), dtype=torch.int64),
-        x.new_empty((num_simplices, order * (order + 1) // 2), dtype=torch.float64),
+        x.new_empty((4 + num_simplices * (1 + order * (order + 1) // 2),), dtype=torch.float64),
     )
 
 
@@ -199,15 +199,13 @@ def _fake_backward(
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, options = inputs[0], inputs[5:]
-    _, cv, mean, std, count, volumes, indices, weights = output
-    ctx.mark_non_differentiable(count, indices, weights)
+    x, count, indices, state = inputs[0], output[4], output[6], output[7]
+    ctx.mark_non_differentiable(count, indices, state)
     ctx.set_materialize_grads(False)
-    saved = (x, cv, mean, std, count, volumes, indices, weights)
-    ctx.save_for_backward(*saved)
+    ctx.save_for_backward(x, indices, state)
     if forward_mode_active():
-        ctx.save_for_forward(*saved)
-    ctx.options = options
+        ctx.save_for_forward(x, indices, state)
+    ctx.options = inputs[5:]
 
 
 def _gradient(
@@ -222,19 +220,19 @@ def _gradient(
 ) -> tuple:
     """First order by the kernel; where a second may follow, by the same formulas in torch operations."""
     grads = (grad_loss, grad_cv, grad_mean, grad_std, grad_volumes)
-    if all(grad is None for grad in grads):
+    if grad_loss is None and all(grad is None for grad in grads):
         return (None,) * 9
-    saved = ctx.saved_tensors
+    x, indices, state = ctx.saved_tensors
     if torch.is_grad_enabled():
-        x, _, _, _, count, volumes, indices, weights = saved
-        grad_x = gradient(x, count, volumes, indices, weights, grads, *ctx.options)
+        grad_x = gradient(x, indices, state, grads, *ctx.options)
     else:
-        grad_x = _backward_op(*grads, *saved, *ctx.options)
-    return (grad_x, *(None,) * 8)
+        grad_x = _backward_op(*grads, x, indices, state, *ctx.options)
+    return grad_x, None, None, None, None, None, None, None, None
 
 
 def _tangent(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple:
-    loss, cv, mean, std, volumes = tangents(ctx.saved_tensors, tangent, *ctx.options)
+    x, indices, state = ctx.saved_tensors
+    loss, cv, mean, std, volumes = tangents(x, indices, state, tangent, *ctx.options)
     return loss, cv, mean, std, None, volumes, None, None
 
 
@@ -260,11 +258,6 @@ def _backward_flops(
     grad_std: Any,
     grad_volumes: Any,
     x: Any,
-    cv: Any,
-    mean: Any,
-    std: Any,
-    count: Any,
-    volumes: Any,
     indices: Any,
     *args: Any,
     **kwargs: Any,
