@@ -3,9 +3,9 @@
 #include "softmax.cuh"
 #include "tile_pipeline.cuh"
 
-// The forward on sm_90a for 16-bit types. A block holds 128 queries of one head (192 where heads are narrow), 64 a
-// warpgroup. The scores of a tile are made while the values of the tile before are summed, and one warpgroup's softmax
-// runs while the others' products do.
+// The forward on sm_90a for 16-bit types. A block holds 128 queries of one head (192 where heads are narrow),
+// 64 a warpgroup. The scores of a tile are made while the values of the tile before are summed, and one
+// warpgroup's softmax runs while the others' products do.
 namespace stratcore::toroidal_attention {
 
 // q, k and v [B, H, N, E] for bulk copies.
@@ -16,7 +16,8 @@ struct ForwardMaps {
 template <class S, int Width>
 struct alignas(1024) ForwardWgmma {
   static constexpr int kCols = Width == 256 ? 64 : 128;  // keys of a tile
-  // Warpgroups that compute. Narrow heads have little to multiply beside the powers of two, and need few registers.
+  // Warpgroups that compute. Narrow heads have little to multiply beside the powers of two, and need few
+  // registers.
   static constexpr int kGroups = Width == 64 ? 3 : 2;
   static constexpr int kRows = 64 * kGroups;
   static constexpr int kThreads = kGroup * (1 + kGroups);
@@ -59,7 +60,8 @@ struct QueryBlock {
   __device__ Box box() const { return box_at(problem.lattice, problem.query_base + first, last - first + 1); }
 };
 
-// The warp that describes. Where tiles may be left out, the first one is looked at before the others are judged.
+// The warp that describes. Where tiles may be left out, the first one is looked at before the others are
+// judged.
 template <class Shared>
 __device__ void describe_keys(const QueryBlock& block, int32_t* tile_counts) {
   constexpr int kCols = Shared::kCols;
@@ -144,7 +146,8 @@ class ForwardGroup {
     barrier_arrive(&shared.k_empty[0]);
     finish_scores(scores, *note, factor);
     pack<S>(scores, weights);
-    if (may_skip(b_.problem, b_.head)) judge(key_norms[b_.head.batch * b_.problem.kv_heads + b_.head.kv_head]);
+    if (may_skip(b_.problem, b_.head))
+      judge(key_norms[b_.head.batch * b_.problem.kv_heads + b_.head.kv_head]);
     int done = 0;  // tiles whose values are summed
     while ((note = notes.next(shared.notes))) {
       const int at = (done + 1) % kStages, before = done % kStages;
@@ -183,8 +186,8 @@ class ForwardGroup {
       if (lane_ % 4 == 0 && rows_.index[r] < queries)
         static_cast<float*>(out.lse)[pair * queries + rows_.index[r]] = lse / kLog2e;
     }
-    S* data =
-        static_cast<S*>(out.out) + b_.head.batch * out.out_strides.batch + b_.head.head * out.out_strides.head;
+    S* data = static_cast<S*>(out.out) + b_.head.batch * out.out_strides.batch +
+              b_.head.head * out.out_strides.head;
     store_rows<S, E>(data, out.out_strides.row, rows_, queries, b_.problem.dim, lane_, sums.value, factor);
   }
 
@@ -219,7 +222,8 @@ class ForwardGroup {
       const float place[2] = {start + shared.pattern.row[axis][rows_.within],
                               start + shared.pattern.row[axis][rows_.within + 8]};
       const bool linear = note.form[axis] == AxisForm::kLinear;
-      const float2* cols = reinterpret_cast<const float2*>(shared.col[linear && sign < 0.0f][axis]) + lane_ % 4;
+      const float2* cols =
+          reinterpret_cast<const float2*>(shared.col[linear && sign < 0.0f][axis]) + lane_ % 4;
       if (linear) {
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
@@ -263,8 +267,8 @@ class ForwardGroup {
     sums.absorb(scores, row, factor);
   }
 
-  // Sums of weights are never negative, but the compiler does not know: else it moves the wait for the product
-  // of the values, which comes next, ahead of the powers of two, and they do not run side by side.
+  // Sums of weights are never negative, but the compiler does not know: else it moves the wait for the
+  // product of the values, which comes next, ahead of the powers of two, and they do not run side by side.
   __device__ __forceinline__ void after_weights() const {
     if (sums.weight[0] + sums.weight[1] < 0.0f) barrier_arrive(&Shared::here().judged);
   }

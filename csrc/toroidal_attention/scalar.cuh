@@ -5,7 +5,8 @@
 #include "backward_mma.cuh"
 #include "toroidal_attention.h"
 
-// Float64, for checks: a warp a row, scores of 32 pairs at once, no tile left out.
+// Float64, for checks: a warp a row, scores of 32 pairs at once. The forward leaves out tiles of one query
+// and 32 keys; the backward none.
 namespace stratcore::toroidal_attention {
 
 constexpr int kMostDim = 256;
@@ -82,23 +83,14 @@ __device__ inline double warp_sum(double value) {
 // Warp of a grid whose warps are numbered.
 __device__ inline int64_t warp_index() { return (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32; }
 
-__global__ void forward_scalar_kernel(const __grid_constant__ Problem problem, Output out) {
-  const int64_t row = warp_index(), pair = row / problem.queries, query = row % problem.queries;
-  if (pair >= problem.batch * problem.heads) return;
-  const int64_t batch = pair / problem.heads, head = pair % problem.heads;
-  const int64_t kv_head = head / (problem.heads / problem.kv_heads);
-  const int lane = threadIdx.x % 32;
-  const DoubleRows q(problem.q, problem.q_strides, batch, head),
-      k(problem.k, problem.k_strides, batch, kv_head), v(problem.v, problem.v_strides, batch, kv_head);
-  double maximum = -INFINITY, weight = 0, sums[kLaneDims] = {};
-  const int limit = key_limit(problem, query);
-  for (int first = 0; first < limit; first += 32) {
-    const int count = min(32, limit - first);
-    double score = -INFINITY;
-    if (lane < count)
-      score =
-          PairScore(problem, batch, head, query, first + lane, dot(q[query], k[first + lane], problem.dim))
-              .score;
+// Running softmax of a row.
+struct ScalarSoftmax {
+  double maximum = -INFINITY, weight = 0, values[kLaneDims] = {};
+
+  __device__ double lse() const { return weight == 0 ? -INFINITY : maximum + log(weight); }
+
+  // Scores of lanes, of rows of v from `first` on.
+  __device__ void absorb(double score, const DoubleRows& v, int first, int count, int64_t dim, int lane) {
     double largest = score;
     for (int offset = 16; offset; offset /= 2)
       largest = fmax(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
@@ -107,12 +99,50 @@ __global__ void forward_scalar_kernel(const __grid_constant__ Problem problem, O
     maximum = largest;
     const double share = exp(score - base);
     weight = weight * factor + warp_sum(share);
-    for (double& sum : sums) sum *= factor;
-    add_weighted(sums, share, v, first, count, problem.dim, lane);
+    for (double& value : values) value *= factor;
+    add_weighted(values, share, v, first, count, dim, lane);
   }
-  double* data = static_cast<double*>(out.out) + batch * out.out_strides.batch + head * out.out_strides.head;
-  store(data + query * out.out_strides.row, sums, weight == 0 ? 0 : 1 / weight, problem.dim, lane);
-  if (lane == 0) static_cast<double*>(out.lse)[row] = weight == 0 ? -INFINITY : maximum + log(weight);
+};
+
+__global__ void forward_scalar_kernel(const __grid_constant__ Prepared problem, Output out,
+                                      const float* key_norms) {
+  const int64_t row = warp_index(), pair = row / problem.queries, query = row % problem.queries;
+  if (pair >= problem.batch * problem.heads) return;
+  const Head head = head_of<double>(problem, static_cast<int>(pair));
+  const int lane = threadIdx.x % 32, limit = key_limit(problem, query);
+  const DoubleRows q(problem.q, problem.q_strides, head.batch, head.head),
+      k(problem.k, problem.k_strides, head.batch, head.kv_head),
+      v(problem.v, problem.v_strides, head.batch, head.kv_head);
+  ScalarSoftmax sums;
+  const auto look = [&](int tile) {
+    const int first = 32 * tile, count = min(32, limit - first);
+    double score = -INFINITY;
+    if (lane < count) {
+      const double product = dot(q[query], k[first + lane], problem.dim);
+      score = PairScore(problem, head.batch, head.head, query, first + lane, product).score;
+    }
+    sums.absorb(score, v, first, count, problem.dim, lane);
+  };
+  KeyTiles<32> tiles(problem, head, static_cast<int>(query), 1, limit);
+  int looked = 0;
+  if (tiles.skipping() && tiles.count() > 0) {
+    const int tile = tiles.nearest(lane);
+    look(tile);
+    const double norm = sqrt(dot(q[query], q[query], problem.dim)) * fabs(problem.scale) * kNormMargin;
+    const double key_norm = key_norms[head.batch * problem.kv_heads + head.kv_head];
+    tiles.judge_by(float((norm * key_norm - sums.lse()) * kLog2e));
+    tiles.leave_out(tile);
+    looked = 1;
+  }
+  for (int tile = tiles.next(lane); tile >= 0; tile = tiles.next(lane)) look(tile);
+  double* data =
+      static_cast<double*>(out.out) + head.batch * out.out_strides.batch + head.head * out.out_strides.head;
+  store(data + query * out.out_strides.row, sums.values, sums.weight == 0 ? 0 : 1 / sums.weight, problem.dim,
+        lane);
+  if (lane != 0) return;
+  static_cast<double*>(out.lse)[row] = sums.lse();
+  atomicAdd(out.tiles + 2 * pair, tiles.count() - tiles.given() - looked);
+  atomicAdd(out.tiles + 2 * pair + 1, tiles.count());
 }
 
 // What both backward kernels need of a pair: its weight and the gradient of its score.

@@ -41,16 +41,17 @@ struct Head {
   }
 };
 
-// Of the head with number `pair` of all batches.
+// Of the head with number `pair` of all batches; T: type of the slopes.
+template <class T = float>
 __device__ inline Head head_of(const Prepared& problem, int pair) {
   const int heads = static_cast<int>(problem.heads), repeats = heads / static_cast<int>(problem.kv_heads);
   const int batch = pair / heads, head = pair - batch * heads;
   Head out{batch, head, head / repeats, {}};
-  const float* slopes = static_cast<const float*>(problem.slopes) + head * problem.slope_count;
+  const T* slopes = static_cast<const T*>(problem.slopes) + head * problem.slope_count;
   const int axes = separable(problem.metric) ? problem.lattice.axes : 1;
 #pragma unroll
   for (int axis = 0; axis < kMaxAxes; ++axis)
-    out.slopes[axis] = axis < axes ? slopes[problem.slope_count > 1 ? axis : 0] * kLog2e : 0.0f;
+    out.slopes[axis] = axis < axes ? float(slopes[problem.slope_count > 1 ? axis : 0]) * kLog2e : 0.0f;
   return out;
 }
 

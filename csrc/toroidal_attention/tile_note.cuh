@@ -70,7 +70,8 @@ __device__ inline void describe_tile(const Problem& problem, const Box& rows, co
 template <int Rows, int Cols>
 struct alignas(16) Pattern {
   float row[kMaxAxes][Rows];
-  float2 row_place[kMaxAxes][Rows], col_place[kMaxAxes][Cols];  // as place_of has it; x the coordinate, but of chords
+  float2 row_place[kMaxAxes][Rows],
+      col_place[kMaxAxes][Cols];  // as place_of has it; x the coordinate, but of chords
 };
 
 __device__ inline float2 pattern_place(const Problem& problem, int from_start, int period) {
@@ -79,7 +80,8 @@ __device__ inline float2 pattern_place(const Problem& problem, int from_start, i
   return place;
 }
 
-// Of the position `base` + index, from the start of a box; on a ring of one axis, indices count on beyond its end.
+// Of the position `base` + index, from the start of a box; on a ring of one axis, indices count on beyond its
+// end.
 __device__ inline int coordinate(const Lattice& lattice, uint32_t base, int index, const Box& box, int axis) {
   if (lattice.axes == 1) return index;
   const int at = site_at(lattice, base + index).at[axis] - box.start[axis];
@@ -123,8 +125,8 @@ struct MovedPairs {
   __device__ __forceinline__ const float2* cols(int axis) const { return pattern.col_place[axis]; }
 };
 
-// Calls use(axis of the slope, n, e, part) for what each slope of the head multiplies, of the pairs that a lane holds:
-// rows from `within` of the block on.
+// Calls use(axis of the slope, n, e, part) for what each slope of the head multiplies, of the pairs that a
+// lane holds: rows from `within` of the block on.
 template <int N, int Rows, int Cols, class Use>
 __device__ __forceinline__ void each_part_of(const Problem& problem, const Pattern<Rows, Cols>& pattern,
                                              const TileNote& note, int within, int lane, const Use& use) {

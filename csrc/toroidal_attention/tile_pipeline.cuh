@@ -4,8 +4,8 @@
 #include "../common/wgmma.cuh"
 #include "tile_note.cuh"
 
-// How tiles go through a block on sm_90a: one warp describes them, 32 at once, one thread fetches what they are made of by
-// bulk tensor copies, warpgroups compute. Barriers in shared memory stand between.
+// How tiles go through a block on sm_90a: one warp describes them, 32 at once, one thread fetches what they
+// are made of by bulk tensor copies, warpgroups compute. Barriers in shared memory stand between.
 namespace stratcore::toroidal_attention {
 
 constexpr int kGroup = 128;  // threads of a warpgroup
@@ -19,8 +19,8 @@ struct NoteBatch {
   int count;
 };
 
-// Descriptions on their way from the warp that writes them to all who read: the computing groups and the thread that
-// fetches.
+// Descriptions on their way from the warp that writes them to all who read: the computing groups and the
+// thread that fetches.
 struct NoteQueue {
   NoteBatch batches[kBatches];
   uint64_t noted[kBatches], read[kBatches];
@@ -96,7 +96,8 @@ struct Sliced {
   S slice[E / kSlice][Rows][kSlice];
 
   // From row `first` on of a head; `full` waits for its bytes.
-  __device__ __forceinline__ void fetch(const CUtensorMap& map, uint64_t* full, int first, int head, int batch) {
+  __device__ __forceinline__ void fetch(const CUtensorMap& map, uint64_t* full, int first, int head,
+                                        int batch) {
 #pragma unroll
     for (int i = 0; i < E / kSlice; ++i) tensor_copy(slice[i], map, full, i * kSlice, first, head, batch);
   }
@@ -104,8 +105,8 @@ struct Sliced {
 
 // sums = rows [64 group, 64 group + 64) of a times all rows of b, transposed.
 template <class S, int E, int Rows, int Cols>
-__device__ __forceinline__ void multiply_rows(float (&sums)[Cols / 8][4], const Sliced<S, E, Rows>& a, int group,
-                                              const Sliced<S, E, Cols>& b) {
+__device__ __forceinline__ void multiply_rows(float (&sums)[Cols / 8][4], const Sliced<S, E, Rows>& a,
+                                              int group, const Sliced<S, E, Cols>& b) {
 #pragma unroll
   for (int step = 0; step < E / 16; ++step) {
     const uint32_t column = step % 4 * 32;
@@ -121,7 +122,8 @@ __device__ __forceinline__ void add_product(float (&sums)[E / 8][4], const uint3
                                             const Sliced<S, E, Rows>& b) {
 #pragma unroll
   for (int step = 0; step < Rows / 16; ++step) {
-    const uint64_t right = matrix_descriptor(shared_address(b.slice[0][16 * step]), Rows * kSlice * sizeof(S));
+    const uint64_t right =
+        matrix_descriptor(shared_address(b.slice[0][16 * step]), Rows * kSlice * sizeof(S));
     Wgmma<S>::template multiply<true>(sums, factor[step], right, true);
   }
 }
@@ -138,8 +140,8 @@ __device__ __forceinline__ void pack(const float (&sums)[N][4], uint32_t (&facto
 
 // Adds a mask, whose loads wait for each other; query and key of a pair from its row and column.
 template <class S, bool kTransposed, int N>
-__device__ __forceinline__ void add_mask(const Problem& problem, const Head& head, const RowInfo& rows, int first,
-                                         int lane, float (&scores)[N][4]) {
+__device__ __forceinline__ void add_mask(const Problem& problem, const Head& head, const RowInfo& rows,
+                                         int first, int lane, float (&scores)[N][4]) {
   if (problem.mask.element == MaskElement::kNone) return;
 #pragma unroll
   for (int n = 0; n < N; ++n) {

@@ -95,23 +95,23 @@ bool compiled(Kernel kernel) {
 // kLaunchFailed where mma.sync has to do it.
 template <class S, int E>
 Status forward_wgmma(const Prepared& problem, const Output& out, void* scratch, cudaStream_t stream) {
+  using Shared = ForwardWgmma<S, E>;
   const auto kernel = forward_wgmma_kernel<S, E>;
-  constexpr int kKeys = wgmma_keys<E>(), kRowsOfBlock = wgmma_queries<E>();
-  TensorMaps maps;
-  if (!one_pattern(problem, kKeys) || !compiled(kernel) ||
-      !describe_rows<S>(problem.q, problem.q_strides, problem.batch, problem.heads, problem.queries,
-                        problem.dim, kRowsOfBlock, maps.q) ||
-      !describe_rows<S>(problem.k, problem.k_strides, problem.batch, problem.kv_heads, problem.keys,
-                        problem.dim, kKeys, maps.k) ||
-      !describe_rows<S>(problem.v, problem.v_strides, problem.batch, problem.kv_heads, problem.keys,
-                        problem.dim, kKeys, maps.v))
+  const auto described = [&](const void* data, const Strides& strides, int64_t heads, int64_t rows, int box,
+                             CUtensorMap& map) {
+    return describe_rows<S>(data, strides, problem.batch, heads, rows, problem.dim, box, map);
+  };
+  ForwardMaps maps;
+  if (!one_pattern(problem.lattice, problem.key_offset, problem.keys, Shared::kCols) || !compiled(kernel) ||
+      !described(problem.q, problem.q_strides, problem.heads, problem.queries, Shared::kRows, maps.q) ||
+      !described(problem.k, problem.k_strides, problem.kv_heads, problem.keys, Shared::kCols, maps.k) ||
+      !described(problem.v, problem.v_strides, problem.kv_heads, problem.keys, Shared::kCols, maps.v))
     return kLaunchFailed;
-  constexpr size_t kBytes = sizeof(WgmmaShared<S, E>);
-  if (const Status status = allow_shared(kernel, kBytes)) return status;
-  const int64_t blocks = (problem.queries + kRowsOfBlock - 1) / kRowsOfBlock;
+  if (const Status status = allow_shared(kernel, sizeof(Shared))) return status;
+  const int64_t blocks = (problem.queries + Shared::kRows - 1) / Shared::kRows;
   const unsigned grid = static_cast<unsigned>(blocks * problem.batch * problem.heads);
-  kernel<<<grid, kGroup * (1 + compute_groups<E>()), kBytes, stream>>>(problem, out, maps,
-                                                                       static_cast<const float*>(scratch));
+  kernel<<<grid, Shared::kThreads, sizeof(Shared), stream>>>(problem, out, maps,
+                                                             static_cast<const float*>(scratch));
   return launch_status();
 }
 
@@ -140,16 +140,21 @@ Status with_width(int64_t dim, const Run& run) {
   return run(std::integral_constant<int, 256>());
 }
 
+Status forward_scalar(const Problem& problem, const Output& out, const void* scratch, cudaStream_t stream) {
+  const int64_t rows = problem.batch * problem.heads * problem.queries;
+  forward_scalar_kernel<<<static_cast<unsigned>((rows + 3) / 4), kBlock, 0, stream>>>(
+      Prepared(problem), out, static_cast<const float*>(scratch));
+  return launch_status();
+}
+
 template <class S>
 Status forward(const Problem& problem, const Output& out, void* scratch, cudaStream_t stream) {
+  if (problem.eps > 0) {
+    if (const Status status = key_norms<S>(problem, scratch, stream)) return status;
+  }
   if constexpr (std::is_same_v<S, double>) {
-    const int64_t rows = problem.batch * problem.heads * problem.queries;
-    forward_scalar_kernel<<<static_cast<unsigned>((rows + 3) / 4), kBlock, 0, stream>>>(problem, out);
-    return launch_status();
+    return forward_scalar(problem, out, scratch, stream);
   } else {
-    if (problem.eps > 0) {
-      if (const Status status = key_norms<S>(problem, scratch, stream)) return status;
-    }
     const Prepared prepared(problem);
     return with_width(problem.dim, [&](auto width) {
       constexpr int E = decltype(width)::value;
@@ -212,9 +217,7 @@ Status backward(const Problem& problem, const Output& out, const Gradients& grad
 
 }  // namespace
 
-int64_t forward_scratch_cuda(const Problem& problem) {
-  return problem.eps > 0 && problem.element != Element::kFloat64 ? Scratch(problem).lse : 0;
-}
+int64_t forward_scratch_cuda(const Problem& problem) { return problem.eps > 0 ? Scratch(problem).lse : 0; }
 
 int64_t backward_scratch_cuda(const Problem& problem, bool) { return Scratch(problem).bytes; }
 
