@@ -53,6 +53,15 @@ __device__ __forceinline__ void tensor_copy(void* to, const CUtensorMap& map, ui
       : "memory");
 }
 
+// `bytes`, a multiple of 16, from and to multiples of 16.
+__device__ __forceinline__ void bulk_copy(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+
 // Waits until `threads` threads have come to barrier `id` of the block, or have arrived there.
 template <int Threads>
 __device__ __forceinline__ void named_wait(int id) {

@@ -10,9 +10,11 @@ namespace stratcore::toroidal_attention {
 // Of every row of queries, in units of log 2 where of scores. A row without weights: lse infinity, so all are
 // 0.
 struct RowSums {
-  float *lse, *delta;  // [B, H, N]; delta: <grad_out, out> - grad_lse
-  float* excess;       // [B, H, blocks of 64 queries]: what tiles are judged by
-  float* slopes;       // [B, H, blocks, S]: shares of their gradient
+  float *lse,
+      *delta;      // [B, H, `stride`]; delta: <grad_out, out> - grad_lse; beyond N as rows without weights
+  float* excess;   // [B, H, blocks of 64 queries]: what tiles are judged by
+  float* slopes;   // [B, H, blocks, S]: shares of their gradient
+  int64_t stride;  // N up to whole blocks of 64
 };
 
 // Columns in flight.
@@ -59,12 +61,17 @@ __global__ void __launch_bounds__(kBlock)
     }
     if (lane != 0) continue;
     excess[row] = -INFINITY;
-    if (index >= problem.queries) continue;
+    const int64_t place = pair * sums.stride + index;
+    if (index >= problem.queries) {
+      sums.lse[place] = INFINITY;
+      sums.delta[place] = 0.0f;
+      continue;
+    }
     const int64_t at = pair * problem.queries + index;
     const float lse = static_cast<const float*>(out.lse)[at] * kLog2e;
     const float grad_lse = gradients.grad_lse ? static_cast<const float*>(gradients.grad_lse)[at] : 0.0f;
-    sums.lse[at] = lse == -INFINITY ? INFINITY : lse;
-    sums.delta[at] = dot - grad_lse;
+    sums.lse[place] = lse == -INFINITY ? INFINITY : lse;
+    sums.delta[place] = dot - grad_lse;
     const float norm = sqrtf(squares) * fabsf(float(problem.scale)) * kLog2e * kNormMargin;
     excess[row] = norm * key_norm - lse;
   }
@@ -96,6 +103,15 @@ __device__ __forceinline__ void to_gradients(float (&scores)[N][4], float (&prod
   scores[n][e] =
       power_of_two(fminf(scores[n][e] - lse, 0.0f));  // beyond 0 where rounding of a huge mask takes it
   products[n][e] = scores[n][e] * (products[n][e] - delta);
+}
+
+// Rows without weights take no part, even where the gradient of their output is not a number.
+template <int N>
+__device__ __forceinline__ void drop_rows(float (&gradients)[N][4], const float (&lse)[2]) {
+#pragma unroll
+  for (int n = 0; n < N; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) gradients[n][e] = lse[e / 2] == INFINITY ? 0.0f : gradients[n][e];
 }
 
 template <class S, int E>
@@ -131,12 +147,13 @@ __global__ void __launch_bounds__(kBlock)
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const bool inside = rows.index[r] < problem.queries;
-    lse[r] = inside ? sums.lse[pair * problem.queries + rows.index[r]] : INFINITY;
-    delta[r] = inside ? sums.delta[pair * problem.queries + rows.index[r]] : 0.0f;
+    lse[r] = inside ? sums.lse[pair * sums.stride + rows.index[r]] : INFINITY;
+    delta[r] = inside ? sums.delta[pair * sums.stride + rows.index[r]] : 0.0f;
   }
   KeyTiles<kCols> tiles(problem, head, first, last - first + 1, key_limit(problem, last));
   if (tiles.skipping()) tiles.judge_by(sums.excess[pair * blocks + block]);
   place_rows<false>(shared.places, shared.sites, problem, first);
+  const bool empty = __any_sync(0xffffffffu, lse[0] == INFINITY || lse[1] == INFINITY);
   float grad[E / 8][4] = {}, slopes[kMaxAxes] = {};
   for (int tile = tiles.next(lane); tile >= 0; tile = tiles.next(lane)) {
     __syncthreads();
@@ -161,6 +178,7 @@ __global__ void __launch_bounds__(kBlock)
     for (int n = 0; n < kTiles; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e) to_gradients(scores, products, n, e, lse[e / 2], delta[e / 2]);
+    if (empty) drop_rows(products, lse);
     each_part<kTiles>(problem, PlacedPairs<kRows, kCols>{shared.places, rows.within}, lane,
                       [&](int axis, int n, int e, float part) {
 #pragma unroll
@@ -202,6 +220,13 @@ __global__ void slope_kernel(const __grid_constant__ Problem problem, const T* s
   }
   for (int offset = 16; offset; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
   if (lane == 0) grad_slopes[at] = T(sum);
+}
+
+// Queries without weights take no part, even where the gradient of their output is not a number. By a block.
+template <class S, int Elements, int Cols>
+__device__ inline void drop_columns(S (&outputs)[Elements], const float (&lse)[Cols]) {
+  for (int at = threadIdx.x; at < Elements; at += kBlock)
+    if (lse[at / (Elements / Cols)] == INFINITY) outputs[at] = S(0.0f);
 }
 
 // Columns of the gradients that a block computes: all, or half of them where registers hold no more.
@@ -257,11 +282,15 @@ __global__ void __launch_bounds__(kBlock)
       if (threadIdx.x < kCols) {
         const int index = tile * kCols + static_cast<int>(threadIdx.x);
         const bool inside = index < problem.queries;
-        shared.lse[threadIdx.x] = inside ? sums.lse[pair * problem.queries + index] : INFINITY;
-        shared.delta[threadIdx.x] = inside ? sums.delta[pair * problem.queries + index] : 0.0f;
+        shared.lse[threadIdx.x] = inside ? sums.lse[pair * sums.stride + index] : INFINITY;
+        shared.delta[threadIdx.x] = inside ? sums.delta[pair * sums.stride + index] : 0.0f;
       }
       copies_wait<0>();
       __syncthreads();
+      if (__syncthreads_or(threadIdx.x < kCols && shared.lse[threadIdx.x] == INFINITY)) {
+        drop_columns(shared.col_other, shared.lse);
+        __syncthreads();
+      }
       float scores[kTiles][4] = {}, products[kTiles][4] = {};
 #pragma unroll
       for (int step = 0; step < E / P::kStep; ++step) {

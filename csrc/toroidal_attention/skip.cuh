@@ -137,12 +137,17 @@ class QueryTiles {
     if (skipping_) box_ = box_at(problem.lattice, problem.key_base + first_key, keys);
   }
 
+  __device__ int count() const { return tiles_; }
+
+  // Whether the block has to look at a tile.
+  __device__ bool wants(int tile) const { return tile < tiles_ && needed(tile); }
+
   // The next tile, -1 after the last one.
   __device__ int next(int lane) {
     while (!bits_) {
       if (base_ >= tiles_) return -1;
       const int tile = base_ + lane;
-      bits_ = __ballot_sync(0xffffffffu, tile < tiles_ && needed(tile));
+      bits_ = __ballot_sync(0xffffffffu, wants(tile));
       base_ += 32;
     }
     const int tile = base_ - 32 + __ffs(bits_) - 1;

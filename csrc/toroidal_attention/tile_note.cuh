@@ -18,6 +18,7 @@ enum class AxisForm : int32_t { kLinear, kAcross };
 
 struct TileNote {
   int tile;
+  int repeat;   // of the query heads that share a key head, where tiles of all of them pass
   bool simple;  // every axis has one of the forms
   AxisForm form[kMaxAxes];
   float shift[kMaxAxes];  // general

@@ -7,6 +7,7 @@
 #include "../common/launch.cuh"
 #include "../common/tensor_map.cuh"
 #include "backward_mma.cuh"
+#include "backward_wgmma.cuh"
 #include "forward_mma.cuh"
 #include "forward_wgmma.cuh"
 #include "scalar.cuh"
@@ -24,7 +25,7 @@ struct Scratch {
   int64_t key_norms = 0, lse, delta, excess, slopes, bytes;
 
   explicit Scratch(const Problem& problem) {
-    const int64_t pairs = problem.batch * problem.heads, rows = pairs * problem.queries;
+    const int64_t pairs = problem.batch * problem.heads, rows = pairs * row_blocks(problem.queries) * kRows;
     const bool scalar = problem.element == Element::kFloat64;
     const int64_t shares = scalar ? problem.queries : row_blocks(problem.queries);
     lse = rounded(problem.batch * problem.kv_heads * sizeof(float));
@@ -132,6 +133,54 @@ Status backward_rows(const Prepared& problem, const Gradients& gradients, const 
   return launch_status();
 }
 
+// A wgmma kernel of the backward, whose block holds rows of tensors a0 and a1 and is passed by those of b0
+// and b1.
+template <class Shared, class Kernel>
+Status launch_backward(Kernel kernel, const Prepared& problem, const Gradients& gradients,
+                       const RowSums& sums, const BackwardMaps& maps, int64_t rows, int64_t heads,
+                       cudaStream_t stream) {
+  if (const Status status = allow_shared(kernel, sizeof(Shared))) return status;
+  const int64_t grid = (rows + Shared::kRows - 1) / Shared::kRows * problem.batch * heads;
+  kernel<<<static_cast<unsigned>(grid), Shared::kThreads, sizeof(Shared), stream>>>(problem, gradients, sums,
+                                                                                    maps);
+  return launch_status();
+}
+
+// Blocks of queries that share the gradient of the slopes; 0 where mma.sync has to do it.
+template <class S, int E>
+int64_t backward_wgmma(const Prepared& problem, const Gradients& gradients, const RowSums& sums,
+                       cudaStream_t stream) {
+  using Query = BackwardWgmma<S, E, 64>;
+  using Key = BackwardWgmma<S, E, key_wgmma_cols<E>()>;
+  const auto queries = [&](const void* data, const Strides& strides, int box, CUtensorMap& map) {
+    return describe_rows<S>(data, strides, problem.batch, problem.heads, problem.queries, problem.dim, box,
+                            map);
+  };
+  const auto keys = [&](const void* data, const Strides& strides, int box, CUtensorMap& map) {
+    return describe_rows<S>(data, strides, problem.batch, problem.kv_heads, problem.keys, problem.dim, box,
+                            map);
+  };
+  BackwardMaps query, key;
+  if (!one_pattern(problem.lattice, problem.key_offset, problem.keys, Query::kCols) ||
+      !one_pattern(problem.lattice, problem.query_offset, problem.queries, Key::kCols) ||
+      !compiled(key_wgmma_kernel<S, E>) ||
+      !queries(problem.q, problem.q_strides, Query::kRows, query.row[0]) ||
+      !queries(gradients.grad_out, gradients.grad_out_strides, Query::kRows, query.row[1]) ||
+      !keys(problem.k, problem.k_strides, Query::kCols, query.col[0]) ||
+      !keys(problem.v, problem.v_strides, Query::kCols, query.col[1]) ||
+      !keys(problem.k, problem.k_strides, Key::kRows, key.row[0]) ||
+      !keys(problem.v, problem.v_strides, Key::kRows, key.row[1]) ||
+      !queries(problem.q, problem.q_strides, Key::kCols, key.col[0]) ||
+      !queries(gradients.grad_out, gradients.grad_out_strides, Key::kCols, key.col[1]))
+    return 0;
+  if (launch_backward<Query>(query_wgmma_kernel<S, E>, problem, gradients, sums, query, problem.queries,
+                             problem.heads, stream) ||
+      launch_backward<Key>(key_wgmma_kernel<S, E>, problem, gradients, sums, key, problem.keys,
+                           problem.kv_heads, stream))
+    return 0;
+  return (problem.queries + Query::kRows - 1) / Query::kRows;
+}
+
 // Calls run with the least width of a tile that holds the heads.
 template <class Run>
 Status with_width(int64_t dim, const Run& run) {
@@ -197,18 +246,26 @@ Status backward(const Problem& problem, const Output& out, const Gradients& grad
     return sum_slopes(problem, shares, problem.queries, gradients.grad_slopes, stream);
   } else {
     const RowSums sums{at<float>(scratch, parts.lse), at<float>(scratch, parts.delta),
-                       at<float>(scratch, parts.excess), at<float>(scratch, parts.slopes)};
+                       at<float>(scratch, parts.excess), at<float>(scratch, parts.slopes),
+                       row_blocks(problem.queries) * kRows};
     if (problem.eps > 0) {
       if (const Status status = key_norms<S>(problem, scratch, stream)) return status;
     }
-    const int64_t blocks = row_blocks(problem.queries);
+    int64_t blocks = row_blocks(problem.queries);
     const unsigned grid = static_cast<unsigned>(blocks * problem.batch * problem.heads);
     row_kernel<S>
         <<<grid, kBlock, 0, stream>>>(problem, out, gradients, sums, at<float>(scratch, parts.key_norms));
     if (const Status status = launch_status()) return status;
     const Prepared prepared(problem);
     const Status status = with_width(problem.dim, [&](auto width) {
-      return backward_rows<S, decltype(width)::value>(prepared, gradients, sums, stream);
+      constexpr int E = decltype(width)::value;
+      if constexpr (sizeof(S) == 2 && E <= 128) {
+        if (const int64_t wide = backward_wgmma<S, E>(prepared, gradients, sums, stream)) {
+          blocks = wide;
+          return kOk;
+        }
+      }
+      return backward_rows<S, E>(prepared, gradients, sums, stream);
     });
     if (status) return status;
     return sum_slopes(problem, sums.slopes, blocks, gradients.grad_slopes, stream);

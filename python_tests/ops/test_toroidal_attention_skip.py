@@ -109,9 +109,11 @@ def test_a_far_key_of_huge_norm_is_seen(device, far, strength):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_counts_tiles(device, dtype):
-    """Slopes of 100: only a query's own tile can matter. Tiles of the CPU: 64 x 64."""
-    tensors = ring(100.0, dtype, device)
-    result = run(*tensors, lattice=1024, eps=1e-3)
+    """Slopes of 100: only tiles that hold a query's own key can matter. On the CPU 64 x 64, on a GPU up to 192 x 128."""
+    tokens = 1024 if device == "cpu" else 4096
+    q, k, v, slopes = problem((1, 2, 1, tokens, tokens, 16), dtype, device)
+    tensors = [q, k, v, torch.full_like(slopes, 100.0)]
+    result = run(*tensors, lattice=tokens, eps=1e-3)
     share = (result.skipped_tiles / result.visible_tiles).cpu()
     assert bool((share > 0.7).all())
     if device == "cpu":

@@ -1,0 +1,400 @@
+#pragma once
+
+#include "backward_mma.cuh"
+#include "tile_pipeline.cuh"
+
+// The backward on sm_90a for 16-bit types and heads of up to 128: as by mma.sync one kernel that holds
+// queries and one that holds keys, so the same bits on every run. A block holds 128 rows.
+namespace stratcore::toroidal_attention {
+
+// Boxes of the rows that a block holds, and of a tile.
+struct BackwardMaps {
+  CUtensorMap row[2], col[2];  // queries or keys, and the gradients of outputs or values
+};
+
+template <class S, int Width, int Cols>
+struct alignas(1024) BackwardWgmma {
+  static constexpr int kCols = Cols, kGroups = 2, kRows = 64 * kGroups, kThreads = kGroup * (1 + kGroups);
+
+  Sliced<S, Width, kRows> row[2];
+  Sliced<S, Width, kCols> col[kStages][2];
+  alignas(16) float lse[kStages][kCols], delta[kStages][kCols];  // where columns are queries
+  Pattern<kRows, kCols> pattern;
+  NoteQueue notes;
+  float slopes[4 * kGroups][kMaxAxes];
+  uint64_t rows_full, full[kStages], empty[kStages];
+
+  __device__ void init() {
+    barrier_init(&rows_full, 1);
+    for (int stage = 0; stage < kStages; ++stage) {
+      barrier_init(&full[stage], 1);
+      barrier_init(&empty[stage], kGroup * kGroups);
+    }
+    notes.init(kGroup * kGroups + 1);
+    fence_barrier_init();
+  }
+
+  // Derived anew each time: a reference that is kept would be read as one to any memory.
+  __device__ __forceinline__ static BackwardWgmma& here() {
+    extern __shared__ __align__(1024) char bytes[];
+    return *reinterpret_cast<BackwardWgmma*>(bytes);
+  }
+};
+
+// Products with their tile become weights.
+template <bool kTransposed, class S, int N, int Rows, int Cols, class Lse>
+__device__ __forceinline__ void weigh(const Problem& problem, const Head& head,
+                                      const Pattern<Rows, Cols>& pattern, const TileNote& note,
+                                      const RowInfo& rows, bool limited, int lane, float (&scores)[N][4],
+                                      const Lse& lse) {
+  const float scale = float(problem.scale) * kLog2e;
+#pragma unroll
+  for (int n = 0; n < N; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) scores[n][e] *= scale;
+  each_part_of<N>(problem, pattern, note, rows.within, lane, [&](int axis, int n, int e, float part) {
+    scores[n][e] = fmaf(-head.slope(axis), part, scores[n][e]);
+  });
+  const int first = note.tile * Cols;
+  add_mask<S, kTransposed>(problem, head, rows, first, lane, scores);
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int within = 8 * n + lane % 4 * 2 + e % 2, col = first + within;
+      const float weight = power_of_two(fminf(scores[n][e] - lse(e / 2, within), 0.0f));
+      const bool seen =
+          !limited || (kTransposed ? rows.index[e / 2] < key_limit(problem, col) : col < rows.limit[e / 2]);
+      scores[n][e] = seen ? weight : 0.0f;
+    }
+  }
+}
+
+// A block that holds queries; keys pass by.
+template <class S, int E>
+class QueryGradient {
+ public:
+  using Shared = BackwardWgmma<S, E, 64>;
+  static constexpr int kCols = Shared::kCols, kTiles = kCols / 8;
+
+  __device__ QueryGradient(const Prepared& problem, const Head& head, int pair, int block)
+      : problem_(problem), head_(head), pair_(pair), block_(block), first_(block * Shared::kRows),
+        last_(min(first_ + Shared::kRows, static_cast<int>(problem.queries)) - 1) {}
+
+  __device__ Box box() const {
+    return box_at(problem_.lattice, problem_.query_base + first_, last_ - first_ + 1);
+  }
+
+  __device__ void describe(const float* excess) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const Box rows = box();
+    KeyTiles<kCols> tiles(problem_, head_, first_, last_ - first_ + 1, key_limit(problem_, last_));
+    if (tiles.skipping()) {
+      const int blocks = (static_cast<int>(problem_.queries) + kRows - 1) / kRows, at = first_ / kRows;
+      const float* of_head = excess + int64_t(pair_) * blocks;
+      tiles.judge_by(larger(of_head[at], of_head[min(at + 1, blocks - 1)]));
+    }
+    NoteWriter notes(Shared::here().notes, lane);
+    for (int base = 0; base < tiles.count(); base += 32) {
+      notes.give(tiles.wants(base + lane), [&](TileNote& note) {
+        const int key = (base + lane) * kCols, count = min(kCols, static_cast<int>(problem_.keys) - key);
+        describe_tile(problem_, rows, box_at(problem_.lattice, problem_.key_base + key, count), base + lane,
+                      note);
+      });
+    }
+    notes.finish();
+  }
+
+  __device__ void fetch(const BackwardMaps& maps) const {
+    Shared& shared = Shared::here();
+    barrier_arrive_expecting(&shared.rows_full, sizeof(shared.row));
+    for (int i = 0; i < 2; ++i)
+      shared.row[i].fetch(maps.row[i], &shared.rows_full, first_, head_.head, head_.batch);
+    NoteReader notes;
+    int given = 0;
+    while (const TileNote* note = notes.next(shared.notes)) {
+      const int at = given % kStages;
+      barrier_wait(&shared.empty[at], given++ / kStages % 2 ^ 1);
+      barrier_arrive_expecting(&shared.full[at], sizeof(shared.col[at]));
+      for (int i = 0; i < 2; ++i)
+        shared.col[at][i].fetch(maps.col[i], &shared.full[at], note->tile * kCols, head_.kv_head,
+                                head_.batch);
+    }
+  }
+
+  __device__ void compute(int group, const Gradients& gradients, const RowSums& sums) const {
+    Shared& shared = Shared::here();
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+    const RowInfo rows = RowInfo::of<false>(problem_, first_, warp, lane);
+    const int whole = key_limit(problem_, first_);
+    float lse[2], delta[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const bool inside = rows.index[r] < problem_.queries;
+      lse[r] = inside ? sums.lse[pair_ * sums.stride + rows.index[r]] : INFINITY;
+      delta[r] = inside ? sums.delta[pair_ * sums.stride + rows.index[r]] : 0.0f;
+    }
+    const bool empty = __any_sync(0xffffffffu, lse[0] == INFINITY || lse[1] == INFINITY);
+    float grad[E / 8][4] = {}, slopes[kMaxAxes] = {}, scores[kTiles][4], products[kTiles][4];
+    uint32_t packed[kCols / 16][4];
+    NoteReader notes;
+    int given = 0;
+    barrier_wait(&shared.rows_full, 0);
+    while (const TileNote* note = notes.next(shared.notes)) {
+      const int at = given % kStages;
+      barrier_wait(&shared.full[at], given / kStages % 2);
+      wgmma_fence();
+      multiply_rows(scores, shared.row[0], group, shared.col[at][0]);
+      wgmma_commit();
+      multiply_rows(products, shared.row[1], group, shared.col[at][1]);
+      wgmma_commit();
+      wgmma_wait<1>();
+      hold(scores);
+      hold(grad);
+      if (given > 0) barrier_arrive(&shared.empty[(given - 1) % kStages]);
+      const bool limited = (note->tile + 1) * kCols > whole;
+      weigh<false, S>(problem_, head_, shared.pattern, *note, rows, limited, lane, scores,
+                      [&](int r, int) { return lse[r]; });
+      wgmma_wait<0>();
+      hold(products);
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) products[n][e] = scores[n][e] * (products[n][e] - delta[e / 2]);
+      if (empty) drop_rows(products, lse);
+      each_part_of<kTiles>(problem_, shared.pattern, *note, rows.within, lane,
+                           [&](int axis, int n, int e, float part) {
+#pragma unroll
+                             for (int a = 0; a < kMaxAxes; ++a)
+                               if (a == axis) slopes[a] = fmaf(-products[n][e], part, slopes[a]);
+                           });
+      pack<S>(products, packed);
+      wgmma_fence();
+      add_product(grad, packed, shared.col[at][0]);
+      wgmma_commit();
+      ++given;
+    }
+    wgmma_wait<0>();
+    hold(grad);
+    const float factor[2] = {float(problem_.scale), float(problem_.scale)};
+    S* data = static_cast<S*>(gradients.grad_q) + pair_ * problem_.queries * problem_.dim;
+    store_rows<S, E>(data, problem_.dim, rows, problem_.queries, problem_.dim, lane, grad, factor);
+    for (int axis = 0; axis < kMaxAxes; ++axis) {
+      float share = slopes[axis];
+      for (int offset = 16; offset; offset /= 2) share += __shfl_xor_sync(0xffffffffu, share, offset);
+      if (lane == 0) shared.slopes[warp][axis] = share;
+    }
+    named_wait<kGroup * Shared::kGroups>(1);
+    const int axis = static_cast<int>(threadIdx.x), count = problem_.slope_count;
+    if (axis >= count) return;
+    float share = 0.0f;  // one slope for all axes has them all
+    for (int w = 0; w < 4 * Shared::kGroups; ++w)
+      for (int a = axis; a < kMaxAxes; a += count) share += shared.slopes[w][a];
+    const int blocks = (static_cast<int>(problem_.queries) + Shared::kRows - 1) / Shared::kRows;
+    sums.slopes[(int64_t(pair_) * blocks + block_) * count + axis] = share;
+  }
+
+ private:
+  const Prepared& problem_;
+  Head head_;
+  int pair_, block_, first_, last_;
+};
+
+template <class S, int E>
+__global__ void __launch_bounds__(BackwardWgmma<S, E, 64>::kThreads, 1)
+    query_wgmma_kernel(const __grid_constant__ Prepared problem, const __grid_constant__ Gradients gradients,
+                       const __grid_constant__ RowSums sums, const __grid_constant__ BackwardMaps maps) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Shared = BackwardWgmma<S, E, 64>;
+  const int blocks = (static_cast<int>(problem.queries) + Shared::kRows - 1) / Shared::kRows;
+  const int pair = static_cast<int>(blockIdx.x) / blocks;
+  // The last queries see most keys where it is causal: first.
+  const int at = blocks - 1 - (static_cast<int>(blockIdx.x) - pair * blocks);
+  const QueryGradient<S, E> block(problem, head_of(problem, pair), pair, at);
+  Shared& shared = Shared::here();
+  if (threadIdx.x == 0) shared.init();
+  write_pattern(shared.pattern, problem, problem.query_base + at * Shared::kRows, block.box(),
+                problem.key_base, static_cast<int>(threadIdx.x), Shared::kThreads);
+  __syncthreads();
+  const int group = static_cast<int>(threadIdx.x) / kGroup;
+  if (group < Shared::kGroups) {
+    take_registers<224>();
+    block.compute(group, gradients, sums);
+    return;
+  }
+  give_registers<56>();
+  const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
+  if (warp == 0 && threadIdx.x % 32 == 0) block.fetch(maps);
+  if (warp == 1) block.describe(sums.excess);
+#endif
+}
+
+// Queries of a tile: registers hold two gradients.
+template <int E>
+STRATCORE_HOST_DEVICE constexpr int key_wgmma_cols() {
+  return E == 64 ? 64 : 32;
+}
+
+// A block that holds keys; queries of all heads that share them pass by.
+template <class S, int E>
+class KeyGradient {
+ public:
+  using Shared = BackwardWgmma<S, E, key_wgmma_cols<E>()>;
+  static constexpr int kCols = Shared::kCols, kTiles = kCols / 8;
+
+  __device__ KeyGradient(const Prepared& problem, int group, int first)
+      : problem_(problem), group_(group), first_(first),
+        repeats_(static_cast<int>(problem.heads / problem.kv_heads)),
+        length_(min(Shared::kRows, static_cast<int>(problem.keys) - first)) {}
+
+  __device__ Box box() const { return box_at(problem_.lattice, problem_.key_base + first_, length_); }
+  __device__ int pair_of(int repeat) const { return group_ * repeats_ + repeat; }  // of all batches
+
+  __device__ void describe(const float* excess) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32, queries = static_cast<int>(problem_.queries);
+    const Box rows = box();
+    NoteWriter notes(Shared::here().notes, lane);
+    for (int repeat = 0; repeat < repeats_; ++repeat) {
+      const Head head = head_of(problem_, pair_of(repeat));
+      const QueryTiles<kCols> tiles(problem_, head, first_, length_, excess);
+      for (int base = 0; base < tiles.count(); base += 32) {
+        notes.give(tiles.wants(base + lane), [&](TileNote& note) {
+          const int query = (base + lane) * kCols, count = min(kCols, queries - query);
+          describe_tile(problem_, rows, box_at(problem_.lattice, problem_.query_base + query, count),
+                        base + lane, note);
+          note.repeat = repeat;
+        });
+      }
+    }
+    notes.finish();
+  }
+
+  __device__ void fetch(const BackwardMaps& maps, const RowSums& sums) const {
+    Shared& shared = Shared::here();
+    const int heads = static_cast<int>(problem_.heads), kv_heads = static_cast<int>(problem_.kv_heads);
+    barrier_arrive_expecting(&shared.rows_full, sizeof(shared.row));
+    for (int i = 0; i < 2; ++i)
+      shared.row[i].fetch(maps.row[i], &shared.rows_full, first_, group_ % kv_heads, group_ / kv_heads);
+    NoteReader notes;
+    int given = 0;
+    while (const TileNote* note = notes.next(shared.notes)) {
+      const int at = given % kStages, pair = pair_of(note->repeat), query = note->tile * kCols;
+      barrier_wait(&shared.empty[at], given++ / kStages % 2 ^ 1);
+      barrier_arrive_expecting(&shared.full[at],
+                               sizeof(shared.col[at]) + sizeof(shared.lse[at]) + sizeof(shared.delta[at]));
+      for (int i = 0; i < 2; ++i)
+        shared.col[at][i].fetch(maps.col[i], &shared.full[at], query, pair % heads, pair / heads);
+      const int64_t place = pair * sums.stride + query;
+      bulk_copy(shared.lse[at], sums.lse + place, sizeof(shared.lse[at]), &shared.full[at]);
+      bulk_copy(shared.delta[at], sums.delta + place, sizeof(shared.delta[at]), &shared.full[at]);
+    }
+  }
+
+  __device__ void compute(int warpgroup, const Gradients& gradients) const {
+    Shared& shared = Shared::here();
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+    const RowInfo rows = RowInfo::of<true>(problem_, first_, warp, lane);
+    float grad_k[E / 8][4] = {}, grad_v[E / 8][4] = {}, scores[kTiles][4], products[kTiles][4];
+    uint32_t weights[kCols / 16][4], packed[kCols / 16][4];
+    Head head = head_of(problem_, pair_of(0));
+    NoteReader notes;
+    int given = 0, repeat = 0;
+    barrier_wait(&shared.rows_full, 0);
+    while (const TileNote* note = notes.next(shared.notes)) {
+      const int at = given % kStages;
+      if (note->repeat != repeat) head = head_of(problem_, pair_of(repeat = note->repeat));
+      barrier_wait(&shared.full[at], given / kStages % 2);
+      drop_columns(shared.lse[at], shared.col[at][1]);
+      wgmma_fence();
+      multiply_rows(scores, shared.row[0], warpgroup, shared.col[at][0]);
+      wgmma_commit();
+      multiply_rows(products, shared.row[1], warpgroup, shared.col[at][1]);
+      wgmma_commit();
+      wgmma_wait<1>();
+      hold(scores);
+      hold(grad_v);
+      hold(grad_k);
+      if (given > 0) barrier_arrive(&shared.empty[(given - 1) % kStages]);
+      const bool limited = key_limit(problem_, note->tile * kCols) < first_ + length_;
+      weigh<true, S>(problem_, head, shared.pattern, *note, rows, limited, lane, scores,
+                     [&](int, int col) { return shared.lse[at][col]; });
+      pack<S>(scores, weights);
+      wgmma_fence();
+      add_product(grad_v, weights, shared.col[at][1]);
+      wgmma_commit();
+      wgmma_wait<1>();
+      hold(products);
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          products[n][e] = scores[n][e] * (products[n][e] - shared.delta[at][8 * n + lane % 4 * 2 + e % 2]);
+      pack<S>(products, packed);
+      wgmma_fence();
+      add_product(grad_k, packed, shared.col[at][0]);
+      wgmma_commit();
+      ++given;
+    }
+    wgmma_wait<0>();
+    hold(grad_v);
+    hold(grad_k);
+    const float scale[2] = {float(problem_.scale), float(problem_.scale)}, one[2] = {1.0f, 1.0f};
+    const int64_t place = group_ * problem_.keys * problem_.dim;
+    store_rows<S, E>(static_cast<S*>(gradients.grad_k) + place, problem_.dim, rows, problem_.keys,
+                     problem_.dim, lane, grad_k, scale);
+    store_rows<S, E>(static_cast<S*>(gradients.grad_v) + place, problem_.dim, rows, problem_.keys,
+                     problem_.dim, lane, grad_v, one);
+  }
+
+ private:
+  // Queries without weights take no part, even where the gradient of their output is not a number. Both
+  // groups agree.
+  __device__ __forceinline__ static void drop_columns(const float (&lse)[kCols],
+                                                      Sliced<S, E, kCols>& outputs) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    bool empty = false;
+#pragma unroll
+    for (int col = lane; col < kCols; col += 32) empty |= lse[col] == INFINITY;
+    if (!__any_sync(0xffffffffu, empty)) return;
+    for (int at = static_cast<int>(threadIdx.x); at < E / kSlice * kCols; at += kGroup * Shared::kGroups) {
+      if (lse[at % kCols] != INFINITY) continue;
+      uint4* row = reinterpret_cast<uint4*>(outputs.slice[at / kCols][at % kCols]);
+      for (int i = 0; i < kSlice / 8; ++i) row[i] = make_uint4(0, 0, 0, 0);
+    }
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    named_wait<kGroup * Shared::kGroups>(2);
+  }
+
+  const Prepared& problem_;
+  int group_, first_, repeats_, length_;
+};
+
+template <class S, int E>
+__global__ void __launch_bounds__(BackwardWgmma<S, E, key_wgmma_cols<E>()>::kThreads, 1)
+    key_wgmma_kernel(const __grid_constant__ Prepared problem, const __grid_constant__ Gradients gradients,
+                     const __grid_constant__ RowSums sums, const __grid_constant__ BackwardMaps maps) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Shared = BackwardWgmma<S, E, key_wgmma_cols<E>()>;
+  const int blocks = (static_cast<int>(problem.keys) + Shared::kRows - 1) / Shared::kRows;
+  const int group = static_cast<int>(blockIdx.x) / blocks;
+  const int first = (static_cast<int>(blockIdx.x) - group * blocks) * Shared::kRows;
+  const KeyGradient<S, E> block(problem, group, first);
+  Shared& shared = Shared::here();
+  if (threadIdx.x == 0) shared.init();
+  write_pattern(shared.pattern, problem, problem.key_base + first, block.box(), problem.query_base,
+                static_cast<int>(threadIdx.x), Shared::kThreads);
+  __syncthreads();
+  const int warpgroup = static_cast<int>(threadIdx.x) / kGroup;
+  if (warpgroup < Shared::kGroups) {
+    take_registers<240>();
+    block.compute(warpgroup, gradients);
+    return;
+  }
+  give_registers<24>();
+  const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
+  if (warp == 0 && threadIdx.x % 32 == 0) block.fetch(maps, sums);
+  if (warp == 1) block.describe(sums.excess);
+#endif
+}
+
+}  // namespace stratcore::toroidal_attention
