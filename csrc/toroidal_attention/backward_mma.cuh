@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kBlock)
     const float lse = static_cast<const float*>(out.lse)[at] * kLog2e;
     const float grad_lse = gradients.grad_lse ? static_cast<const float*>(gradients.grad_lse)[at] : 0.0f;
     sums.lse[place] = lse == -INFINITY ? INFINITY : lse;
-    sums.delta[place] = dot - grad_lse;
+    sums.delta[place] = lse == -INFINITY ? 0.0f : dot - grad_lse;
     const float norm = sqrtf(squares) * fabsf(float(problem.scale)) * kLog2e * kNormMargin;
     excess[row] = norm * key_norm - lse;
   }
