@@ -84,8 +84,8 @@ backward of `x * 2`, which shows what torch itself takes for the smallest op.
 TANGENT_PROJECTION = """## tangent_projection on the GPU
 
 Without anchors it is near the byte floor. With anchors the gradient is, too; the search for the nearest anchor is
-not: with 512 anchors it takes more than twice what the floor allows, for the warps that bring rows into place wait for
-memory while the products run.
+not: with 512 anchors it takes more than twice what the floor allows, for the warps that bring rows into place
+wait for memory while the products run.
 Rows named `no_anchors` and `yardstick` time another, smaller task for comparison.
 """
 
