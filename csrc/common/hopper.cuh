@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-// Instructions of sm_90a by name: barriers in shared memory that count threads and bytes, bulk tensor copies that arrive
-// at them, and registers that move between warpgroups.
+// Instructions of sm_90a by name: barriers in shared memory that count threads and bytes, bulk tensor copies
+// that arrive at them, and registers that move between warpgroups.
 namespace stratcore {
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
@@ -13,7 +13,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 }
 
 __device__ __forceinline__ void barrier_init(uint64_t* barrier, uint32_t arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)
+               : "memory");
 }
 
 // What this thread has initialized becomes visible to bulk copies.
@@ -39,17 +40,19 @@ __device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
 
 // Arrives; the phase does not end before `bytes` more have come by bulk copies.
 __device__ __forceinline__ void barrier_arrive_expecting(uint64_t* barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(bytes)
                : "memory");
 }
 
 // A box of a tensor of four axes, from the coordinates on, the innermost first.
-__device__ __forceinline__ void tensor_copy(void* to, const CUtensorMap& map, uint64_t* barrier, int at0, int at1,
-                                            int at2, int at3) {
+__device__ __forceinline__ void tensor_copy(void* to, const CUtensorMap& map, uint64_t* barrier, int at0,
+                                            int at1, int at2, int at3) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
       "[%2];" ::"r"(shared_address(to)),
-      "l"(reinterpret_cast<uint64_t>(&map)), "r"(shared_address(barrier)), "r"(at0), "r"(at1), "r"(at2), "r"(at3)
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(shared_address(barrier)), "r"(at0), "r"(at1), "r"(at2),
+      "r"(at3)
       : "memory");
 }
 

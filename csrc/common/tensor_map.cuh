@@ -7,7 +7,8 @@
 
 namespace stratcore {
 
-// Rows of 16-bit elements [batch, head, row, col], the columns contiguous, in `strides` elements (batch, head, row).
+// Rows of 16-bit elements [batch, head, row, col], the columns contiguous, in `strides` elements (batch,
+// head, row).
 struct TensorRows {
   const void* data;
   bool bfloat;
@@ -15,8 +16,8 @@ struct TensorRows {
   int64_t strides[3];
 };
 
-// Describes `tensor` to bulk copies of boxes of `box_rows` rows by 64 columns, which leave chunks of 16 bytes swapped in
-// rows of 128 bytes. False where the layout or the driver does not allow it.
+// Describes `tensor` to bulk copies of boxes of `box_rows` rows by 64 columns, which leave chunks of 16 bytes
+// swapped in rows of 128 bytes. False where the layout or the driver does not allow it.
 inline bool describe(const TensorRows& tensor, int box_rows, CUtensorMap& map) {
   using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
                               const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
@@ -24,8 +25,8 @@ inline bool describe(const TensorRows& tensor, int box_rows, CUtensorMap& map) {
   static const Encode encode = [] {
     void* entry = nullptr;
     cudaDriverEntryPointQueryResult found;
-    const bool ok = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault,
-                                                     &found) == cudaSuccess &&
+    const bool ok = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000,
+                                                     cudaEnableDefault, &found) == cudaSuccess &&
                     found == cudaDriverEntryPointSuccess;
     cudaGetLastError();
     return ok ? reinterpret_cast<Encode>(entry) : nullptr;

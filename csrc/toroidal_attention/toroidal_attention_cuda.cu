@@ -6,6 +6,7 @@
 
 #include "../common/launch.cuh"
 #include "../common/tensor_map.cuh"
+#include "backward_keys_wgmma.cuh"
 #include "backward_mma.cuh"
 #include "backward_wgmma.cuh"
 #include "forward_mma.cuh"

@@ -109,7 +109,7 @@ def test_a_far_key_of_huge_norm_is_seen(device, far, strength):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_counts_tiles(device, dtype):
-    """Slopes of 100: only tiles that hold a query's own key can matter. On the CPU 64 x 64, on a GPU up to 192 x 128."""
+    """Slopes of 100: only tiles that hold a query's own key matter: on the CPU 64 x 64, on a GPU up to 192 x 128."""
     tokens = 1024 if device == "cpu" else 4096
     q, k, v, slopes = problem((1, 2, 1, tokens, tokens, 16), dtype, device)
     tensors = [q, k, v, torch.full_like(slopes, 100.0)]
