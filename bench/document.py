@@ -93,8 +93,8 @@ TOROIDAL_ATTENTION = """## toroidal_attention on the GPU
 
 Forward, dense: ahead of FlexAttention with the same distance from 4,096 tokens of 128 on, behind what attention costs
 without any distance (`no_bias`). Backward: deterministic, seven products in the place of five, gradient of the slopes
-always with it; behind FlexAttention's with fixed slopes, and hundreds of times faster where slopes learn. With `eps`
-tiles are left out by a proof; FlexAttention's `flex_block` has a mask of blocks made by hand for the same radius.
+always with it; behind FlexAttention's, whose slopes are fixed here. With `eps` tiles are left out by a proof;
+FlexAttention's `flex_block` has a mask of blocks made by hand for the same radius.
 Float32 by mma.sync, in three products of TF32.
 """
 
