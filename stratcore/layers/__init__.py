@@ -8,6 +8,7 @@ from stratcore.layers.constellation import (
     Triangulation,
     anchor_usage,
 )
+from stratcore.layers.depth_fusion import DepthFusion
 from stratcore.layers.dictionary import DictionaryExperts
 from stratcore.layers.gating import QueryKeyGate, expert_weights
 from stratcore.layers.lista import ListaOptions, TopKLISTA
@@ -28,12 +29,17 @@ from stratcore.layers.simplex_cv import (
     cv_loss,
     dual_cv_loss,
 )
+from stratcore.layers.toroidal_attention import ToroidalAttention
+from stratcore.layers.toroidal_cache import ToroidalKVCache
+from stratcore.layers.toroidal_options import ToroidalAttentionOptions, normalized_slopes
+from stratcore.layers.toroidal_rotary import ToroidalRotary
 
 __all__ = [
     "CVLoss",
     "CVReport",
     "Constellation",
     "ConstellationOptions",
+    "DepthFusion",
     "DictionaryExperts",
     "KSimplexChannel",
     "KSimplexOptions",
@@ -44,6 +50,10 @@ __all__ = [
     "SimplexCVLoss",
     "SimplexCVOptions",
     "TopKLISTA",
+    "ToroidalAttention",
+    "ToroidalAttentionOptions",
+    "ToroidalKVCache",
+    "ToroidalRotary",
     "Triangulation",
     "anchor_cv_loss",
     "anchor_usage",
@@ -51,6 +61,7 @@ __all__ = [
     "cv_loss",
     "dual_cv_loss",
     "expert_weights",
+    "normalized_slopes",
     "regular_simplex",
     "regularity",
     "regularity_loss",
