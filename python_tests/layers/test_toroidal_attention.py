@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("count", [13, 12, 5, 1, 0])
+@pytest.mark.parametrize("count", [13, 5, 1, 0])
 def test_matches_the_definition(form, count):
     module = attention(**FORMS[form])
     x = tokens(module, count)
@@ -212,9 +212,10 @@ def test_a_fresh_fusion_changes_nothing_bitwise(mode, how):
     assert torch.equal(fused(x), plain(x))
 
 
-def test_eps_leaves_out_what_does_not_matter():
-    dense = attention(lattice=(600,), slopes=0.5)
-    quick = attention(lattice=(600,), slopes=0.5, eps=1e-6)
+@pytest.mark.parametrize("window", [None, 200])
+def test_eps_leaves_out_what_does_not_matter(window):
+    dense = attention(lattice=(600,), slopes=0.5, window=window)
+    quick = attention(lattice=(600,), slopes=0.5, window=window, eps=1e-6)
     quick.load_state_dict(dense.state_dict())
     x = tokens(dense, 600)
     error = (quick(x) - dense(x)).abs().max().item()

@@ -24,8 +24,8 @@ def test_a_capacity_keeps_everything(chunks, group):
     cache = ToroidalKVCache(capacity=30, group=group)
     for chunk in chunks:
         before = cache.length
-        k, v, first = cache.append(*rows(before * group, chunk * group))
-        assert cache.length == before + chunk and first == 0
+        k, v = cache.append(*rows(before * group, chunk * group))
+        assert cache.length == before + chunk
         wanted_k, wanted_v = rows(0, cache.length * group)
         assert torch.equal(k, wanted_k) and torch.equal(v, wanted_v)
 
@@ -37,10 +37,10 @@ def test_a_window_keeps_exactly_what_queries_look_at(chunks, window, group):
     cache = ToroidalKVCache(window=window, group=group)
     for chunk in chunks:
         before = cache.length
-        k, v, first = cache.append(*rows(before * group, chunk * group))
+        k, v = cache.append(*rows(before * group, chunk * group))
         start = max(0, before - window) * group
         wanted_k, wanted_v = rows(start, cache.length * group - start)
-        assert first == start and torch.equal(k, wanted_k) and torch.equal(v, wanted_v)
+        assert torch.equal(k, wanted_k) and torch.equal(v, wanted_v)
     assert cache.length == 30
 
 
@@ -48,7 +48,7 @@ def test_the_ring_is_allocated_once_and_tokens_are_read_in_place():
     cache = ToroidalKVCache(window=4)
     storage = set()
     for token in range(40):
-        k, _, _ = cache.append(*rows(token, 1))
+        k, _ = cache.append(*rows(token, 1))
         storage.add(k.untyped_storage().data_ptr())
         assert k.untyped_storage().nbytes() == 2 * 3 * 10 * 4 * 8
     assert len(storage) == 1
@@ -84,5 +84,5 @@ def test_a_rejected_call_leaves_the_cache_as_it_was():
     with pytest.raises(ValueError, match=r"cache: expected a call under torch.no_grad\(\)"):
         cache.append(narrow.requires_grad_(), narrow)
     assert cache.length == 3
-    k, _, _ = cache.append(*rows(3, 1))
+    k, _ = cache.append(*rows(3, 1))
     assert torch.equal(k, rows(0, 4)[0])

@@ -45,12 +45,12 @@ SEQUENCES = [
 
 
 def problem(
-    tokens: int, before: int, group: int, lattice: tuple[int, ...]
+    tokens: int, before: int, group: int, lattice: tuple[int, ...], batch: int = 2
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Queries of 4 heads, keys and values of 2, slopes an axis."""
-    q = torch.randn(2, 4, tokens * group, 5, dtype=torch.float64, requires_grad=True)
+    q = torch.randn(batch, 4, tokens * group, 5, dtype=torch.float64, requires_grad=True)
     keys = (before + tokens) * group
-    k, v = (torch.randn(2, 2, keys, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    k, v = (torch.randn(batch, 2, keys, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
     slopes = torch.rand(4, len(lattice), dtype=torch.float64, requires_grad=True)
     return q, k, v, slopes
 
@@ -118,8 +118,9 @@ def test_a_causal_window_is_dense_attention_with_a_mask_of_pairs(period, tokens,
     check(inputs, mask, window, visible, lattice=lattice, group=group, causal=True)
 
 
-def test_other_options_reach_the_op():
-    inputs = problem(200, 0, 1, (200,))
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_any_batch_and_the_options_of_the_op(batch):
+    inputs = problem(200, 0, 1, (200,), batch)
     visible = near(200, 200, 20, 1, 200)
     check(inputs, None, 20, visible, lattice=(200,), group=1, metric="chordal_sq", scale=0.1)
 
@@ -143,7 +144,7 @@ def test_no_matrix_of_all_pairs(causal):
     q, k, v = (torch.randn(1, 1, tokens, 8) for _ in range(3))
     with Largest() as largest:
         windowed_attention(q, k, v, torch.ones(1), window=window, lattice=(tokens,), causal=causal)
-    keys = 4 * 8 * tokens * (128 + 2 * window) / 128
+    keys = 4 * 8 * tokens * (128 + (1 if causal else 2) * window) / 128
     assert 0.9 * keys <= largest.size <= keys < tokens**2 / 100
 
 

@@ -129,16 +129,15 @@ class ToroidalAttention(nn.Module):
         v = self._rows(self.v_proj(x), options.key_heads)
         if self.rotary is not None:
             q, k = self.rotary(q, k, offset=before * options.group)
-        first = 0
         if mask is not None:
             mask = self._mask(mask, x, before + x.shape[1])
         if cache is not None:
-            k, v, first = cache.append(k, v)
+            k, v = cache.append(k, v)
             mask = None if mask is None else mask[..., -k.shape[2] :]
-        out = self._channels(self._attend(q, k, v, mask, before * options.group, first))
+        out = self._channels(self._attend(q, k, v, mask))
         return self.dropout(self.o_proj(out))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, start: int, first: int) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         options = self.options
         slopes = self._per_head(self.slopes(), 0)
         if options.window is not None:
@@ -166,8 +165,7 @@ class ToroidalAttention(nn.Module):
             causal=options.causal,
             causal_group=options.group,
             mask=mask,
-            query_offset=start,
-            key_offset=first,
+            query_offset=k.shape[2] - q.shape[2],
             eps=options.eps,
         )
 

@@ -45,7 +45,7 @@ class ToroidalKVCache:
         """Tokens seen so far, also those that left the window."""
         return self._rows // self.group
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Adds rows and returns those that their queries may look at.
 
         Args:
@@ -53,9 +53,8 @@ class ToroidalKVCache:
             v: as k.
 
         Returns:
-            keys and values [B, G, M, E], the last of all rows, the new ones included, and the position of the first;
-            M is all of them, or with a window at most `window` tokens before the new ones. They are views of the
-            cache that the next call may change.
+            keys and values [B, G, M, E], the last of all rows, the new ones included; M is all of them, or with a
+            window at most `window` tokens before the new ones. Views of the cache, where it has them in one piece.
 
         Raises:
             ValueError: beyond the capacity, where a gradient is wanted, or another shape or dtype than before.
@@ -72,11 +71,11 @@ class ToroidalKVCache:
             keys[:, :, self._rows : end] = k
             values[:, :, self._rows : end] = v
             self._rows = end
-            return keys[:, :, :end], values[:, :, :end], 0
+            return keys[:, :, :end], values[:, :, :end]
         kept = min(self._rows, self.window * self.group)
         found = self._ring(keys, k, kept), self._ring(values, v, kept)
         self._rows = end
-        return *found, end - kept - k.shape[2]
+        return found
 
     def _allocated(self, k: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, G, rows, E]."""

@@ -40,7 +40,8 @@ class ToroidalAttentionOptions:
         slopes: what a step takes off a score. 'alibi': `ops.alibi_slopes`, another for every head; a number; or one
             number an axis (of `axes`), with 'l1' and 'chordal_sq'.
         learn_slopes: slopes are learned from that start, every head's its own, and stay positive.
-        causal: later tokens are hidden.
+        causal: later tokens are hidden, in the order of the sequence. In one longer than the lattice, tokens of a
+            whole turn ago are near again.
         window: keys at most so many steps away are seen, on a lattice of one axis: around the ring, or with `causal`
             back in the sequence. None: all.
         rotary: queries and keys are turned by a `ToroidalRotary`.

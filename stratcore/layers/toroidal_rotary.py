@@ -37,7 +37,7 @@ def lattice_coordinates(
     """Coordinates of tokens on a torus, one tensor an axis, numbered as `ops.toroidal_attention` numbers them.
 
     Args:
-        position: whole numbers of any shape, taken modulo the number of sites.
+        position: whole numbers of any shape; the sites are numbered over and over.
         lattice: periods.
         block: sizes that divide them; tokens are numbered block after block. None: row-major.
 
@@ -45,7 +45,7 @@ def lattice_coordinates(
         For every axis, coordinates in [0, period), of the shape of `position`.
     """
     sizes = lattice if block is None else block
-    rest = position.remainder(math.prod(lattice))
+    rest = position
     coordinates = [torch.zeros_like(position) for _ in lattice]
     for radices, steps in ((sizes, [1] * len(sizes)), (lattice, sizes)):
         for axis in reversed(range(len(lattice))):

@@ -46,7 +46,7 @@ def windowed_attention(
         lattice: period n of the ring in tokens; where rows of a token lie along depth, (n, group).
         group: rows of a token; all of a token's rows are in or out.
         causal: whether later tokens are hidden.
-        mask: as in `ops.toroidal_attention`.
+        mask: of 4 dimensions, else as in `ops.toroidal_attention`.
         options: metric, scale, eps and deterministic of `ops.toroidal_attention`.
 
     Returns:
