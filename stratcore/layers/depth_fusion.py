@@ -53,9 +53,8 @@ class DepthFusion(nn.Module):
     def reset_parameters(self) -> None:
         """Weights anew: the identity, but for 'mean'."""
         if self.mode == "low_rank":
-            self.u.copy_(
-                nn.init.orthogonal_(torch.empty_like(self.u, dtype=torch.float32))
-            )  # no QR of 16 bits
+            start = torch.empty_like(self.u, dtype=torch.float32)  # QR knows no 16 bits
+            self.u.copy_(nn.init.orthogonal_(start))
             self.v.zero_()
         elif self.mode == "attention":
             self.query.reset_parameters()
