@@ -14,6 +14,7 @@ __all__ = [
     "analysis",
     "array",
     "data",
+    "huggingface",
     "layers",
     "models",
     "ops",
