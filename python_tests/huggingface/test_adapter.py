@@ -180,6 +180,11 @@ def test_shards_and_other_heads(tmp_path: Path) -> None:
     with torch.no_grad():
         states = model.model(tokens()).last_hidden_state
         assert torch.equal(bare(tokens()).last_hidden_state, states)
+    bare.save_pretrained(tmp_path / "bare")
+    model = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "bare")
+    restore_toroidal_attention(model)
+    with torch.no_grad():
+        assert torch.equal(model.model(tokens()).last_hidden_state, states)
 
 
 def test_restoring_by_the_name_of_the_implementation(tmp_path: Path) -> None:

@@ -91,6 +91,8 @@ def test_masks_that_do_not_fit() -> None:
         toroidal_attention_forward(Bare(), *qkv(), torch.ones(1, 4, 4))
     with pytest.raises(ValueError, match=r"for 4 keys, got \[1, 5\]"):
         toroidal_attention_forward(Bare(), *qkv(), torch.ones(1, 5))
+    with pytest.raises(ValueError, match="for 4 keys, got str"):
+        toroidal_attention_forward(Bare(), *qkv(), "causal")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a key for each query, got 4 and 3"):
         toroidal_attention_forward(Bare(), *qkv(4, 3), None)
     with pytest.raises(TypeError, match="bool or floating point, got torch.int64"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, StaticCache
@@ -149,9 +150,9 @@ def in_chunks(model: Any, ids: Tensor, cache: Any, *sizes: int, mask: Tensor | N
         ("llama", {"lattice": [3, 4]}),
         ("llama", {"lattice": [3, 4], "layers": [1]}),
         ("gpt2", {}),
-        ("mistral", {}),
-        ("mistral", {"layers": [1]}),
-        ("gemma3", {}),
+        ("mistral", {"lattice": 4}),  # less than the window, so that a shift of positions shows
+        ("mistral", {"lattice": 4, "layers": [1]}),
+        ("gemma3", {"lattice": 4}),
         ("gemma3", {"layers": [1], "lattice": [3, 4]}),
     ],
 )

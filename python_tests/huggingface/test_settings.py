@@ -59,6 +59,17 @@ def test_settings_through_json() -> None:
         ({"haeds": 4}, "here: unknown key 'haeds', did you mean 'heads'"),
         ({"heads": 4.5}, "heads, a whole number"),
         ({"layers": []}, "layers, an object"),
+        ({"layers": {}}, "here: expected at least one layer, got none"),
+        ({"layers": {"0": {"lattice": None}}}, "here: layer 0: expected lattice"),
+        ({"layers": {"0": {"lattice": "8"}}}, "here: layer 0: .*whole numbers"),
+        (
+            {"layers": {"0": {"lattice": [8], "per_axis": "no"}}},
+            "layer 0: Torus: expected per_axis of type bool",
+        ),
+        (
+            {"layers": {"0": {"lattice": [8], "eps": "0"}}},
+            "layer 0: Torus: expected eps of type float or int",
+        ),
         ({"layers": {"-1": {}}}, "got '-1'"),
         (
             {"layers": {"0": {"lattice": [8], "blok": [8]}}},
@@ -81,7 +92,8 @@ def test_settings_refuse_what_is_missing() -> None:
 
 
 def test_other_keys_must_be_named() -> None:
-    written = Settings(heads=4, layers={}).to_json() | {"mask": "sdpa"}
-    assert settings_from(written, "here", also=("mask",)) == Settings(heads=4, layers={})
+    settings = Settings(heads=4, layers={0: Torus(lattice=8)})
+    written = settings.to_json() | {"mask": "sdpa"}
+    assert settings_from(written, "here", also=("mask",)) == settings
     with pytest.raises(ValueError, match="unknown key 'mask'"):
         settings_from(written, "here")

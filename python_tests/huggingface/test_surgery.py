@@ -118,6 +118,7 @@ def test_a_second_call_adds_layers_and_replaces_tori() -> None:
     use_toroidal_attention(model, layers=1, lattice=8)
     assert getattr(model.config, ATTRIBUTE)["mask"] == "toroidal"
     torch.testing.assert_close(logits(model, ids), steps, rtol=1e-4, atol=2e-5)
+    assert not any(hasattr(module, "toroidal_host") for module in model.modules())
     use_toroidal_attention(model, layers=0, lattice=6)
     record = getattr(model.config, ATTRIBUTE)
     assert [record["layers"][key]["lattice"] for key in "012"] == [[6], [8], [3, 4]]

@@ -159,28 +159,31 @@ def _alive(
     """Keys, values and mask cut so that the queries are the last of them."""
     if mask is None:
         return key, value, None
-    if mask.ndim == 4 and mask.dtype == torch.int32:
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4) or mask.shape[-1] > key.shape[2]:
+        got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(
+            f"attention {IMPLEMENTATION!r}: expected a mask of 2 or 4 dimensions for {key.shape[2]} keys, got {got}"
+        )
+    if mask.ndim == 2:
+        mask = mask.bool()
+    elif mask.dtype == torch.int32:
         if not several_axes:
             return _last_slots(key, value, mask)
-        # Positions count, not their differences alone, so the number is needed here.
-        if torch.compiler.is_compiling():
-            raise ValueError(
-                f"attention {IMPLEMENTATION!r}: cannot compile a lattice of several axes with a static cache that is "
-                "not empty; pass disable_compile=True, or use a dynamic cache"
-            )
-        live = int(first_slot(mask)) + mask.shape[2]
-        mask = visible_of(mask)[..., :live]
-    elif mask.ndim == 4 and mask.dtype.is_floating_point:
+        mask = visible_of(mask)[..., : _live_slots(mask)]
+    elif mask.dtype.is_floating_point:
         mask = mask.masked_fill(mask <= torch.finfo(mask.dtype).min, -torch.inf)
-    elif mask.ndim == 2 and mask.dtype != torch.bool:
-        mask = mask != 0
     live = mask.shape[-1]
-    if mask.ndim not in (2, 4) or live > key.shape[2]:
-        raise ValueError(
-            f"attention {IMPLEMENTATION!r}: expected a mask of 2 or 4 dimensions for {key.shape[2]} keys, got "
-            f"{list(mask.shape)}"
-        )
     return key[:, :, :live], value[:, :, :live], mask
+
+
+def _live_slots(placed: Tensor) -> int:
+    """The number that a device knows, for lattices on which positions count, not their differences alone."""
+    if torch.compiler.is_compiling():
+        raise ValueError(
+            f"attention {IMPLEMENTATION!r}: cannot compile a lattice of several axes with a static cache that is not "
+            "empty; pass disable_compile=True, or use a dynamic cache"
+        )
+    return int(first_slot(placed)) + placed.shape[2]
 
 
 def _last_slots(key: Tensor, value: Tensor, placed: Tensor) -> tuple[Tensor, Tensor, Tensor]:

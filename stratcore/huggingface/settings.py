@@ -39,7 +39,7 @@ class Torus:
 
     Raises:
         ValueError: a value that does not fit.
-        TypeError: periods that are not whole numbers.
+        TypeError: a value of another type, such as periods that are not whole numbers.
     """
 
     lattice: int | Sequence[int]
@@ -51,6 +51,9 @@ class Torus:
     first_position: int = 0
 
     def __post_init__(self) -> None:
+        for name, kinds in (("per_axis", "bool"), ("eps", "float or int"), ("first_position", "int")):
+            if type(getattr(self, name)).__name__ not in kinds.split(" or "):
+                raise TypeError(f"Torus: expected {name} of type {kinds}, got {getattr(self, name)!r}")
         periods = as_periods("lattice", self.lattice)
         sizes = periods if self.block is None else as_periods("block", self.block)
         check_periods("Torus", periods, sizes, ValueError)
@@ -72,24 +75,25 @@ class Torus:
     @property
     def axes(self) -> int:
         """Number of periods."""
-        return len(tuple(self.lattice)) if isinstance(self.lattice, Sequence) else 1
+        return len(as_periods("lattice", self.lattice))
 
 
 def torus_from(options: Mapping[str, Any], where: str) -> Torus:
     """A Torus from its fields by name.
 
     Raises:
-        ValueError: an unknown field, with the nearest known one, or none for the lattice; `where` begins the line.
+        ValueError: an unknown field, with the nearest known one, none for the lattice, or a value that does not fit;
+            `where` begins the line.
     """
     known = [field.name for field in fields(Torus)]
     for name in options:
         if name not in known:
             raise ValueError(f"{where}: unknown option {name!r}{nearest(name, known)}")
-    if "lattice" not in options:
+    if options.get("lattice") is None:
         raise ValueError(f"{where}: expected lattice, the periods of the torus in tokens")
     try:
         return Torus(**options)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
 
 
@@ -135,6 +139,8 @@ def settings_from(data: Any, where: str, *, also: Sequence[str] = ()) -> Setting
         if not str(number).isdecimal() or not isinstance(torus, Mapping):
             raise ValueError(f"{where}: expected layers from number to options of a torus, got {number!r}")
         layers[int(number)] = torus_from(torus, f"{where}: layer {number}")
+    if not layers:
+        raise ValueError(f"{where}: expected at least one layer, got none")
     return Settings(heads=data["heads"], layers=layers)
 
 

@@ -62,12 +62,13 @@ def use_toroidal_attention(
     Positions: a token's position is its slot: its column in the input, or in the cache. On one axis only differences
         count, so padding on either side, packed sequences, sliding windows and every kind of cache give each sequence
         the result that it has alone, also once the lattice wraps: tokens a period apart have distance 0. On several
-        axes a slot's number counts: padding on the left, packed sequences and windows raise.
+        axes a slot's number counts: padding on the left, packed sequences and windows raise. Sequences are packed
+        where transformers finds them so: by position_ids that begin anew, without attention_mask and cache.
     Masks: causal or bidirectional, padded on either side, or of any pattern. Where all layers are chosen, the first
         three never have N x M entries, but for a chunk into a static cache that is not empty, and for a decoder that
         is compiled without an attention_mask. A 4-D mask that is passed in ends at the last query's key.
-    Refused: attention dropout in training, caps on scores, sinks, biases of positions, weights as an output, a second
-        sequence.
+    Refused: attention dropout in training, caps on scores, sinks, biases of positions, a scale that is a tensor,
+        weights as an output, a second sequence.
     Saving: `save_toroidal_adapter`; or `model.save_pretrained`, then `restore_toroidal_attention` on what
         `from_pretrained` gives: the options are in the configuration, the slopes among the weights.
     Source: csrc/toroidal_attention/README.md.
@@ -172,9 +173,13 @@ def install(
     record = Settings(heads=head_count(model), layers=chosen).to_json()
     record |= {"implementation": implementation, "mask": implementation if rest else IMPLEMENTATION}
     setattr(model.config, ATTRIBUTE, record)
-    model.set_attn_implementation(IMPLEMENTATION)
-    if model.config._attn_implementation != IMPLEMENTATION:
-        remove_toroidal_attention(model)
+    try:
+        model.set_attn_implementation(IMPLEMENTATION)
+    finally:
+        switched = model.config._attn_implementation == IMPLEMENTATION
+        if not switched:
+            remove_toroidal_attention(model)
+    if not switched:
         raise ValueError(f"{type(model).__name__}: does not let its attention implementation be set")
 
 
