@@ -29,14 +29,34 @@ __device__ __forceinline__ void hold(float (&sum)[N][4]) {
     for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(sum[t][i])::"memory");
 }
 
+// Before a product that does not add: costs nothing, for nobody reads the zeros, and ends the life of what the
+// registers held.
+template <int N>
+__device__ __forceinline__ void clear(float (&sum)[N][4]) {
+#pragma unroll
+  for (int t = 0; t < N; ++t)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[t][i] = 0.0f;
+}
+
 // Rows of 64 elements of 16 bits in shared memory at 1024-byte boundaries, chunks of 16 bytes swapped as bulk
 // tensor copies with a swizzle of 128 bytes leave them. Not transposed: rows run along M or N, and groups of
 // 8 rows follow each other. Transposed: rows run along the contraction, and `next` is the distance in bytes
 // to the next 64 of M or N.
-__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t next) {
-  constexpr uint64_t kSwizzle128 = uint64_t(1) << 62, kEightRows = uint64_t(1024 >> 4) << 32;
-  return kSwizzle128 | kEightRows | uint64_t(next >> 4) << 16 | (address >> 4 & 0x3fff);
-}
+struct MatrixDescriptor {
+  uint32_t low;
+
+  __device__ __forceinline__ MatrixDescriptor(uint32_t address, uint32_t next)
+      : low((next >> 4) << 16 | (address >> 4 & 0x3fff)) {}
+
+  // Of the matrix `offset` bytes further on.
+  __device__ __forceinline__ uint64_t at(uint32_t offset) const {
+    constexpr uint32_t kSwizzle128 = 1u << 30, kEightRows = 1024 >> 4;
+    uint64_t bits;
+    asm("mov.b64 %0, {%1, %2};" : "=l"(bits) : "r"(low + (offset >> 4)), "r"(kSwizzle128 | kEightRows));
+    return bits;
+  }
+};
 
 template <class S>
 struct Wgmma;

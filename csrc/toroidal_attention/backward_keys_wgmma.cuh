@@ -2,21 +2,58 @@
 
 #include "backward_wgmma.cuh"
 
-// The backward on sm_90a, second kernel: gradients of keys and values.
+// The backward on sm_90a by blocks that hold keys, which queries of all heads that share them pass by: gradients
+// of keys and values, and (kAll) of queries and slopes too. Every weight is then made once and a tile takes
+// five products; but what a block has for the queries it adds in memory to what others have, in any order.
 namespace stratcore::toroidal_attention {
 
-// Queries of a tile: registers hold two gradients.
+template <class S, int Width>
+struct alignas(1024) KeyWgmma {
+  static constexpr int kCols = 64, kGroups = 2, kRows = 64 * kGroups, kThreads = kGroup * (1 + kGroups);
+
+  Sliced<S, Width, kRows> row[2];           // keys, values
+  Sliced<S, Width, kCols> col[kStages][2];  // queries, gradients of outputs
+  S scores[2][kRows][kCols];                // gradients of the scores, of two tiles in turns
+  float4 queries[4 * kGroups][Width / 16][32];  // what a tile adds to their gradient, of every warp: place_in_tile
+  alignas(16) float lse[kStages][kCols], delta[kStages][kCols];
+  Pattern<kRows, kCols> pattern;
+  float slopes[kMaxAxes][kGroup * kGroups];  // of every thread: its share of their gradient
+  NoteQueue notes;
+  uint64_t rows_full, full[kStages], empty[kStages], scores_full[2], scores_empty[2];
+
+  __device__ void init() {
+    barrier_init(&rows_full, 1);
+    for (int stage = 0; stage < kStages; ++stage) {
+      barrier_init(&full[stage], 1);
+      barrier_init(&empty[stage], kGroup * kGroups);
+    }
+    for (int buffer = 0; buffer < 2; ++buffer) {
+      barrier_init(&scores_full[buffer], 4 * kGroups);
+      barrier_init(&scores_empty[buffer], 4 * kGroups);
+    }
+    notes.init(kGroup * kGroups + 1);
+    fence_barrier_init();
+  }
+
+  // Derived anew each time: a reference that is kept would be read as one to any memory.
+  __device__ __forceinline__ static KeyWgmma& here() {
+    extern __shared__ __align__(1024) char bytes[];
+    return *reinterpret_cast<KeyWgmma*>(bytes);
+  }
+};
+
+// Sums of the gradient of 64 queries [8 warps][E / 16][32 lanes][4], as warps hold them: row and first column
+// of elements 2 r and 2 r + 1.
 template <int E>
-STRATCORE_HOST_DEVICE constexpr int key_wgmma_cols() {
-  return E == 64 ? 64 : 32;
+__device__ __forceinline__ int2 place_in_tile(int warp, int part, int lane, int r) {
+  return make_int2(warp % 4 * 16 + lane / 4 + 8 * r, warp / 4 * (E / 2) + part * 8 + lane % 4 * 2);
 }
 
-// A block that holds keys; queries of all heads that share them pass by.
-template <class S, int E>
+template <class S, int E, bool kAll>
 class KeyGradient {
  public:
-  using Shared = BackwardWgmma<S, E, key_wgmma_cols<E>()>;
-  static constexpr int kCols = Shared::kCols, kTiles = kCols / 8;
+  using Shared = KeyWgmma<S, E>;
+  static constexpr int kCols = Shared::kCols, kTiles = kCols / 8, kWarpsOfBlock = 4 * Shared::kGroups;
 
   __device__ KeyGradient(const Prepared& problem, int group, int first)
       : problem_(problem), group_(group), first_(first),
@@ -39,6 +76,8 @@ class KeyGradient {
           describe_tile(problem_, rows, box_at(problem_.lattice, problem_.query_base + query, count),
                         base + lane, note);
           note.repeat = repeat;
+          note.limited = key_limit(problem_, query) < first_ + Shared::kRows;
+          for (int axis = 0; axis < kMaxAxes; ++axis) note.weight[axis] = head.slopes[axis];
         });
       }
     }
@@ -66,63 +105,102 @@ class KeyGradient {
     }
   }
 
-  __device__ void compute(int warpgroup, const Gradients& gradients) const {
+  __device__ void compute(int warpgroup, const Gradients& gradients, const RowSums& sums) const {
     Shared& shared = Shared::here();
-    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = uniform(static_cast<int>(threadIdx.x) / 32);
     const RowInfo rows = RowInfo::of<true>(problem_, first_, warp, lane);
-    float grad_k[E / 8][4] = {}, grad_v[E / 8][4] = {}, scores[kTiles][4], products[kTiles][4];
+    float grad_k[E / 8][4] = {}, grad_v[E / 8][4] = {}, queries[E / 16][4];
+    float scores[kTiles][4], products[kTiles][4];
     uint32_t weights[kCols / 16][4], packed[kCols / 16][4];
-    Head head = head_of(problem_, pair_of(0));
     NoteReader notes;
     int given = 0, repeat = 0;
+    int64_t before = 0;  // place of the queries of the tile before
+    const auto add_products = [&](int at) {
+      wgmma_fence();
+      add_product(grad_v, weights, shared.col[at][1]);
+      add_product(grad_k, packed, shared.col[at][0]);
+      wgmma_commit();
+    };
+    if constexpr (kAll) start_slopes();
     barrier_wait(&shared.rows_full, 0);
     while (const TileNote* note = notes.next(shared.notes)) {
       const int at = given % kStages;
-      if (note->repeat != repeat) head = head_of(problem_, pair_of(repeat = note->repeat));
+      if (note->repeat != repeat) {
+        for (; repeat < note->repeat; ++repeat) {
+          if constexpr (kAll) share_slopes(sums, repeat, warp, lane);
+        }
+      }
       barrier_wait(&shared.full[at], given / kStages % 2);
       drop_columns(shared.lse[at], shared.col[at][1]);
       wgmma_fence();
       multiply_rows(scores, shared.row[0], warpgroup, shared.col[at][0]);
       wgmma_commit();
+      wgmma_wait<1>();  // of the tile before: registers for the next product
+      hold(grad_v);
+      hold(grad_k);
+      wgmma_fence();
       multiply_rows(products, shared.row[1], warpgroup, shared.col[at][1]);
       wgmma_commit();
       wgmma_wait<1>();
       hold(scores);
-      hold(grad_v);
-      hold(grad_k);
       if (given > 0) barrier_arrive(&shared.empty[(given - 1) % kStages]);
-      const bool limited = key_limit(problem_, note->tile * kCols) < first_ + length_;
-      weigh<true, S>(problem_, head, shared.pattern, *note, rows, limited, lane, scores,
-                     [&](int, int col) { return shared.lse[at][col]; });
-      pack<S>(scores, weights);
-      wgmma_fence();
-      add_product(grad_v, weights, shared.col[at][1]);
-      wgmma_commit();
-      wgmma_wait<1>();
+      weigh<true, S>(
+          problem_, [&] { return head_of(problem_, pair_of(repeat)); }, shared.pattern, *note, rows, lane,
+          scores, [&](int axis) { return note->weight[axis]; },
+          [](int) { return 0.0f; }, [&](int col) { return shared.lse[at][col]; });
+      wgmma_wait<0>();
       hold(products);
 #pragma unroll
       for (int n = 0; n < kTiles; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
           products[n][e] = scores[n][e] * (products[n][e] - shared.delta[at][8 * n + lane % 4 * 2 + e % 2]);
+      pack<S>(scores, weights);
+      if constexpr (kAll)
+        each_slope(products, problem_, shared.pattern, *note, rows, lane,
+                   [&](int axis, float share) { shared.slopes[axis][threadIdx.x] += share; });
       pack<S>(products, packed);
-      wgmma_fence();
-      add_product(grad_k, packed, shared.col[at][0]);
-      wgmma_commit();
+      if constexpr (!kAll) {
+        add_products(at);
+      } else {
+        give_scores(packed, given, warp, lane);
+        if (given == 0) {
+          add_products(at);
+        } else {
+          start_queries(queries, given - 1, warpgroup);
+          add_products(at);
+          wgmma_wait<1>();
+          hold(queries);
+          send_queries(queries, given - 1, warp, lane, sums.queries + before);
+        }
+        before = (pair_of(repeat) * sums.stride + note->tile * kCols) * E;
+      }
       ++given;
+    }
+    if constexpr (kAll) {
+      if (given > 0) {
+        start_queries(queries, given - 1, warpgroup);
+        wgmma_wait<0>();
+        hold(queries);
+        send_queries(queries, given - 1, warp, lane, sums.queries + before);
+      }
+      for (; repeat < repeats_; ++repeat) share_slopes(sums, repeat, warp, lane);
+      if (lane == 0) bulk_wait_read();
     }
     wgmma_wait<0>();
     hold(grad_v);
     hold(grad_k);
     const float scale[2] = {float(problem_.scale), float(problem_.scale)}, one[2] = {1.0f, 1.0f};
-    const int64_t place = group_ * problem_.keys * problem_.dim;
-    store_rows<S, E>(static_cast<S*>(gradients.grad_k) + place, problem_.dim, rows, problem_.keys,
+    const int64_t keys = group_ * problem_.keys * problem_.dim;
+    store_rows<S, E>(static_cast<S*>(gradients.grad_k) + keys, problem_.dim, rows, problem_.keys,
                      problem_.dim, lane, grad_k, scale);
-    store_rows<S, E>(static_cast<S*>(gradients.grad_v) + place, problem_.dim, rows, problem_.keys,
+    store_rows<S, E>(static_cast<S*>(gradients.grad_v) + keys, problem_.dim, rows, problem_.keys,
                      problem_.dim, lane, grad_v, one);
   }
 
  private:
+  static constexpr int kAllGroups = 1;  // named barrier
+
   // Queries without weights take no part, even where the gradient of their output is not a number. Both
   // groups agree.
   __device__ __forceinline__ static void drop_columns(const float (&lse)[kCols],
@@ -137,33 +215,104 @@ class KeyGradient {
       uint4* row = reinterpret_cast<uint4*>(outputs.slice[at / kCols][at % kCols]);
       for (int i = 0; i < kSlice / 8; ++i) row[i] = make_uint4(0, 0, 0, 0);
     }
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    named_wait<kGroup * Shared::kGroups>(2);
+    fence_shared_to_async();
+    named_wait<kGroup * Shared::kGroups>(kAllGroups);
+  }
+
+  __device__ static void start_slopes() {
+    for (int axis = 0; axis < kMaxAxes; ++axis) Shared::here().slopes[axis][threadIdx.x] = 0.0f;
+  }
+
+  // A warp's share of the gradient of the slopes of a head, in a place of its own; starts the next at 0.
+  __device__ void share_slopes(const RowSums& sums, int repeat, int warp, int lane) const {
+    const auto& own = Shared::here().slopes;
+    const int blocks = (static_cast<int>(problem_.keys) + Shared::kRows - 1) / Shared::kRows;
+    const int count = problem_.slope_count;
+    const int64_t block = int64_t(pair_of(repeat)) * blocks + first_ / Shared::kRows;
+    float* place = sums.slopes + (block * kWarpsOfBlock + warp) * count;
+    for (int slope = 0; slope < count; ++slope) {
+      float share = 0.0f;
+      for (int axis = slope; axis < kMaxAxes; axis += count) share += own[axis][threadIdx.x];  // one has all
+      for (int offset = 16; offset; offset /= 2) share += __shfl_xor_sync(0xffffffffu, share, offset);
+      if (lane == 0) place[slope] = share;
+    }
+    start_slopes();
+  }
+
+  // Gradients of the scores into shared memory, chunks swapped as matrix_descriptor has them, for both groups.
+  __device__ __forceinline__ static void give_scores(const uint32_t (&packed)[kCols / 16][4], int given,
+                                                     int warp, int lane) {
+    Shared& shared = Shared::here();
+    const int at = given % 2;
+    barrier_wait(&shared.scores_empty[at], given / 2 % 2 ^ 1);
+    const uint32_t row = shared_address(shared.scores[at][16 * warp + lane % 16]);
+#pragma unroll
+    for (int step = 0; step < kCols / 16; ++step)
+      store_matrices(row + (((2 * step + lane / 16) ^ lane % 8) << 4), packed[step]);
+    fence_shared_to_async();
+    __syncwarp();
+    if (lane == 0) barrier_arrive(&shared.scores_full[at]);
+  }
+
+  // queries = half of the columns of: gradients of the scores, transposed, times all keys of the block.
+  __device__ __forceinline__ static void start_queries(float (&queries)[E / 16][4], int given,
+                                                       int warpgroup) {
+    Shared& shared = Shared::here();
+    const int at = given % 2, column = warpgroup * (E / 2);
+    barrier_wait(&shared.scores_full[at], given / 2 % 2);
+    clear(queries);
+    wgmma_fence();
+    const MatrixDescriptor left(shared_address(shared.scores[at]), 1);
+    const MatrixDescriptor right(shared_address(&shared.row[0].slice[column / kSlice][0][column % kSlice]), 1);
+#pragma unroll
+    for (int step = 0; step < Shared::kRows / 16; ++step) {
+      const uint32_t rows = 16 * step * kSlice * sizeof(S);
+      Wgmma<S>::template multiply<true, true>(queries, left.at(rows), right.at(rows), step > 0);
+    }
+    wgmma_commit();
+  }
+
+  // Adds the warp's part of a tile's sums to those in memory, from `tile` on.
+  __device__ __forceinline__ static void send_queries(const float (&queries)[E / 16][4], int given, int warp,
+                                                      int lane, float* tile) {
+    Shared& shared = Shared::here();
+    auto& own = shared.queries[warp];
+    if (lane == 0) {
+      barrier_arrive(&shared.scores_empty[given % 2]);
+      bulk_wait_read();
+    }
+    __syncwarp();
+#pragma unroll
+    for (int n = 0; n < E / 16; ++n)
+      own[n][lane] = make_float4(queries[n][0], queries[n][1], queries[n][2], queries[n][3]);
+    fence_shared_to_async();
+    __syncwarp();
+    if (lane == 0) bulk_add(tile + warp * (sizeof(own) / sizeof(float)), own, sizeof(own));
   }
 
   const Prepared& problem_;
   int group_, first_, repeats_, length_;
 };
 
-template <class S, int E>
-__global__ void __launch_bounds__(BackwardWgmma<S, E, key_wgmma_cols<E>()>::kThreads, 1)
+template <class S, int E, bool kAll>
+__global__ void __launch_bounds__(KeyWgmma<S, E>::kThreads, 1)
     key_wgmma_kernel(const __grid_constant__ Prepared problem, const __grid_constant__ Gradients gradients,
                      const __grid_constant__ RowSums sums, const __grid_constant__ BackwardMaps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Shared = BackwardWgmma<S, E, key_wgmma_cols<E>()>;
+  using Shared = KeyWgmma<S, E>;
   const int blocks = (static_cast<int>(problem.keys) + Shared::kRows - 1) / Shared::kRows;
   const int group = static_cast<int>(blockIdx.x) / blocks;
   const int first = (static_cast<int>(blockIdx.x) - group * blocks) * Shared::kRows;
-  const KeyGradient<S, E> block(problem, group, first);
+  const KeyGradient<S, E, kAll> block(problem, group, first);
   Shared& shared = Shared::here();
   if (threadIdx.x == 0) shared.init();
   write_pattern(shared.pattern, problem, problem.key_base + first, block.box(), problem.query_base,
                 static_cast<int>(threadIdx.x), Shared::kThreads);
   __syncthreads();
-  const int warpgroup = static_cast<int>(threadIdx.x) / kGroup;
+  const int warpgroup = uniform(static_cast<int>(threadIdx.x) / kGroup);
   if (warpgroup < Shared::kGroups) {
     take_registers<240>();
-    block.compute(warpgroup, gradients);
+    block.compute(warpgroup, gradients, sums);
     return;
   }
   give_registers<24>();
@@ -171,6 +320,37 @@ __global__ void __launch_bounds__(BackwardWgmma<S, E, key_wgmma_cols<E>()>::kThr
   if (warp == 0 && threadIdx.x % 32 == 0) block.fetch(maps, sums);
   if (warp == 1) block.describe(sums.excess);
 #endif
+}
+
+// From the sums that blocks of keys have added to the gradient of the queries. A block takes 64 queries of a
+// head.
+template <class S, int E>
+__global__ void __launch_bounds__(kGroup)
+    query_sums_kernel(const __grid_constant__ Problem problem, const float* sums, int64_t stride, S* grad_q) {
+  const int tiles = static_cast<int>(stride / 64), tile = static_cast<int>(blockIdx.x) % tiles;
+  const int64_t pair = blockIdx.x / tiles;
+  const float4* from = reinterpret_cast<const float4*>(sums + (pair * stride + tile * 64) * E);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const float scale = float(problem.scale);
+#pragma unroll
+  for (int at = 0; at < E / 8; ++at) {
+    const int warp = at / (E / 16) * 4 + static_cast<int>(threadIdx.x) / 32, part = at % (E / 16);
+    const float4 sum = from[(warp * (E / 16) + part) * 32 + lane];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int2 place = place_in_tile<E>(warp, part, lane, r);
+      const int64_t row = tile * 64 + place.x;
+      if (row >= problem.queries || place.y >= problem.dim) continue;
+      S* to = grad_q + (pair * problem.queries + row) * problem.dim + place.y;
+      const float low = scale * (r ? sum.z : sum.x), high = scale * (r ? sum.w : sum.y);
+      if (problem.dim % 2 == 0) {
+        *reinterpret_cast<uint32_t*>(to) = Packing<S>::pack(low, high);
+      } else {
+        to[0] = S(low);
+        if (place.y + 1 < problem.dim) to[1] = S(high);
+      }
+    }
+  }
 }
 
 }  // namespace stratcore::toroidal_attention

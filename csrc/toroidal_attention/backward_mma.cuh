@@ -14,6 +14,7 @@ struct RowSums {
       *delta;      // [B, H, `stride`]; delta: <grad_out, out> - grad_lse; beyond N as rows without weights
   float* excess;   // [B, H, blocks of 64 queries]: what tiles are judged by
   float* slopes;   // [B, H, blocks, S]: shares of their gradient
+  float* queries;  // [B, H, `stride`, width of tiles]: their gradient, where blocks add to it; 0 at first
   int64_t stride;  // N up to whole blocks of 64
 };
 

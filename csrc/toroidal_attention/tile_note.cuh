@@ -19,7 +19,9 @@ enum class AxisForm : int32_t { kLinear, kAcross };
 struct TileNote {
   int tile;
   int repeat;   // of the query heads that share a key head, where tiles of all of them pass
-  bool simple;  // every axis has one of the forms
+  bool simple;   // every axis has one of the forms
+  bool limited;  // some query does not see all keys; for the backward
+  float weight[kMaxAxes];  // slopes of the head; for the backward
   AxisForm form[kMaxAxes];
   float shift[kMaxAxes];  // general
   float2 turn[kMaxAxes];  // general, of chords: sine and cosine of half the shift's angle
@@ -127,13 +129,14 @@ struct MovedPairs {
 };
 
 // Calls use(axis of the slope, n, e, part) for what each slope of the head multiplies, of the pairs that a
-// lane holds: rows from `within` of the block on.
-template <int N, int Rows, int Cols, class Use>
+// lane holds: rows from `within` of the block on; after(axis) behind the last of an axis.
+template <int N, int Rows, int Cols, class Use, class After>
 __device__ __forceinline__ void each_part_of(const Problem& problem, const Pattern<Rows, Cols>& pattern,
-                                             const TileNote& note, int within, int lane, const Use& use) {
+                                             const TileNote& note, int within, int lane, const Use& use,
+                                             const After& after) {
   if (!note.simple) {
     const MovedPairs<Rows, Cols> pairs{pattern, note, within, of_chords(problem.metric)};
-    each_part<N>(problem, pairs, lane, use);
+    each_part<N>(problem, pairs, lane, use, after);
     return;
   }
 #pragma unroll 1
@@ -158,6 +161,7 @@ __device__ __forceinline__ void each_part_of(const Problem& problem, const Patte
           use(axis, n, e, fmaf(slope, fabsf(place[e / 2] - (e % 2 ? pair.z : pair.x)), base));
       }
     }
+    after(axis);
   }
 }
 
