@@ -11,27 +11,29 @@ template <class S, int Width>
 struct alignas(1024) KeyWgmma {
   static constexpr int kCols = 64, kGroups = 2, kRows = 64 * kGroups, kThreads = kGroup * (1 + kGroups);
 
-  Sliced<S, Width, kRows> row[2];           // keys, values
+  Sliced<S, Width, kRows> row[2];  // keys, values
   Sliced<S, Width, kCols> col[kStages][2];  // queries, gradients of outputs
-  S scores[2][kRows][kCols];                // gradients of the scores, of two tiles in turns
-  float4 queries[4 * kGroups][Width / 16][32];  // what a tile adds to their gradient, of every warp: place_in_tile
+  S scores[2][kRows][kCols];  // gradients of the scores, of two tiles in turns
   alignas(16) float lse[kStages][kCols], delta[kStages][kCols];
+  // What exponents have of a tile's queries and keys: column_number - lse, row_number.
+  alignas(16) float numbers[kStages][kCols], row_numbers[kStages][kRows];
   Pattern<kRows, kCols> pattern;
   float slopes[kMaxAxes][kGroup * kGroups];  // of every thread: its share of their gradient
   NoteQueue notes;
-  uint64_t rows_full, full[kStages], empty[kStages], scores_full[2], scores_empty[2];
+  uint64_t rows_full, full[kStages], numbered[kStages], empty[kStages], scores_full[2], scores_empty[2];
 
   __device__ void init() {
     barrier_init(&rows_full, 1);
     for (int stage = 0; stage < kStages; ++stage) {
       barrier_init(&full[stage], 1);
+      barrier_init(&numbered[stage], 1);
       barrier_init(&empty[stage], kGroup * kGroups);
     }
     for (int buffer = 0; buffer < 2; ++buffer) {
       barrier_init(&scores_full[buffer], 4 * kGroups);
       barrier_init(&scores_empty[buffer], 4 * kGroups);
     }
-    notes.init(kGroup * kGroups + 1);
+    notes.init(kGroup * kGroups + 1 + 32);
     fence_barrier_init();
   }
 
@@ -63,19 +65,21 @@ class KeyGradient {
   __device__ Box box() const { return box_at(problem_.lattice, problem_.key_base + first_, length_); }
   __device__ int pair_of(int repeat) const { return group_ * repeats_ + repeat; }  // of all batches
 
-  __device__ void describe(const float* excess) const {
+  __device__ void describe(const RowSums& sums) const {
     const int lane = static_cast<int>(threadIdx.x) % 32, queries = static_cast<int>(problem_.queries);
     const Box rows = box();
     NoteWriter notes(Shared::here().notes, lane);
     for (int repeat = 0; repeat < repeats_; ++repeat) {
       const Head head = head_of(problem_, pair_of(repeat));
-      const QueryTiles<kCols> tiles(problem_, head, first_, length_, excess);
+      const QueryTiles<kCols> tiles(problem_, head, first_, length_, sums.excess);
       for (int base = 0; base < tiles.count(); base += 32) {
-        notes.give(tiles.wants(base + lane), [&](TileNote& note) {
-          const int query = (base + lane) * kCols, count = min(kCols, queries - query);
-          describe_tile(problem_, rows, box_at(problem_.lattice, problem_.query_base + query, count),
-                        base + lane, note);
+        const int tile = tiles.at(base + lane);
+        notes.give(tiles.wants(tile), [&](TileNote& note) {
+          const int query = tile * kCols, count = min(kCols, queries - query);
+          describe_tile(problem_, rows, box_at(problem_.lattice, problem_.query_base + query, count), tile,
+                        note);
           note.repeat = repeat;
+          note.empty = sums.empty[pair_of(repeat) * tiles.count() + tile];
           note.limited = key_limit(problem_, query) < first_ + Shared::kRows;
           for (int axis = 0; axis < kMaxAxes; ++axis) note.weight[axis] = head.slopes[axis];
         });
@@ -105,6 +109,25 @@ class KeyGradient {
     }
   }
 
+  // The warp that works out what exponents have of a tile's columns and rows.
+  __device__ void number() const {
+    Shared& shared = Shared::here();
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    NoteReader notes;
+    int given = 0;
+    while (const TileNote* note = notes.next(shared.notes)) {
+      const int at = given % kStages;
+      barrier_wait(&shared.full[at], given++ / kStages % 2);
+      const float slope = note->weight[0];
+      for (int col = lane; col < kCols; col += 32)
+        shared.numbers[at][col] = column_number(shared.pattern, *note, slope, col) - shared.lse[at][col];
+      for (int row = lane; row < Shared::kRows; row += 32)
+        shared.row_numbers[at][row] = row_number(shared.pattern, *note, slope, row);
+      __syncwarp();
+      if (lane == 0) barrier_arrive(&shared.numbered[at]);
+    }
+  }
+
   __device__ void compute(int warpgroup, const Gradients& gradients, const RowSums& sums) const {
     Shared& shared = Shared::here();
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = uniform(static_cast<int>(threadIdx.x) / 32);
@@ -131,7 +154,7 @@ class KeyGradient {
         }
       }
       barrier_wait(&shared.full[at], given / kStages % 2);
-      drop_columns(shared.lse[at], shared.col[at][1]);
+      if (note->empty) drop_columns(shared.lse[at], shared.col[at][1]);
       wgmma_fence();
       multiply_rows(scores, shared.row[0], warpgroup, shared.col[at][0]);
       wgmma_commit();
@@ -141,20 +164,21 @@ class KeyGradient {
       wgmma_fence();
       multiply_rows(products, shared.row[1], warpgroup, shared.col[at][1]);
       wgmma_commit();
+      barrier_wait(&shared.numbered[at], given / kStages % 2);
       wgmma_wait<1>();
       hold(scores);
       if (given > 0) barrier_arrive(&shared.empty[(given - 1) % kStages]);
       weigh<true, S>(
           problem_, [&] { return head_of(problem_, pair_of(repeat)); }, shared.pattern, *note, rows, lane,
-          scores, [&](int axis) { return note->weight[axis]; },
-          [](int) { return 0.0f; }, [&](int col) { return shared.lse[at][col]; });
+          [&](int axis) { return note->weight[axis]; },
+          [&](int r) { return shared.row_numbers[at][rows.within + 8 * r]; },
+          [&](int col) { return shared.numbers[at][col]; }, scores);
       wgmma_wait<0>();
       hold(products);
 #pragma unroll
       for (int n = 0; n < kTiles; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e)
-          products[n][e] = scores[n][e] * (products[n][e] - shared.delta[at][8 * n + lane % 4 * 2 + e % 2]);
+        for (int e = 0; e < 4; ++e) products[n][e] = scores[n][e] * (products[n][e] - shared.delta[at][8 * n + lane % 4 * 2 + e % 2]);
       pack<S>(scores, weights);
       if constexpr (kAll)
         each_slope(products, problem_, shared.pattern, *note, rows, lane,
@@ -185,7 +209,6 @@ class KeyGradient {
         send_queries(queries, given - 1, warp, lane, sums.queries + before);
       }
       for (; repeat < repeats_; ++repeat) share_slopes(sums, repeat, warp, lane);
-      if (lane == 0) bulk_wait_read();
     }
     wgmma_wait<0>();
     hold(grad_v);
@@ -205,11 +228,6 @@ class KeyGradient {
   // groups agree.
   __device__ __forceinline__ static void drop_columns(const float (&lse)[kCols],
                                                       Sliced<S, E, kCols>& outputs) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    bool empty = false;
-#pragma unroll
-    for (int col = lane; col < kCols; col += 32) empty |= lse[col] == INFINITY;
-    if (!__any_sync(0xffffffffu, empty)) return;
     for (int at = static_cast<int>(threadIdx.x); at < E / kSlice * kCols; at += kGroup * Shared::kGroups) {
       if (lse[at % kCols] != INFINITY) continue;
       uint4* row = reinterpret_cast<uint4*>(outputs.slice[at / kCols][at % kCols]);
@@ -275,19 +293,10 @@ class KeyGradient {
   // Adds the warp's part of a tile's sums to those in memory, from `tile` on.
   __device__ __forceinline__ static void send_queries(const float (&queries)[E / 16][4], int given, int warp,
                                                       int lane, float* tile) {
-    Shared& shared = Shared::here();
-    auto& own = shared.queries[warp];
-    if (lane == 0) {
-      barrier_arrive(&shared.scores_empty[given % 2]);
-      bulk_wait_read();
-    }
-    __syncwarp();
+    if (lane == 0) barrier_arrive(&Shared::here().scores_empty[given % 2]);
+    float4* own = reinterpret_cast<float4*>(tile) + warp * (E / 16) * 32 + lane;
 #pragma unroll
-    for (int n = 0; n < E / 16; ++n)
-      own[n][lane] = make_float4(queries[n][0], queries[n][1], queries[n][2], queries[n][3]);
-    fence_shared_to_async();
-    __syncwarp();
-    if (lane == 0) bulk_add(tile + warp * (sizeof(own) / sizeof(float)), own, sizeof(own));
+    for (int n = 0; n < E / 16; ++n) add_to_memory(own + n * 32, queries[n]);
   }
 
   const Prepared& problem_;
@@ -318,39 +327,44 @@ __global__ void __launch_bounds__(KeyWgmma<S, E>::kThreads, 1)
   give_registers<24>();
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
   if (warp == 0 && threadIdx.x % 32 == 0) block.fetch(maps, sums);
-  if (warp == 1) block.describe(sums.excess);
+  if (warp == 1) block.describe(sums);
+  if (warp == 2) block.number();
 #endif
 }
 
-// From the sums that blocks of keys have added to the gradient of the queries. A block takes 64 queries of a
+// The gradient of the queries from the sums that blocks of keys have added to. A block takes 64 queries of a
 // head.
 template <class S, int E>
 __global__ void __launch_bounds__(kGroup)
     query_sums_kernel(const __grid_constant__ Problem problem, const float* sums, int64_t stride, S* grad_q) {
-  const int tiles = static_cast<int>(stride / 64), tile = static_cast<int>(blockIdx.x) % tiles;
+  constexpr int kRows = 64, kChunk = 8;
+  __shared__ __align__(16) S rows[kRows][E + kChunk];
+  const int tiles = static_cast<int>(stride / kRows), tile = static_cast<int>(blockIdx.x) % tiles;
   const int64_t pair = blockIdx.x / tiles;
-  const float4* from = reinterpret_cast<const float4*>(sums + (pair * stride + tile * 64) * E);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const float4* from = reinterpret_cast<const float4*>(sums + (pair * stride + tile * kRows) * E);
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const float scale = float(problem.scale);
 #pragma unroll
   for (int at = 0; at < E / 8; ++at) {
-    const int warp = at / (E / 16) * 4 + static_cast<int>(threadIdx.x) / 32, part = at % (E / 16);
+    const int warp = at / (E / 16) * 4 + thread / 32, part = at % (E / 16);
     const float4 sum = from[(warp * (E / 16) + part) * 32 + lane];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int2 place = place_in_tile<E>(warp, part, lane, r);
-      const int64_t row = tile * 64 + place.x;
-      if (row >= problem.queries || place.y >= problem.dim) continue;
-      S* to = grad_q + (pair * problem.queries + row) * problem.dim + place.y;
-      const float low = scale * (r ? sum.z : sum.x), high = scale * (r ? sum.w : sum.y);
-      if (problem.dim % 2 == 0) {
-        *reinterpret_cast<uint32_t*>(to) = Packing<S>::pack(low, high);
-      } else {
-        to[0] = S(low);
-        if (place.y + 1 < problem.dim) to[1] = S(high);
-      }
-    }
+    const int2 low = place_in_tile<E>(warp, part, lane, 0), high = place_in_tile<E>(warp, part, lane, 1);
+    store_two(&rows[low.x][low.y], scale * sum.x, scale * sum.y, true);
+    store_two(&rows[high.x][high.y], scale * sum.z, scale * sum.w, true);
   }
+  __syncthreads();
+  const int count = static_cast<int>(min(int64_t(kRows), problem.queries - tile * kRows));
+  const int dim = static_cast<int>(problem.dim);
+  S* to = grad_q + (pair * problem.queries + tile * kRows) * dim;
+  if (dim % kChunk == 0) {
+    const int chunks = dim / kChunk;
+    for (int at = thread; at < count * chunks; at += kGroup) {
+      const int row = at / chunks, col = at % chunks * kChunk;
+      *reinterpret_cast<uint4*>(to + row * dim + col) = *reinterpret_cast<const uint4*>(&rows[row][col]);
+    }
+    return;
+  }
+  for (int at = thread; at < count * dim; at += kGroup) to[at] = rows[at / dim][at % dim];
 }
 
 }  // namespace stratcore::toroidal_attention

@@ -41,48 +41,37 @@ struct alignas(1024) BackwardWgmma {
   }
 };
 
-// Products with their tile become exponents, less their row's and their column's number.
-template <int N, int Rows, int Cols, class Slope, class Row, class Col>
-__device__ __forceinline__ void exponents(const Prepared& problem, const Pattern<Rows, Cols>& pattern,
-                                          const TileNote& note, int within, int lane, float (&scores)[N][4],
-                                          const Slope& slope, const Row& row, const Col& col) {
-  if (note.simple && problem.lattice.axes == 1 && note.form[0] == AxisForm::kLinear) {
-    const float turned = slope(0) * note.slope[0], base = -slope(0) * note.base[0];
-    const float4* cols = reinterpret_cast<const float4*>(pattern.col_place[0]) + lane % 4;
-    float rows[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r)
-      rows[r] = fmaf(-turned, note.start[0] + pattern.row[0][within + 8 * r], base) - row(r);
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-      const float4 pair = cols[4 * n];
-      const int at = 8 * n + lane % 4 * 2;
-      const float number[2] = {fmaf(turned, pair.x, -col(at)), fmaf(turned, pair.z, -col(at + 1))};
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        scores[n][e] = fmaf(scores[n][e], problem.factor, number[e % 2]) + rows[e / 2];
-    }
-    return;
-  }
+// What exponents have of a column and of a row, but for log-sums, of tiles of one ring; else 0.
+template <int Rows, int Cols>
+__device__ __forceinline__ float column_number(const Pattern<Rows, Cols>& pattern, const TileNote& note,
+                                               float slope, int col) {
+  return note.ring ? slope * note.slope[0] * pattern.col[0][col] : 0.0f;
+}
+template <int Rows, int Cols>
+__device__ __forceinline__ float row_number(const Pattern<Rows, Cols>& pattern, const TileNote& note,
+                                            float slope, int row) {
+  return note.ring ? -slope * fmaf(note.slope[0], note.start[0] + pattern.row[0][row], note.base[0]) : 0.0f;
+}
+
+// Products with their tile become weights. `slope` of an axis; `row` and `col`: numbers of
+// row 0 or 1 and of a column, less log-sums.
+template <bool kTransposed, class S, int N, int Rows, int Cols, class HeadOf, class Slope, class Row, class Col>
+__device__ __forceinline__ void weigh(const Prepared& problem, const HeadOf& head,
+                                      const Pattern<Rows, Cols>& pattern, const TileNote& note,
+                                      const RowInfo& rows, int lane, const Slope& slope, const Row& row,
+                                      const Col& col, float (&scores)[N][4]) {
 #pragma unroll
   for (int n = 0; n < N; ++n)
 #pragma unroll
     for (int e = 0; e < 4; ++e)
-      scores[n][e] = fmaf(scores[n][e], problem.factor, -row(e / 2) - col(8 * n + lane % 4 * 2 + e % 2));
-  each_part_of<N>(
-      problem, pattern, note, within, lane,
-      [&](int axis, int n, int e, float part) { scores[n][e] = fmaf(-slope(axis), part, scores[n][e]); },
-      [](int) {});
-}
-
-// Products with their tile become weights. `slope` of an axis; `row` and `col`: what is taken off the scores of
-// row 0 or 1 and of a column.
-template <bool kTransposed, class S, int N, int Rows, int Cols, class HeadOf, class Slope, class Row, class Col>
-__device__ __forceinline__ void weigh(const Prepared& problem, const HeadOf& head,
-                                      const Pattern<Rows, Cols>& pattern, const TileNote& note,
-                                      const RowInfo& rows, int lane, float (&scores)[N][4],
-                                      const Slope& slope, const Row& row, const Col& col) {
-  exponents(problem, pattern, note, rows.within, lane, scores, slope, row, col);
+      scores[n][e] =
+          fmaf(scores[n][e], problem.factor, col(8 * n + lane % 4 * 2 + e % 2)) + row(e / 2);
+  if (!note.ring) {
+    each_part_of<N>(
+        problem, pattern, note, rows.within, lane,
+        [&](int axis, int n, int e, float part) { scores[n][e] = fmaf(-slope(axis), part, scores[n][e]); },
+        [](int) {});
+  }
   const int first = note.tile * Cols;
   if (problem.mask.element != MaskElement::kNone) {
     add_mask<S, kTransposed>(problem, head(), rows, first, lane, scores);
@@ -201,13 +190,17 @@ class QueryGradient {
       wgmma_commit();
       multiply_rows(products, shared.row[1], group, shared.col[at][1]);
       wgmma_commit();
+      const float slope = head_.slope(0);
+      const float numbers[2] = {row_number(shared.pattern, *note, slope, rows.within) - lse[0],
+                                row_number(shared.pattern, *note, slope, rows.within + 8) - lse[1]};
       wgmma_wait<1>();
       hold(scores);
       hold(grad);
       if (given > 0) barrier_arrive(&shared.empty[(given - 1) % kStages]);
       weigh<false, S>(
-          problem_, [&] { return head_; }, shared.pattern, *note, rows, lane, scores,
-          [&](int axis) { return head_.slope(axis); }, [&](int r) { return lse[r]; }, [](int) { return 0.0f; });
+          problem_, [&] { return head_; }, shared.pattern, *note, rows, lane,
+          [&](int axis) { return head_.slope(axis); }, [&](int r) { return numbers[r]; },
+          [&](int col) { return column_number(shared.pattern, *note, slope, col); }, scores);
       wgmma_wait<0>();
       hold(products);
 #pragma unroll

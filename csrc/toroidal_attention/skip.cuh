@@ -77,6 +77,16 @@ class KeyTiles {
     return tile;
   }
 
+  // The tile that is looked at as number `index`: where tiles may be left out, those around the block's own
+  // position come first, then the others, around.
+  __device__ int at(int index) const {
+    const int64_t key = first_position_ - problem_.key_offset;
+    const int own = static_cast<int>(key < 0 ? 0 : key / Cols), ahead = problem_.causal ? 28 : 16;
+    const int start = !skipping_ || own < ahead || own - ahead >= tiles_ ? 0 : own - ahead;
+    const int tile = start + index;
+    return index >= tiles_ ? tiles_ : tile < tiles_ ? tile : tile - tiles_;
+  }
+
   // Leaves out what a row of log-sum lse, with |scale| |q| |k| up to it + excess, can do without.
   __device__ void judge_by(float excess) { excess_ = excess; }
 
@@ -139,6 +149,16 @@ class QueryTiles {
 
   __device__ int count() const { return tiles_; }
 
+  // The tile that is looked at as number `index`: from the block's own position on, and around, so that the
+  // first ones are those that are most likely wanted, and blocks do not all look at the same queries.
+  __device__ int at(int index) const {
+    const int64_t query = problem_.key_offset + first_key_ - problem_.query_offset;
+    const int ahead = problem_.causal ? 0 : kAhead, own = static_cast<int>(query < 0 ? 0 : query / Cols);
+    const int start = own - ahead < 0 ? 0 : own - ahead < tiles_ ? own - ahead : 0;
+    const int tile = start + index;
+    return index >= tiles_ ? tiles_ : tile < tiles_ ? tile : tile - tiles_;
+  }
+
   // Whether the block has to look at a tile.
   __device__ bool wants(int tile) const { return tile < tiles_ && needed(tile); }
 
@@ -156,6 +176,8 @@ class QueryTiles {
   }
 
  private:
+  static constexpr int kAhead = 8;
+
   __device__ bool needed(int tile) const {
     const int first = tile * Cols, last = static_cast<int>(min(int64_t(first + Cols), problem_.queries)) - 1;
     if (key_limit(problem_, last) <= first_key_) return false;

@@ -20,7 +20,9 @@ struct TileNote {
   int tile;
   int repeat;   // of the query heads that share a key head, where tiles of all of them pass
   bool simple;   // every axis has one of the forms
+  bool ring;     // there is one axis, and its form is linear
   bool limited;  // some query does not see all keys; for the backward
+  bool empty;    // some query has no weights; for the backward
   float weight[kMaxAxes];  // slopes of the head; for the backward
   AxisForm form[kMaxAxes];
   float shift[kMaxAxes];  // general
@@ -67,12 +69,13 @@ __device__ inline void describe_tile(const Problem& problem, const Box& rows, co
     simple &= describe_axis(float(apart), rows.length[axis], cols.length[axis], period, axis, note);
   }
   note.simple = simple;
+  note.ring = simple && problem.lattice.axes == 1 && note.form[0] == AxisForm::kLinear;
 }
 
 // Coordinates from the start of a box: of the rows of a block, of the columns of every tile.
 template <int Rows, int Cols>
 struct alignas(16) Pattern {
-  float row[kMaxAxes][Rows];
+  float row[kMaxAxes][Rows], col[kMaxAxes][Cols];
   float2 row_place[kMaxAxes][Rows],
       col_place[kMaxAxes][Cols];  // as place_of has it; x the coordinate, but of chords
 };
@@ -105,9 +108,11 @@ __device__ inline void write_pattern(Pattern<Rows, Cols>& pattern, const Prepare
       pattern.row[axis][row] = float(u);
       pattern.row_place[axis][row] = pattern_place(problem, u, period);
     }
-    for (int col = thread; col < Cols; col += threads)
-      pattern.col_place[axis][col] =
-          pattern_place(problem, coordinate(problem.lattice, col_base, col, cols, axis), period);
+    for (int col = thread; col < Cols; col += threads) {
+      const int w = coordinate(problem.lattice, col_base, col, cols, axis);
+      pattern.col[axis][col] = float(w);
+      pattern.col_place[axis][col] = pattern_place(problem, w, period);
+    }
   }
 }
 
@@ -143,22 +148,22 @@ __device__ __forceinline__ void each_part_of(const Problem& problem, const Patte
   for (int axis = 0; axis < problem.lattice.axes; ++axis) {
     const float slope = note.slope[axis], base = note.base[axis], start = note.start[axis];
     const float place[2] = {start + pattern.row[axis][within], start + pattern.row[axis][within + 8]};
-    const float4* cols = reinterpret_cast<const float4*>(pattern.col_place[axis]) + lane % 4;
+    const float2* cols = reinterpret_cast<const float2*>(pattern.col[axis]) + lane % 4;
     if (note.form[axis] == AxisForm::kLinear) {
       const float row[2] = {fmaf(slope, place[0], base), fmaf(slope, place[1], base)};
 #pragma unroll
       for (int n = 0; n < N; ++n) {
-        const float4 pair = cols[4 * n];
+        const float2 pair = cols[4 * n];
 #pragma unroll
-        for (int e = 0; e < 4; ++e) use(axis, n, e, fmaf(-slope, e % 2 ? pair.z : pair.x, row[e / 2]));
+        for (int e = 0; e < 4; ++e) use(axis, n, e, fmaf(-slope, e % 2 ? pair.y : pair.x, row[e / 2]));
       }
     } else {
 #pragma unroll
       for (int n = 0; n < N; ++n) {
-        const float4 pair = cols[4 * n];
+        const float2 pair = cols[4 * n];
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          use(axis, n, e, fmaf(slope, fabsf(place[e / 2] - (e % 2 ? pair.z : pair.x)), base));
+          use(axis, n, e, fmaf(slope, fabsf(place[e / 2] - (e % 2 ? pair.y : pair.x)), base));
       }
     }
     after(axis);

@@ -36,7 +36,7 @@ bool may_add_queries(const Problem& problem, bool deterministic) {
 
 // Parts of the scratch, in bytes from its start.
 struct Scratch {
-  int64_t key_norms = 0, lse, delta, excess, slopes, queries, bytes;
+  int64_t key_norms = 0, lse, delta, excess, empty, slopes, queries, bytes;
 
   Scratch(const Problem& problem, bool deterministic) {
     const int64_t pairs = problem.batch * problem.heads, rows = pairs * row_blocks(problem.queries) * kRows;
@@ -48,7 +48,8 @@ struct Scratch {
     lse = rounded(problem.batch * problem.kv_heads * sizeof(float));
     delta = lse + (scalar ? 0 : rounded(rows * sizeof(float)));
     excess = delta + (scalar ? 0 : rounded(rows * sizeof(float)));
-    slopes = excess + (scalar ? 0 : rounded(pairs * row_blocks(problem.queries) * sizeof(float)));
+    empty = excess + (scalar ? 0 : rounded(pairs * row_blocks(problem.queries) * sizeof(float)));
+    slopes = empty + (scalar ? 0 : rounded(pairs * row_blocks(problem.queries) * sizeof(bool)));
     queries =
         slopes + rounded(pairs * shares * problem.slope_count * (scalar ? sizeof(double) : sizeof(float)));
     bytes = queries + (adding ? rows * tile_width(problem.dim) * int64_t(sizeof(float)) : 0);
@@ -287,7 +288,8 @@ Status backward(const Problem& problem, const Output& out, const Gradients& grad
     return sum_slopes(problem, shares, problem.queries, gradients.grad_slopes, stream);
   } else {
     const RowSums sums{at<float>(scratch, parts.lse), at<float>(scratch, parts.delta),
-                       at<float>(scratch, parts.excess), at<float>(scratch, parts.slopes),
+                       at<float>(scratch, parts.excess), at<bool>(scratch, parts.empty),
+                       at<float>(scratch, parts.slopes),
                        at<float>(scratch, parts.queries), row_blocks(problem.queries) * kRows};
     if (problem.eps > 0) {
       if (const Status status = key_norms<S>(problem, scratch, stream)) return status;
