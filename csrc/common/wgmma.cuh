@@ -8,7 +8,7 @@
 // Products of a warpgroup (four warps) on sm_90a: sum [64][N] = a [64][16] b [16][N], plus the old sum where
 // `add`. Lane l of warp w holds rows 16 w + l / 4 + 8 r of the sum, columns 8 t + 2 (l % 4) + e as sum[t][2 r
 // + e]; of a factor in registers the pairs of columns from 8 t + 2 (l % 4) on as a[2 t + r]. A factor in
-// shared memory is described by 64 bits (matrix_descriptor). kTransposed: its contraction runs along rows.
+// shared memory is described by 64 bits (MatrixDescriptor). kTransposed: its contraction runs along rows.
 namespace stratcore {
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -63,6 +63,17 @@ struct Wgmma;
 
 template <>
 struct Wgmma<__nv_bfloat16> {
+  template <bool kTransposedB>
+  static __device__ __forceinline__ void multiply(float (&sum)[1][4], const uint32_t (&a)[4], uint64_t b,
+                                                  bool add) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %9, 0; "
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, p, 1, 1, %10; }"
+        : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)), "n"(int(kTransposedB)));
+  }
+
   template <bool kTransposedA, bool kTransposedB>
   static __device__ __forceinline__ void multiply(float (&sum)[4][4], uint64_t a, uint64_t b, bool add) {
     asm volatile(
@@ -198,6 +209,17 @@ struct Wgmma<__nv_bfloat16> {
 
 template <>
 struct Wgmma<__half> {
+  template <bool kTransposedB>
+  static __device__ __forceinline__ void multiply(float (&sum)[1][4], const uint32_t (&a)[4], uint64_t b,
+                                                  bool add) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %9, 0; "
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, p, 1, 1, %10; }"
+        : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)), "n"(int(kTransposedB)));
+  }
+
   template <bool kTransposedA, bool kTransposedB>
   static __device__ __forceinline__ void multiply(float (&sum)[4][4], uint64_t a, uint64_t b, bool add) {
     asm volatile(

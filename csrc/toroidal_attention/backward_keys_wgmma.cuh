@@ -14,6 +14,7 @@ struct alignas(1024) KeyWgmma {
   Sliced<S, Width, kRows> row[2];  // keys, values
   Sliced<S, Width, kCols> col[kStages][2];  // queries, gradients of outputs
   S scores[2][kRows][kCols];  // gradients of the scores, of two tiles in turns
+  S coordinates[kCols][kSlice];  // of columns: 1 and where they lie on each axis, in the first of each row's chunks
   alignas(16) float lse[kStages][kCols], delta[kStages][kCols];
   // What exponents have of a tile's queries and keys: column_number - lse, row_number.
   alignas(16) float numbers[kStages][kCols], row_numbers[kStages][kRows];
@@ -35,6 +36,16 @@ struct alignas(1024) KeyWgmma {
     }
     notes.init(kGroup * kGroups + 1 + 32);
     fence_barrier_init();
+  }
+
+  // After the pattern.
+  __device__ void write_coordinates(int axes) {
+    constexpr int kChunk = 8;
+    for (int at = static_cast<int>(threadIdx.x); at < kCols * kChunk; at += kThreads) {
+      const int col = at / kChunk, axis = at % kChunk - 1;
+      const float number = axis < 0 ? 1.0f : axis < axes ? pattern.col[axis][col] : 0.0f;
+      coordinates[col][col % 8 * kChunk + at % kChunk] = S(number);
+    }
   }
 
   // Derived anew each time: a reference that is kept would be read as one to any memory.
@@ -132,7 +143,7 @@ class KeyGradient {
     Shared& shared = Shared::here();
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = uniform(static_cast<int>(threadIdx.x) / 32);
     const RowInfo rows = RowInfo::of<true>(problem_, first_, warp, lane);
-    float grad_k[E / 8][4] = {}, grad_v[E / 8][4] = {}, queries[E / 16][4];
+    float grad_k[E / 8][4] = {}, grad_v[E / 8][4] = {}, queries[E / 16][4], moments[1][4];
     float scores[kTiles][4], products[kTiles][4];
     uint32_t weights[kCols / 16][4], packed[kCols / 16][4];
     NoteReader notes;
@@ -180,16 +191,20 @@ class KeyGradient {
 #pragma unroll
         for (int e = 0; e < 4; ++e) products[n][e] = scores[n][e] * (products[n][e] - shared.delta[at][8 * n + lane % 4 * 2 + e % 2]);
       pack<S>(scores, weights);
-      if constexpr (kAll)
-        each_slope(products, problem_, shared.pattern, *note, rows, lane,
-                   [&](int axis, float share) { shared.slopes[axis][threadIdx.x] += share; });
+      if constexpr (kAll) {
+        if (!note->linear)
+          each_slope(products, problem_, shared.pattern, *note, rows, lane,
+                     [&](int axis, float share) { shared.slopes[axis][threadIdx.x] += share; });
+      }
       pack<S>(products, packed);
       if constexpr (!kAll) {
         add_products(at);
       } else {
         give_scores(packed, given, warp, lane);
+        start_moments(moments, packed);
         if (given == 0) {
           add_products(at);
+          wgmma_wait<1>();
         } else {
           start_queries(queries, given - 1, warpgroup);
           add_products(at);
@@ -197,6 +212,8 @@ class KeyGradient {
           hold(queries);
           send_queries(queries, given - 1, warp, lane, sums.queries + before);
         }
+        hold(moments);
+        if (note->linear) add_moments(moments, *note, rows.within, lane);
         before = (pair_of(repeat) * sums.stride + note->tile * kCols) * E;
       }
       ++given;
@@ -272,6 +289,40 @@ class KeyGradient {
     if (lane == 0) barrier_arrive(&shared.scores_full[at]);
   }
 
+  // moments = gradients of the scores times a column of ones and the coordinates of the queries.
+  __device__ __forceinline__ static void start_moments(float (&moments)[1][4],
+                                                       const uint32_t (&packed)[kCols / 16][4]) {
+    const MatrixDescriptor right(shared_address(Shared::here().coordinates), 1);
+    clear(moments);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < kCols / 16; ++step)
+      Wgmma<S>::template multiply<true>(moments, packed[step], right.at(16 * step * kSlice * sizeof(S)),
+                                        step > 0);
+    wgmma_commit();
+  }
+
+  // Adds a linear tile's share to the gradient of the slopes. Lanes of a row in turn hold column 0 (of ones) and
+  // axis 0, axes 1 and 2.
+  __device__ __forceinline__ void add_moments(const float (&moments)[1][4], const TileNote& note, int within,
+                                              int lane) const {
+    Shared& shared = Shared::here();
+    const float total[2] = {__shfl_sync(0xffffffffu, moments[0][0], lane & ~3),
+                            __shfl_sync(0xffffffffu, moments[0][2], lane & ~3)};
+#pragma unroll
+    for (int axis = 0; axis < kMaxAxes; ++axis) {
+      if (axis >= problem_.lattice.axes || lane % 4 != (axis + 1) / 2) continue;
+      float share = 0.0f;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float place = note.start[axis] + shared.pattern.row[axis][within + 8 * r];
+        share += fmaf(note.slope[axis], place, note.base[axis]) * total[r];
+        share -= note.slope[axis] * moments[0][2 * r + (axis + 1) % 2];
+      }
+      shared.slopes[axis][threadIdx.x] -= share;
+    }
+  }
+
   // queries = half of the columns of: gradients of the scores, transposed, times all keys of the block.
   __device__ __forceinline__ static void start_queries(float (&queries)[E / 16][4], int given,
                                                        int warpgroup) {
@@ -318,6 +369,11 @@ __global__ void __launch_bounds__(KeyWgmma<S, E>::kThreads, 1)
   write_pattern(shared.pattern, problem, problem.key_base + first, block.box(), problem.query_base,
                 static_cast<int>(threadIdx.x), Shared::kThreads);
   __syncthreads();
+  if constexpr (kAll) {
+    shared.write_coordinates(problem.lattice.axes);
+    fence_shared_to_async();
+    __syncthreads();
+  }
   const int warpgroup = uniform(static_cast<int>(threadIdx.x) / kGroup);
   if (warpgroup < Shared::kGroups) {
     take_registers<240>();

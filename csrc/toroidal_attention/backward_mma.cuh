@@ -29,36 +29,13 @@ STRATCORE_HOST_DEVICE constexpr int key_kernel_cols() {
   return sizeof(S) == 2 ? (E == 64 ? 64 : 32) : (E == 256 ? 16 : 32);
 }
 
-// Sixteen bytes of a row.
-template <class S>
-struct alignas(16) Chunk {
-  static constexpr int kCount = 16 / sizeof(S);
-  S element[kCount];
-
-  __device__ __forceinline__ static Chunk of(const Source<S>& source, int row, int col) {
-    const S* from = source.data + row * source.stride + col;
-    if (source.chunked) return *reinterpret_cast<const Chunk*>(from);
-    Chunk chunk;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) chunk.element[i] = col + i < source.dim ? from[i] : S(0.0f);
-    return chunk;
-  }
-
-  __device__ __forceinline__ float dot(const Chunk& other) const {
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) sum = fmaf(number(element[i]), number(other.element[i]), sum);
-    return sum;
-  }
-};
-
 // lse, delta, excess and emptiness; a block takes 64 queries of a head, 16 lanes a row, several rows at once.
 template <class S>
 __global__ void __launch_bounds__(kBlock)
     row_kernel(const __grid_constant__ Problem problem, const __grid_constant__ Output out,
                const __grid_constant__ Gradients gradients, const __grid_constant__ RowSums sums,
                const float* key_norms) {
-  constexpr int kLanes = 16, kAtOnce = kBlock / kLanes, kTimes = kRows / kAtOnce;
+  constexpr int kLanes = kRowLanes, kAtOnce = kRowsAtOnce, kTimes = kRows / kAtOnce;
   __shared__ float excess[kRows];
   const int queries = static_cast<int>(problem.queries), blocks = (queries + kRows - 1) / kRows;
   const int pair = static_cast<int>(blockIdx.x) / blocks, block = static_cast<int>(blockIdx.x) - pair * blocks;

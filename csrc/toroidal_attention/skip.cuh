@@ -248,8 +248,34 @@ __device__ inline float block_excess(const Problem& problem, const RowInfo& rows
   return excess;
 }
 
-constexpr int kNormRows = 8;                       // keys of a warp at once
-constexpr int kNormKeys = 4 * kWarps * kNormRows;  // of a block
+// Sixteen bytes of a row.
+template <class S>
+struct alignas(16) Chunk {
+  static constexpr int kCount = 16 / sizeof(S);
+  S element[kCount];
+
+  __device__ __forceinline__ static Chunk of(const Source<S>& source, int row, int col) {
+    const S* from = source.data + row * source.stride + col;
+    if (source.chunked) return *reinterpret_cast<const Chunk*>(from);
+    Chunk chunk;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) chunk.element[i] = col + i < source.dim ? from[i] : S(0.0f);
+    return chunk;
+  }
+
+  __device__ __forceinline__ float dot(const Chunk& other) const {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+      sum += static_cast<float>(number(element[i])) * static_cast<float>(number(other.element[i]));
+    return sum;
+  }
+};
+
+constexpr int kRowLanes = 16;                      // lanes that read a row
+constexpr int kRowsAtOnce = kBlock / kRowLanes;    // rows that a block reads at once
+constexpr int kNormTimes = 8;                      // times that it does, for norms
+constexpr int kNormKeys = kRowsAtOnce * kNormTimes;
 
 // The largest norm of the keys of every batch and key head, as bits of a float that is never negative; NaN is
 // the largest of all. Zeros on entry. A block takes kNormKeys keys of one head.
@@ -260,25 +286,24 @@ __global__ void __launch_bounds__(kBlock)
   const int group = static_cast<int>(blockIdx.x) / blocks, heads = static_cast<int>(problem.kv_heads);
   const Source<S> k =
       source_of<S>(problem.k, problem.k_strides, group / heads, group % heads, keys, problem.dim);
-  const int lane = threadIdx.x % 32, first = static_cast<int>(blockIdx.x) % blocks * kNormKeys;
-  unsigned largest = 0;
-  for (int at = first + threadIdx.x / 32 * kNormRows; at < min(first + kNormKeys, keys);
-       at += kWarps * kNormRows) {
-    float sums[kNormRows] = {};
-    for (int col = lane * kQuad; col < k.dim; col += 32 * kQuad) {
+  const int first = (static_cast<int>(blockIdx.x) - group * blocks) * kNormKeys +
+                    static_cast<int>(threadIdx.x) / kRowLanes;
+  float squares[kNormTimes] = {};
+  for (int col = static_cast<int>(threadIdx.x) % kRowLanes * Chunk<S>::kCount; col < k.dim;
+       col += kRowLanes * Chunk<S>::kCount) {
 #pragma unroll
-      for (int row = 0; row < kNormRows; ++row) {
-        if (at + row >= keys) continue;
-        const Quad<S> quad = load_quad(k.data + (at + row) * k.stride, col, k.dim, k.chunked);
-#pragma unroll
-        for (int i = 0; i < kQuad; ++i) sums[row] += number(quad.element[i]) * number(quad.element[i]);
-      }
+    for (int i = 0; i < kNormTimes; ++i) {
+      if (first + i * kRowsAtOnce >= keys) continue;
+      const Chunk<S> chunk = Chunk<S>::of(k, first + i * kRowsAtOnce, col);
+      squares[i] += chunk.dot(chunk);
     }
-#pragma unroll
-    for (int row = 0; row < kNormRows; ++row)
-      largest = max(largest, __float_as_uint(sqrtf(sum_over<32>(sums[row])) * kNormMargin));
   }
-  if (lane == 0) atomicMax(norms + group, largest);
+  unsigned largest = 0;
+#pragma unroll
+  for (int i = 0; i < kNormTimes; ++i)
+    largest = max(largest, __float_as_uint(sqrtf(sum_over<kRowLanes>(squares[i])) * kNormMargin));
+  largest = __reduce_max_sync(kFullWarp, largest);
+  if (threadIdx.x % 32 == 0) atomicMax(norms + group, largest);
 }
 
 }  // namespace stratcore::toroidal_attention

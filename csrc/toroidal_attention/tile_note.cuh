@@ -14,6 +14,8 @@
 // against the ring, take the general way.
 namespace stratcore::toroidal_attention {
 
+constexpr int kMostWhole = 256;  // whole numbers up to here have a bfloat16 of their own
+
 enum class AxisForm : int32_t { kLinear, kAcross };
 
 struct TileNote {
@@ -21,6 +23,7 @@ struct TileNote {
   int repeat;   // of the query heads that share a key head, where tiles of all of them pass
   bool simple;   // every axis has one of the forms
   bool ring;     // there is one axis, and its form is linear
+  bool linear;   // all forms are, and coordinates of columns are whole numbers in 16 bits
   bool limited;  // some query does not see all keys; for the backward
   bool empty;    // some query has no weights; for the backward
   float weight[kMaxAxes];  // slopes of the head; for the backward
@@ -69,7 +72,12 @@ __device__ inline void describe_tile(const Problem& problem, const Box& rows, co
     simple &= describe_axis(float(apart), rows.length[axis], cols.length[axis], period, axis, note);
   }
   note.simple = simple;
-  note.ring = simple && problem.lattice.axes == 1 && note.form[0] == AxisForm::kLinear;
+  note.linear = simple;
+#pragma unroll
+  for (int axis = 0; axis < kMaxAxes; ++axis)
+    if (axis < problem.lattice.axes)
+      note.linear &= note.form[axis] == AxisForm::kLinear && cols.length[axis] <= kMostWhole;
+  note.ring = note.linear && problem.lattice.axes == 1;
 }
 
 // Coordinates from the start of a box: of the rows of a block, of the columns of every tile.
