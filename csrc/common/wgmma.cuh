@@ -29,8 +29,8 @@ __device__ __forceinline__ void hold(float (&sum)[N][4]) {
     for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(sum[t][i])::"memory");
 }
 
-// Before a product that does not add: costs nothing, for nobody reads the zeros, and ends the life of what the
-// registers held.
+// Before a product that does not add: costs nothing, for nobody reads the zeros, and ends the life of what
+// the registers held.
 template <int N>
 __device__ __forceinline__ void clear(float (&sum)[N][4]) {
 #pragma unroll

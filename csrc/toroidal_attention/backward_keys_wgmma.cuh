@@ -1,20 +1,23 @@
 #pragma once
 
 #include "backward_wgmma.cuh"
+#include "query_sums.cuh"
 
-// The backward on sm_90a by blocks that hold keys, which queries of all heads that share them pass by: gradients
-// of keys and values, and (kAll) of queries and slopes too. Every weight is then made once and a tile takes
-// five products; but what a block has for the queries it adds in memory to what others have, in any order.
+// The backward on sm_90a by blocks that hold keys, which queries of all heads that share them pass by:
+// gradients of keys and values, and (kAll) of queries and slopes too. Every weight is then made once and a
+// tile takes five products; but what a block has for the queries it adds in memory to what others have, in
+// any order.
 namespace stratcore::toroidal_attention {
 
 template <class S, int Width>
 struct alignas(1024) KeyWgmma {
   static constexpr int kCols = 64, kGroups = 2, kRows = 64 * kGroups, kThreads = kGroup * (1 + kGroups);
 
-  Sliced<S, Width, kRows> row[2];  // keys, values
+  Sliced<S, Width, kRows> row[2];           // keys, values
   Sliced<S, Width, kCols> col[kStages][2];  // queries, gradients of outputs
-  S scores[2][kRows][kCols];  // gradients of the scores, of two tiles in turns
-  S coordinates[kCols][kSlice];  // of columns: 1 and where they lie on each axis, in the first of each row's chunks
+  S scores[2][kRows][kCols];                // gradients of the scores, of two tiles in turns
+  S coordinates[kCols]
+               [kSlice];  // of columns: 1 and where they lie on each axis, in the first of each row's chunks
   alignas(16) float lse[kStages][kCols], delta[kStages][kCols];
   // What exponents have of a tile's queries and keys: column_number - lse, row_number.
   alignas(16) float numbers[kStages][kCols], row_numbers[kStages][kRows];
@@ -54,13 +57,6 @@ struct alignas(1024) KeyWgmma {
     return *reinterpret_cast<KeyWgmma*>(bytes);
   }
 };
-
-// Sums of the gradient of 64 queries [8 warps][E / 16][32 lanes][4], as warps hold them: row and first column
-// of elements 2 r and 2 r + 1.
-template <int E>
-__device__ __forceinline__ int2 place_in_tile(int warp, int part, int lane, int r) {
-  return make_int2(warp % 4 * 16 + lane / 4 + 8 * r, warp / 4 * (E / 2) + part * 8 + lane % 4 * 2);
-}
 
 template <class S, int E, bool kAll>
 class KeyGradient {
@@ -148,7 +144,7 @@ class KeyGradient {
     uint32_t weights[kCols / 16][4], packed[kCols / 16][4];
     NoteReader notes;
     int given = 0, repeat = 0;
-    int64_t before = 0;  // place of the queries of the tile before
+    int before = 0;  // number of the tile before, of all pairs
     const auto add_products = [&](int at) {
       wgmma_fence();
       add_product(grad_v, weights, shared.col[at][1]);
@@ -164,6 +160,9 @@ class KeyGradient {
           if constexpr (kAll) share_slopes(sums, repeat, warp, lane);
         }
       }
+      // One group multiplies while the other one does not: the second begins later by a part of a tile.
+      const bool staggers = given == 0 && !note->empty;
+      if (staggers && warpgroup == 1) named_wait<kGroup * Shared::kGroups>(kSecondStarts);
       barrier_wait(&shared.full[at], given / kStages % 2);
       if (note->empty) drop_columns(shared.lse[at], shared.col[at][1]);
       wgmma_fence();
@@ -189,7 +188,9 @@ class KeyGradient {
 #pragma unroll
       for (int n = 0; n < kTiles; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) products[n][e] = scores[n][e] * (products[n][e] - shared.delta[at][8 * n + lane % 4 * 2 + e % 2]);
+        for (int e = 0; e < 4; ++e)
+          products[n][e] = scores[n][e] * (products[n][e] - shared.delta[at][8 * n + lane % 4 * 2 + e % 2]);
+      if (staggers && warpgroup == 0) named_arrive<kGroup * Shared::kGroups>(kSecondStarts);
       pack<S>(scores, weights);
       if constexpr (kAll) {
         if (!note->linear)
@@ -205,16 +206,15 @@ class KeyGradient {
         if (given == 0) {
           add_products(at);
           wgmma_wait<1>();
+          add_moments(moments, *note, rows.within, lane);
         } else {
           start_queries(queries, given - 1, warpgroup);
           add_products(at);
           wgmma_wait<1>();
-          hold(queries);
-          send_queries(queries, given - 1, warp, lane, sums.queries + before);
+          add_moments(moments, *note, rows.within, lane);  // ahead of the stores that loads would wait for
+          send_queries(queries, given - 1, warp, sums.queries, before);
         }
-        hold(moments);
-        if (note->linear) add_moments(moments, *note, rows.within, lane);
-        before = (pair_of(repeat) * sums.stride + note->tile * kCols) * E;
+        before = pair_of(repeat) * static_cast<int>(sums.stride / kCols) + note->tile;
       }
       ++given;
     }
@@ -222,8 +222,7 @@ class KeyGradient {
       if (given > 0) {
         start_queries(queries, given - 1, warpgroup);
         wgmma_wait<0>();
-        hold(queries);
-        send_queries(queries, given - 1, warp, lane, sums.queries + before);
+        send_queries(queries, given - 1, warp, sums.queries, before);
       }
       for (; repeat < repeats_; ++repeat) share_slopes(sums, repeat, warp, lane);
     }
@@ -239,7 +238,7 @@ class KeyGradient {
   }
 
  private:
-  static constexpr int kAllGroups = 1;  // named barrier
+  static constexpr int kAllGroups = 1, kSecondStarts = 2;  // named barriers
 
   // Queries without weights take no part, even where the gradient of their output is not a number. Both
   // groups agree.
@@ -274,16 +273,17 @@ class KeyGradient {
     start_slopes();
   }
 
-  // Gradients of the scores into shared memory, chunks swapped as matrix_descriptor has them, for both groups.
+  // Gradients of the scores into shared memory, chunks swapped as matrix_descriptor has them, for both
+  // groups.
   __device__ __forceinline__ static void give_scores(const uint32_t (&packed)[kCols / 16][4], int given,
                                                      int warp, int lane) {
     Shared& shared = Shared::here();
     const int at = given % 2;
     barrier_wait(&shared.scores_empty[at], given / 2 % 2 ^ 1);
-    const uint32_t row = shared_address(shared.scores[at][16 * warp + lane % 16]);
+    const uint32_t first =
+        shared_address(shared.scores[at][16 * warp + lane % 16]) + ((lane / 16 ^ lane % 8) << 4);
 #pragma unroll
-    for (int step = 0; step < kCols / 16; ++step)
-      store_matrices(row + (((2 * step + lane / 16) ^ lane % 8) << 4), packed[step]);
+    for (int step = 0; step < kCols / 16; ++step) store_matrices(first ^ step << 5, packed[step]);
     fence_shared_to_async();
     __syncwarp();
     if (lane == 0) barrier_arrive(&shared.scores_full[at]);
@@ -302,10 +302,12 @@ class KeyGradient {
     wgmma_commit();
   }
 
-  // Adds a linear tile's share to the gradient of the slopes. Lanes of a row in turn hold column 0 (of ones) and
-  // axis 0, axes 1 and 2.
-  __device__ __forceinline__ void add_moments(const float (&moments)[1][4], const TileNote& note, int within,
+  // Adds a linear tile's share to the gradient of the slopes. Lanes of a row in turn hold column 0 (of ones)
+  // and axis 0, axes 1 and 2.
+  __device__ __forceinline__ void add_moments(float (&moments)[1][4], const TileNote& note, int within,
                                               int lane) const {
+    hold(moments);
+    if (!note.linear) return;
     Shared& shared = Shared::here();
     const float total[2] = {__shfl_sync(0xffffffffu, moments[0][0], lane & ~3),
                             __shfl_sync(0xffffffffu, moments[0][2], lane & ~3)};
@@ -332,7 +334,8 @@ class KeyGradient {
     clear(queries);
     wgmma_fence();
     const MatrixDescriptor left(shared_address(shared.scores[at]), 1);
-    const MatrixDescriptor right(shared_address(&shared.row[0].slice[column / kSlice][0][column % kSlice]), 1);
+    const MatrixDescriptor right(shared_address(&shared.row[0].slice[column / kSlice][0][column % kSlice]),
+                                 1);
 #pragma unroll
     for (int step = 0; step < Shared::kRows / 16; ++step) {
       const uint32_t rows = 16 * step * kSlice * sizeof(S);
@@ -341,11 +344,13 @@ class KeyGradient {
     wgmma_commit();
   }
 
-  // Adds the warp's part of a tile's sums to those in memory, from `tile` on.
-  __device__ __forceinline__ static void send_queries(const float (&queries)[E / 16][4], int given, int warp,
-                                                      int lane, float* tile) {
+  // Adds the warp's part of a tile's sums to those in memory.
+  __device__ __forceinline__ static void send_queries(float (&queries)[E / 16][4], int given, int warp,
+                                                      float* all, int tile) {
+    hold(queries);
+    const int lane = static_cast<int>(threadIdx.x) % 32;
     if (lane == 0) barrier_arrive(&Shared::here().scores_empty[given % 2]);
-    float4* own = reinterpret_cast<float4*>(tile) + warp * (E / 16) * 32 + lane;
+    float4* own = reinterpret_cast<float4*>(all) + (int64_t(tile) * 8 + warp) * (E / 16 * 32) + lane;
 #pragma unroll
     for (int n = 0; n < E / 16; ++n) add_to_memory(own + n * 32, queries[n]);
   }
@@ -386,41 +391,6 @@ __global__ void __launch_bounds__(KeyWgmma<S, E>::kThreads, 1)
   if (warp == 1) block.describe(sums);
   if (warp == 2) block.number();
 #endif
-}
-
-// The gradient of the queries from the sums that blocks of keys have added to. A block takes 64 queries of a
-// head.
-template <class S, int E>
-__global__ void __launch_bounds__(kGroup)
-    query_sums_kernel(const __grid_constant__ Problem problem, const float* sums, int64_t stride, S* grad_q) {
-  constexpr int kRows = 64, kChunk = 8;
-  __shared__ __align__(16) S rows[kRows][E + kChunk];
-  const int tiles = static_cast<int>(stride / kRows), tile = static_cast<int>(blockIdx.x) % tiles;
-  const int64_t pair = blockIdx.x / tiles;
-  const float4* from = reinterpret_cast<const float4*>(sums + (pair * stride + tile * kRows) * E);
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
-  const float scale = float(problem.scale);
-#pragma unroll
-  for (int at = 0; at < E / 8; ++at) {
-    const int warp = at / (E / 16) * 4 + thread / 32, part = at % (E / 16);
-    const float4 sum = from[(warp * (E / 16) + part) * 32 + lane];
-    const int2 low = place_in_tile<E>(warp, part, lane, 0), high = place_in_tile<E>(warp, part, lane, 1);
-    store_two(&rows[low.x][low.y], scale * sum.x, scale * sum.y, true);
-    store_two(&rows[high.x][high.y], scale * sum.z, scale * sum.w, true);
-  }
-  __syncthreads();
-  const int count = static_cast<int>(min(int64_t(kRows), problem.queries - tile * kRows));
-  const int dim = static_cast<int>(problem.dim);
-  S* to = grad_q + (pair * problem.queries + tile * kRows) * dim;
-  if (dim % kChunk == 0) {
-    const int chunks = dim / kChunk;
-    for (int at = thread; at < count * chunks; at += kGroup) {
-      const int row = at / chunks, col = at % chunks * kChunk;
-      *reinterpret_cast<uint4*>(to + row * dim + col) = *reinterpret_cast<const uint4*>(&rows[row][col]);
-    }
-    return;
-  }
-  for (int at = thread; at < count * dim; at += kGroup) to[at] = rows[at / dim][at % dim];
 }
 
 }  // namespace stratcore::toroidal_attention

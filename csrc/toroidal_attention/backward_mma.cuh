@@ -38,7 +38,8 @@ __global__ void __launch_bounds__(kBlock)
   constexpr int kLanes = kRowLanes, kAtOnce = kRowsAtOnce, kTimes = kRows / kAtOnce;
   __shared__ float excess[kRows];
   const int queries = static_cast<int>(problem.queries), blocks = (queries + kRows - 1) / kRows;
-  const int pair = static_cast<int>(blockIdx.x) / blocks, block = static_cast<int>(blockIdx.x) - pair * blocks;
+  const int pair = static_cast<int>(blockIdx.x) / blocks,
+            block = static_cast<int>(blockIdx.x) - pair * blocks;
   const int heads = static_cast<int>(problem.heads), batch = pair / heads, head = pair - batch * heads;
   const int first = block * kRows, thread = static_cast<int>(threadIdx.x);
   const auto source = [&](const void* data, const Strides& strides) {

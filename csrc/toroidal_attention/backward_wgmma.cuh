@@ -55,7 +55,8 @@ __device__ __forceinline__ float row_number(const Pattern<Rows, Cols>& pattern, 
 
 // Products with their tile become weights. `slope` of an axis; `row` and `col`: numbers of
 // row 0 or 1 and of a column, less log-sums.
-template <bool kTransposed, class S, int N, int Rows, int Cols, class HeadOf, class Slope, class Row, class Col>
+template <bool kTransposed, class S, int N, int Rows, int Cols, class HeadOf, class Slope, class Row,
+          class Col>
 __device__ __forceinline__ void weigh(const Prepared& problem, const HeadOf& head,
                                       const Pattern<Rows, Cols>& pattern, const TileNote& note,
                                       const RowInfo& rows, int lane, const Slope& slope, const Row& row,
@@ -64,8 +65,7 @@ __device__ __forceinline__ void weigh(const Prepared& problem, const HeadOf& hea
   for (int n = 0; n < N; ++n)
 #pragma unroll
     for (int e = 0; e < 4; ++e)
-      scores[n][e] =
-          fmaf(scores[n][e], problem.factor, col(8 * n + lane % 4 * 2 + e % 2)) + row(e / 2);
+      scores[n][e] = fmaf(scores[n][e], problem.factor, col(8 * n + lane % 4 * 2 + e % 2)) + row(e / 2);
   if (!note.ring) {
     each_part_of<N>(
         problem, pattern, note, rows.within, lane,
@@ -96,7 +96,8 @@ __device__ __forceinline__ void weigh(const Prepared& problem, const HeadOf& hea
   }
 }
 
-// Calls use(axis, share) with the lane's share in the gradient of each slope, from a tile's gradients of scores.
+// Calls use(axis, share) with the lane's share in the gradient of each slope, from a tile's gradients of
+// scores.
 template <int N, int Rows, int Cols, class Use>
 __device__ __forceinline__ void each_slope(const float (&gradients)[N][4], const Problem& problem,
                                            const Pattern<Rows, Cols>& pattern, const TileNote& note,

@@ -272,9 +272,9 @@ struct alignas(16) Chunk {
   }
 };
 
-constexpr int kRowLanes = 16;                      // lanes that read a row
-constexpr int kRowsAtOnce = kBlock / kRowLanes;    // rows that a block reads at once
-constexpr int kNormTimes = 8;                      // times that it does, for norms
+constexpr int kRowLanes = 16;                    // lanes that read a row
+constexpr int kRowsAtOnce = kBlock / kRowLanes;  // rows that a block reads at once
+constexpr int kNormTimes = 8;                    // times that it does, for norms
 constexpr int kNormKeys = kRowsAtOnce * kNormTimes;
 
 // The largest norm of the keys of every batch and key head, as bits of a float that is never negative; NaN is
@@ -286,8 +286,8 @@ __global__ void __launch_bounds__(kBlock)
   const int group = static_cast<int>(blockIdx.x) / blocks, heads = static_cast<int>(problem.kv_heads);
   const Source<S> k =
       source_of<S>(problem.k, problem.k_strides, group / heads, group % heads, keys, problem.dim);
-  const int first = (static_cast<int>(blockIdx.x) - group * blocks) * kNormKeys +
-                    static_cast<int>(threadIdx.x) / kRowLanes;
+  const int first =
+      (static_cast<int>(blockIdx.x) - group * blocks) * kNormKeys + static_cast<int>(threadIdx.x) / kRowLanes;
   float squares[kNormTimes] = {};
   for (int col = static_cast<int>(threadIdx.x) % kRowLanes * Chunk<S>::kCount; col < k.dim;
        col += kRowLanes * Chunk<S>::kCount) {

@@ -20,12 +20,12 @@ enum class AxisForm : int32_t { kLinear, kAcross };
 
 struct TileNote {
   int tile;
-  int repeat;   // of the query heads that share a key head, where tiles of all of them pass
-  bool simple;   // every axis has one of the forms
-  bool ring;     // there is one axis, and its form is linear
-  bool linear;   // all forms are, and coordinates of columns are whole numbers in 16 bits
-  bool limited;  // some query does not see all keys; for the backward
-  bool empty;    // some query has no weights; for the backward
+  int repeat;              // of the query heads that share a key head, where tiles of all of them pass
+  bool simple;             // every axis has one of the forms
+  bool ring;               // there is one axis, and its form is linear
+  bool linear;             // all forms are, and coordinates of columns are whole numbers in 16 bits
+  bool limited;            // some query does not see all keys; for the backward
+  bool empty;              // some query has no weights; for the backward
   float weight[kMaxAxes];  // slopes of the head; for the backward
   AxisForm form[kMaxAxes];
   float shift[kMaxAxes];  // general

@@ -198,7 +198,7 @@ Status add_queries(const Prepared& problem, const Gradients& gradients, const Ro
           launch_backward<KeyWgmma<S, E>>(key_wgmma_kernel<S, E, true>, problem, gradients, sums, key,
                                           problem.keys, problem.kv_heads, stream))
     return status;
-  query_sums_kernel<S, E><<<static_cast<unsigned>(pairs * row_blocks(problem.queries)), kGroup, 0, stream>>>(
+  query_sums_kernel<S, E><<<static_cast<unsigned>(pairs * row_blocks(problem.queries)), kBlock, 0, stream>>>(
       problem, sums.queries, sums.stride, static_cast<S*>(gradients.grad_q));
   return launch_status();
 }
@@ -287,10 +287,10 @@ Status backward(const Problem& problem, const Output& out, const Gradients& grad
     if (const Status status = backward_scalar(problem, out, gradients, shares, stream)) return status;
     return sum_slopes(problem, shares, problem.queries, gradients.grad_slopes, stream);
   } else {
-    const RowSums sums{at<float>(scratch, parts.lse), at<float>(scratch, parts.delta),
-                       at<float>(scratch, parts.excess), at<bool>(scratch, parts.empty),
-                       at<float>(scratch, parts.slopes),
-                       at<float>(scratch, parts.queries), row_blocks(problem.queries) * kRows};
+    const RowSums sums{at<float>(scratch, parts.lse),      at<float>(scratch, parts.delta),
+                       at<float>(scratch, parts.excess),   at<bool>(scratch, parts.empty),
+                       at<float>(scratch, parts.slopes),   at<float>(scratch, parts.queries),
+                       row_blocks(problem.queries) * kRows};
     if (problem.eps > 0) {
       if (const Status status = key_norms<S>(problem, scratch, stream)) return status;
     }
@@ -317,7 +317,9 @@ Status backward(const Problem& problem, const Output& out, const Gradients& grad
 
 }  // namespace
 
-int64_t forward_scratch_cuda(const Problem& problem) { return problem.eps > 0 ? Scratch(problem, true).lse : 0; }
+int64_t forward_scratch_cuda(const Problem& problem) {
+  return problem.eps > 0 ? Scratch(problem, true).lse : 0;
+}
 
 int64_t backward_scratch_cuda(const Problem& problem, bool deterministic) {
   return Scratch(problem, deterministic).bytes;
