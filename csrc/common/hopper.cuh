@@ -12,6 +12,9 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// A number that all lanes of the warp have, in a register that the warp has once.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
 __device__ __forceinline__ void barrier_init(uint64_t* barrier, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)
                : "memory");
@@ -63,6 +66,18 @@ __device__ __forceinline__ void bulk_copy(void* to, const void* from, uint32_t b
           shared_address(to)),
       "l"(from), "r"(bytes), "r"(shared_address(barrier))
       : "memory");
+}
+
+// What this thread has written to shared memory becomes visible to products and bulk copies.
+__device__ __forceinline__ void fence_shared_to_async() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Adds four numbers to those at a place of 16 bytes in memory, some time before the kernel ends.
+__device__ __forceinline__ void add_to_memory(float4* to, const float (&numbers)[4]) {
+  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(numbers[0]),
+               "f"(numbers[1]), "f"(numbers[2]), "f"(numbers[3])
+               : "memory");
 }
 
 // Waits until `threads` threads have come to barrier `id` of the block, or have arrived there.

@@ -8,7 +8,7 @@
 // Products of a warpgroup (four warps) on sm_90a: sum [64][N] = a [64][16] b [16][N], plus the old sum where
 // `add`. Lane l of warp w holds rows 16 w + l / 4 + 8 r of the sum, columns 8 t + 2 (l % 4) + e as sum[t][2 r
 // + e]; of a factor in registers the pairs of columns from 8 t + 2 (l % 4) on as a[2 t + r]. A factor in
-// shared memory is described by 64 bits (matrix_descriptor). kTransposed: its contraction runs along rows.
+// shared memory is described by 64 bits (MatrixDescriptor). kTransposed: its contraction runs along rows.
 namespace stratcore {
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -29,20 +29,51 @@ __device__ __forceinline__ void hold(float (&sum)[N][4]) {
     for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(sum[t][i])::"memory");
 }
 
+// Before a product that does not add: costs nothing, for nobody reads the zeros, and ends the life of what
+// the registers held.
+template <int N>
+__device__ __forceinline__ void clear(float (&sum)[N][4]) {
+#pragma unroll
+  for (int t = 0; t < N; ++t)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[t][i] = 0.0f;
+}
+
 // Rows of 64 elements of 16 bits in shared memory at 1024-byte boundaries, chunks of 16 bytes swapped as bulk
 // tensor copies with a swizzle of 128 bytes leave them. Not transposed: rows run along M or N, and groups of
 // 8 rows follow each other. Transposed: rows run along the contraction, and `next` is the distance in bytes
 // to the next 64 of M or N.
-__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t next) {
-  constexpr uint64_t kSwizzle128 = uint64_t(1) << 62, kEightRows = uint64_t(1024 >> 4) << 32;
-  return kSwizzle128 | kEightRows | uint64_t(next >> 4) << 16 | (address >> 4 & 0x3fff);
-}
+struct MatrixDescriptor {
+  uint32_t low;
+
+  __device__ __forceinline__ MatrixDescriptor(uint32_t address, uint32_t next)
+      : low((next >> 4) << 16 | (address >> 4 & 0x3fff)) {}
+
+  // Of the matrix `offset` bytes further on.
+  __device__ __forceinline__ uint64_t at(uint32_t offset) const {
+    constexpr uint32_t kSwizzle128 = 1u << 30, kEightRows = 1024 >> 4;
+    uint64_t bits;
+    asm("mov.b64 %0, {%1, %2};" : "=l"(bits) : "r"(low + (offset >> 4)), "r"(kSwizzle128 | kEightRows));
+    return bits;
+  }
+};
 
 template <class S>
 struct Wgmma;
 
 template <>
 struct Wgmma<__nv_bfloat16> {
+  template <bool kTransposedB>
+  static __device__ __forceinline__ void multiply(float (&sum)[1][4], const uint32_t (&a)[4], uint64_t b,
+                                                  bool add) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %9, 0; "
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, p, 1, 1, %10; }"
+        : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)), "n"(int(kTransposedB)));
+  }
+
   template <bool kTransposedA, bool kTransposedB>
   static __device__ __forceinline__ void multiply(float (&sum)[4][4], uint64_t a, uint64_t b, bool add) {
     asm volatile(
@@ -178,6 +209,17 @@ struct Wgmma<__nv_bfloat16> {
 
 template <>
 struct Wgmma<__half> {
+  template <bool kTransposedB>
+  static __device__ __forceinline__ void multiply(float (&sum)[1][4], const uint32_t (&a)[4], uint64_t b,
+                                                  bool add) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %9, 0; "
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, p, 1, 1, %10; }"
+        : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)), "n"(int(kTransposedB)));
+  }
+
   template <bool kTransposedA, bool kTransposedB>
   static __device__ __forceinline__ void multiply(float (&sum)[4][4], uint64_t a, uint64_t b, bool add) {
     asm volatile(

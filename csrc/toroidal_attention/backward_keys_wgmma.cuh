@@ -1,22 +1,68 @@
 #pragma once
 
 #include "backward_wgmma.cuh"
+#include "query_sums.cuh"
 
-// The backward on sm_90a, second kernel: gradients of keys and values.
+// The backward on sm_90a by blocks that hold keys, which queries of all heads that share them pass by:
+// gradients of keys and values, and (kAll) of queries and slopes too. Every weight is then made once and a
+// tile takes five products; but what a block has for the queries it adds in memory to what others have, in
+// any order.
 namespace stratcore::toroidal_attention {
 
-// Queries of a tile: registers hold two gradients.
-template <int E>
-STRATCORE_HOST_DEVICE constexpr int key_wgmma_cols() {
-  return E == 64 ? 64 : 32;
-}
+template <class S, int Width>
+struct alignas(1024) KeyWgmma {
+  static constexpr int kCols = 64, kGroups = 2, kRows = 64 * kGroups, kThreads = kGroup * (1 + kGroups);
 
-// A block that holds keys; queries of all heads that share them pass by.
-template <class S, int E>
+  Sliced<S, Width, kRows> row[2];           // keys, values
+  Sliced<S, Width, kCols> col[kStages][2];  // queries, gradients of outputs
+  S scores[2][kRows][kCols];                // gradients of the scores, of two tiles in turns
+  S coordinates[kCols]
+               [kSlice];  // of columns: 1 and where they lie on each axis, in the first of each row's chunks
+  alignas(16) float lse[kStages][kCols], delta[kStages][kCols];
+  // What exponents have of a tile's queries and keys: column_number - lse, row_number.
+  alignas(16) float numbers[kStages][kCols], row_numbers[kStages][kRows];
+  Pattern<kRows, kCols> pattern;
+  float slopes[kMaxAxes][kGroup * kGroups];  // of every thread: its share of their gradient
+  NoteQueue notes;
+  uint64_t rows_full, full[kStages], numbered[kStages], empty[kStages], scores_full[2], scores_empty[2];
+
+  __device__ void init() {
+    barrier_init(&rows_full, 1);
+    for (int stage = 0; stage < kStages; ++stage) {
+      barrier_init(&full[stage], 1);
+      barrier_init(&numbered[stage], 1);
+      barrier_init(&empty[stage], kGroup * kGroups);
+    }
+    for (int buffer = 0; buffer < 2; ++buffer) {
+      barrier_init(&scores_full[buffer], 4 * kGroups);
+      barrier_init(&scores_empty[buffer], 4 * kGroups);
+    }
+    notes.init(kGroup * kGroups + 1 + 32);
+    fence_barrier_init();
+  }
+
+  // After the pattern.
+  __device__ void write_coordinates(int axes) {
+    constexpr int kChunk = 8;
+    for (int at = static_cast<int>(threadIdx.x); at < kCols * kChunk; at += kThreads) {
+      const int col = at / kChunk, axis = at % kChunk - 1;
+      const float number = axis < 0 ? 1.0f : axis < axes ? pattern.col[axis][col] : 0.0f;
+      coordinates[col][col % 8 * kChunk + at % kChunk] = S(number);
+    }
+  }
+
+  // Derived anew each time: a reference that is kept would be read as one to any memory.
+  __device__ __forceinline__ static KeyWgmma& here() {
+    extern __shared__ __align__(1024) char bytes[];
+    return *reinterpret_cast<KeyWgmma*>(bytes);
+  }
+};
+
+template <class S, int E, bool kAll>
 class KeyGradient {
  public:
-  using Shared = BackwardWgmma<S, E, key_wgmma_cols<E>()>;
-  static constexpr int kCols = Shared::kCols, kTiles = kCols / 8;
+  using Shared = KeyWgmma<S, E>;
+  static constexpr int kCols = Shared::kCols, kTiles = kCols / 8, kWarpsOfBlock = 4 * Shared::kGroups;
 
   __device__ KeyGradient(const Prepared& problem, int group, int first)
       : problem_(problem), group_(group), first_(first),
@@ -26,19 +72,23 @@ class KeyGradient {
   __device__ Box box() const { return box_at(problem_.lattice, problem_.key_base + first_, length_); }
   __device__ int pair_of(int repeat) const { return group_ * repeats_ + repeat; }  // of all batches
 
-  __device__ void describe(const float* excess) const {
+  __device__ void describe(const RowSums& sums) const {
     const int lane = static_cast<int>(threadIdx.x) % 32, queries = static_cast<int>(problem_.queries);
     const Box rows = box();
     NoteWriter notes(Shared::here().notes, lane);
     for (int repeat = 0; repeat < repeats_; ++repeat) {
       const Head head = head_of(problem_, pair_of(repeat));
-      const QueryTiles<kCols> tiles(problem_, head, first_, length_, excess);
+      const QueryTiles<kCols> tiles(problem_, head, first_, length_, sums.excess);
       for (int base = 0; base < tiles.count(); base += 32) {
-        notes.give(tiles.wants(base + lane), [&](TileNote& note) {
-          const int query = (base + lane) * kCols, count = min(kCols, queries - query);
-          describe_tile(problem_, rows, box_at(problem_.lattice, problem_.query_base + query, count),
-                        base + lane, note);
+        const int tile = tiles.at(base + lane);
+        notes.give(tiles.wants(tile), [&](TileNote& note) {
+          const int query = tile * kCols, count = min(kCols, queries - query);
+          describe_tile(problem_, rows, box_at(problem_.lattice, problem_.query_base + query, count), tile,
+                        note);
           note.repeat = repeat;
+          note.empty = sums.empty[pair_of(repeat) * tiles.count() + tile];
+          note.limited = key_limit(problem_, query) < first_ + Shared::kRows;
+          for (int axis = 0; axis < kMaxAxes; ++axis) note.weight[axis] = head.slopes[axis];
         });
       }
     }
@@ -66,110 +116,280 @@ class KeyGradient {
     }
   }
 
-  __device__ void compute(int warpgroup, const Gradients& gradients) const {
+  // The warp that works out what exponents have of a tile's columns and rows.
+  __device__ void number() const {
     Shared& shared = Shared::here();
-    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    NoteReader notes;
+    int given = 0;
+    while (const TileNote* note = notes.next(shared.notes)) {
+      const int at = given % kStages;
+      barrier_wait(&shared.full[at], given++ / kStages % 2);
+      const float slope = note->weight[0];
+      for (int col = lane; col < kCols; col += 32)
+        shared.numbers[at][col] = column_number(shared.pattern, *note, slope, col) - shared.lse[at][col];
+      for (int row = lane; row < Shared::kRows; row += 32)
+        shared.row_numbers[at][row] = row_number(shared.pattern, *note, slope, row);
+      __syncwarp();
+      if (lane == 0) barrier_arrive(&shared.numbered[at]);
+    }
+  }
+
+  __device__ void compute(int warpgroup, const Gradients& gradients, const RowSums& sums) const {
+    Shared& shared = Shared::here();
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = uniform(static_cast<int>(threadIdx.x) / 32);
     const RowInfo rows = RowInfo::of<true>(problem_, first_, warp, lane);
-    float grad_k[E / 8][4] = {}, grad_v[E / 8][4] = {}, scores[kTiles][4], products[kTiles][4];
+    float grad_k[E / 8][4] = {}, grad_v[E / 8][4] = {}, queries[E / 16][4], moments[1][4];
+    float scores[kTiles][4], products[kTiles][4];
     uint32_t weights[kCols / 16][4], packed[kCols / 16][4];
-    Head head = head_of(problem_, pair_of(0));
     NoteReader notes;
     int given = 0, repeat = 0;
+    int before = 0;  // number of the tile before, of all pairs
+    const auto add_products = [&](int at) {
+      wgmma_fence();
+      add_product(grad_v, weights, shared.col[at][1]);
+      add_product(grad_k, packed, shared.col[at][0]);
+      wgmma_commit();
+    };
+    if constexpr (kAll) start_slopes();
     barrier_wait(&shared.rows_full, 0);
     while (const TileNote* note = notes.next(shared.notes)) {
       const int at = given % kStages;
-      if (note->repeat != repeat) head = head_of(problem_, pair_of(repeat = note->repeat));
+      if (note->repeat != repeat) {
+        for (; repeat < note->repeat; ++repeat) {
+          if constexpr (kAll) share_slopes(sums, repeat, warp, lane);
+        }
+      }
+      // One group multiplies while the other one does not: the second begins later by a part of a tile.
+      const bool staggers = given == 0 && !note->empty;
+      if (staggers && warpgroup == 1) named_wait<kGroup * Shared::kGroups>(kSecondStarts);
       barrier_wait(&shared.full[at], given / kStages % 2);
-      drop_columns(shared.lse[at], shared.col[at][1]);
+      if (note->empty) drop_columns(shared.lse[at], shared.col[at][1]);
       wgmma_fence();
       multiply_rows(scores, shared.row[0], warpgroup, shared.col[at][0]);
       wgmma_commit();
-      multiply_rows(products, shared.row[1], warpgroup, shared.col[at][1]);
-      wgmma_commit();
-      wgmma_wait<1>();
-      hold(scores);
+      wgmma_wait<1>();  // of the tile before: registers for the next product
       hold(grad_v);
       hold(grad_k);
-      if (given > 0) barrier_arrive(&shared.empty[(given - 1) % kStages]);
-      const bool limited = key_limit(problem_, note->tile * kCols) < first_ + length_;
-      weigh<true, S>(problem_, head, shared.pattern, *note, rows, limited, lane, scores,
-                     [&](int, int col) { return shared.lse[at][col]; });
-      pack<S>(scores, weights);
       wgmma_fence();
-      add_product(grad_v, weights, shared.col[at][1]);
+      multiply_rows(products, shared.row[1], warpgroup, shared.col[at][1]);
       wgmma_commit();
+      barrier_wait(&shared.numbered[at], given / kStages % 2);
       wgmma_wait<1>();
+      hold(scores);
+      if (given > 0) barrier_arrive(&shared.empty[(given - 1) % kStages]);
+      weigh<true, S>(
+          problem_, [&] { return head_of(problem_, pair_of(repeat)); }, shared.pattern, *note, rows, lane,
+          [&](int axis) { return note->weight[axis]; },
+          [&](int r) { return shared.row_numbers[at][rows.within + 8 * r]; },
+          [&](int col) { return shared.numbers[at][col]; }, scores);
+      wgmma_wait<0>();
       hold(products);
 #pragma unroll
       for (int n = 0; n < kTiles; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
           products[n][e] = scores[n][e] * (products[n][e] - shared.delta[at][8 * n + lane % 4 * 2 + e % 2]);
+      if (staggers && warpgroup == 0) named_arrive<kGroup * Shared::kGroups>(kSecondStarts);
+      pack<S>(scores, weights);
+      if constexpr (kAll) {
+        if (!note->linear)
+          each_slope(products, problem_, shared.pattern, *note, rows, lane,
+                     [&](int axis, float share) { shared.slopes[axis][threadIdx.x] += share; });
+      }
       pack<S>(products, packed);
-      wgmma_fence();
-      add_product(grad_k, packed, shared.col[at][0]);
-      wgmma_commit();
+      if constexpr (!kAll) {
+        add_products(at);
+      } else {
+        give_scores(packed, given, warp, lane);
+        start_moments(moments, packed);
+        if (given == 0) {
+          add_products(at);
+          wgmma_wait<1>();
+          add_moments(moments, *note, rows.within, lane);
+        } else {
+          start_queries(queries, given - 1, warpgroup);
+          add_products(at);
+          wgmma_wait<1>();
+          add_moments(moments, *note, rows.within, lane);  // ahead of the stores that loads would wait for
+          send_queries(queries, given - 1, warp, sums.queries, before);
+        }
+        before = pair_of(repeat) * static_cast<int>(sums.stride / kCols) + note->tile;
+      }
       ++given;
+    }
+    if constexpr (kAll) {
+      if (given > 0) {
+        start_queries(queries, given - 1, warpgroup);
+        wgmma_wait<0>();
+        send_queries(queries, given - 1, warp, sums.queries, before);
+      }
+      for (; repeat < repeats_; ++repeat) share_slopes(sums, repeat, warp, lane);
     }
     wgmma_wait<0>();
     hold(grad_v);
     hold(grad_k);
     const float scale[2] = {float(problem_.scale), float(problem_.scale)}, one[2] = {1.0f, 1.0f};
-    const int64_t place = group_ * problem_.keys * problem_.dim;
-    store_rows<S, E>(static_cast<S*>(gradients.grad_k) + place, problem_.dim, rows, problem_.keys,
+    const int64_t keys = group_ * problem_.keys * problem_.dim;
+    store_rows<S, E>(static_cast<S*>(gradients.grad_k) + keys, problem_.dim, rows, problem_.keys,
                      problem_.dim, lane, grad_k, scale);
-    store_rows<S, E>(static_cast<S*>(gradients.grad_v) + place, problem_.dim, rows, problem_.keys,
+    store_rows<S, E>(static_cast<S*>(gradients.grad_v) + keys, problem_.dim, rows, problem_.keys,
                      problem_.dim, lane, grad_v, one);
   }
 
  private:
+  static constexpr int kAllGroups = 1, kSecondStarts = 2;  // named barriers
+
   // Queries without weights take no part, even where the gradient of their output is not a number. Both
   // groups agree.
   __device__ __forceinline__ static void drop_columns(const float (&lse)[kCols],
                                                       Sliced<S, E, kCols>& outputs) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    bool empty = false;
-#pragma unroll
-    for (int col = lane; col < kCols; col += 32) empty |= lse[col] == INFINITY;
-    if (!__any_sync(0xffffffffu, empty)) return;
     for (int at = static_cast<int>(threadIdx.x); at < E / kSlice * kCols; at += kGroup * Shared::kGroups) {
       if (lse[at % kCols] != INFINITY) continue;
       uint4* row = reinterpret_cast<uint4*>(outputs.slice[at / kCols][at % kCols]);
       for (int i = 0; i < kSlice / 8; ++i) row[i] = make_uint4(0, 0, 0, 0);
     }
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    named_wait<kGroup * Shared::kGroups>(2);
+    fence_shared_to_async();
+    named_wait<kGroup * Shared::kGroups>(kAllGroups);
+  }
+
+  __device__ static void start_slopes() {
+    for (int axis = 0; axis < kMaxAxes; ++axis) Shared::here().slopes[axis][threadIdx.x] = 0.0f;
+  }
+
+  // A warp's share of the gradient of the slopes of a head, in a place of its own; starts the next at 0.
+  __device__ void share_slopes(const RowSums& sums, int repeat, int warp, int lane) const {
+    const auto& own = Shared::here().slopes;
+    const int blocks = (static_cast<int>(problem_.keys) + Shared::kRows - 1) / Shared::kRows;
+    const int count = problem_.slope_count;
+    const int64_t block = int64_t(pair_of(repeat)) * blocks + first_ / Shared::kRows;
+    float* place = sums.slopes + (block * kWarpsOfBlock + warp) * count;
+    for (int slope = 0; slope < count; ++slope) {
+      float share = 0.0f;
+      for (int axis = slope; axis < kMaxAxes; axis += count) share += own[axis][threadIdx.x];  // one has all
+      for (int offset = 16; offset; offset /= 2) share += __shfl_xor_sync(0xffffffffu, share, offset);
+      if (lane == 0) place[slope] = share;
+    }
+    start_slopes();
+  }
+
+  // Gradients of the scores into shared memory, chunks swapped as matrix_descriptor has them, for both
+  // groups.
+  __device__ __forceinline__ static void give_scores(const uint32_t (&packed)[kCols / 16][4], int given,
+                                                     int warp, int lane) {
+    Shared& shared = Shared::here();
+    const int at = given % 2;
+    barrier_wait(&shared.scores_empty[at], given / 2 % 2 ^ 1);
+    const uint32_t first =
+        shared_address(shared.scores[at][16 * warp + lane % 16]) + ((lane / 16 ^ lane % 8) << 4);
+#pragma unroll
+    for (int step = 0; step < kCols / 16; ++step) store_matrices(first ^ step << 5, packed[step]);
+    fence_shared_to_async();
+    __syncwarp();
+    if (lane == 0) barrier_arrive(&shared.scores_full[at]);
+  }
+
+  // moments = gradients of the scores times a column of ones and the coordinates of the queries.
+  __device__ __forceinline__ static void start_moments(float (&moments)[1][4],
+                                                       const uint32_t (&packed)[kCols / 16][4]) {
+    const MatrixDescriptor right(shared_address(Shared::here().coordinates), 1);
+    clear(moments);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < kCols / 16; ++step)
+      Wgmma<S>::template multiply<true>(moments, packed[step], right.at(16 * step * kSlice * sizeof(S)),
+                                        step > 0);
+    wgmma_commit();
+  }
+
+  // Adds a linear tile's share to the gradient of the slopes. Lanes of a row in turn hold column 0 (of ones)
+  // and axis 0, axes 1 and 2.
+  __device__ __forceinline__ void add_moments(float (&moments)[1][4], const TileNote& note, int within,
+                                              int lane) const {
+    hold(moments);
+    if (!note.linear) return;
+    Shared& shared = Shared::here();
+    const float total[2] = {__shfl_sync(0xffffffffu, moments[0][0], lane & ~3),
+                            __shfl_sync(0xffffffffu, moments[0][2], lane & ~3)};
+#pragma unroll
+    for (int axis = 0; axis < kMaxAxes; ++axis) {
+      if (axis >= problem_.lattice.axes || lane % 4 != (axis + 1) / 2) continue;
+      float share = 0.0f;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float place = note.start[axis] + shared.pattern.row[axis][within + 8 * r];
+        share += fmaf(note.slope[axis], place, note.base[axis]) * total[r];
+        share -= note.slope[axis] * moments[0][2 * r + (axis + 1) % 2];
+      }
+      shared.slopes[axis][threadIdx.x] -= share;
+    }
+  }
+
+  // queries = half of the columns of: gradients of the scores, transposed, times all keys of the block.
+  __device__ __forceinline__ static void start_queries(float (&queries)[E / 16][4], int given,
+                                                       int warpgroup) {
+    Shared& shared = Shared::here();
+    const int at = given % 2, column = warpgroup * (E / 2);
+    barrier_wait(&shared.scores_full[at], given / 2 % 2);
+    clear(queries);
+    wgmma_fence();
+    const MatrixDescriptor left(shared_address(shared.scores[at]), 1);
+    const MatrixDescriptor right(shared_address(&shared.row[0].slice[column / kSlice][0][column % kSlice]),
+                                 1);
+#pragma unroll
+    for (int step = 0; step < Shared::kRows / 16; ++step) {
+      const uint32_t rows = 16 * step * kSlice * sizeof(S);
+      Wgmma<S>::template multiply<true, true>(queries, left.at(rows), right.at(rows), step > 0);
+    }
+    wgmma_commit();
+  }
+
+  // Adds the warp's part of a tile's sums to those in memory.
+  __device__ __forceinline__ static void send_queries(float (&queries)[E / 16][4], int given, int warp,
+                                                      float* all, int tile) {
+    hold(queries);
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if (lane == 0) barrier_arrive(&Shared::here().scores_empty[given % 2]);
+    float4* own = reinterpret_cast<float4*>(all) + (int64_t(tile) * 8 + warp) * (E / 16 * 32) + lane;
+#pragma unroll
+    for (int n = 0; n < E / 16; ++n) add_to_memory(own + n * 32, queries[n]);
   }
 
   const Prepared& problem_;
   int group_, first_, repeats_, length_;
 };
 
-template <class S, int E>
-__global__ void __launch_bounds__(BackwardWgmma<S, E, key_wgmma_cols<E>()>::kThreads, 1)
+template <class S, int E, bool kAll>
+__global__ void __launch_bounds__(KeyWgmma<S, E>::kThreads, 1)
     key_wgmma_kernel(const __grid_constant__ Prepared problem, const __grid_constant__ Gradients gradients,
                      const __grid_constant__ RowSums sums, const __grid_constant__ BackwardMaps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Shared = BackwardWgmma<S, E, key_wgmma_cols<E>()>;
+  using Shared = KeyWgmma<S, E>;
   const int blocks = (static_cast<int>(problem.keys) + Shared::kRows - 1) / Shared::kRows;
   const int group = static_cast<int>(blockIdx.x) / blocks;
   const int first = (static_cast<int>(blockIdx.x) - group * blocks) * Shared::kRows;
-  const KeyGradient<S, E> block(problem, group, first);
+  const KeyGradient<S, E, kAll> block(problem, group, first);
   Shared& shared = Shared::here();
   if (threadIdx.x == 0) shared.init();
   write_pattern(shared.pattern, problem, problem.key_base + first, block.box(), problem.query_base,
                 static_cast<int>(threadIdx.x), Shared::kThreads);
   __syncthreads();
-  const int warpgroup = static_cast<int>(threadIdx.x) / kGroup;
+  if constexpr (kAll) {
+    shared.write_coordinates(problem.lattice.axes);
+    fence_shared_to_async();
+    __syncthreads();
+  }
+  const int warpgroup = uniform(static_cast<int>(threadIdx.x) / kGroup);
   if (warpgroup < Shared::kGroups) {
     take_registers<240>();
-    block.compute(warpgroup, gradients);
+    block.compute(warpgroup, gradients, sums);
     return;
   }
   give_registers<24>();
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
   if (warp == 0 && threadIdx.x % 32 == 0) block.fetch(maps, sums);
-  if (warp == 1) block.describe(sums.excess);
+  if (warp == 1) block.describe(sums);
+  if (warp == 2) block.number();
 #endif
 }
 

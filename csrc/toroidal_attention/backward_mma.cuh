@@ -13,7 +13,9 @@ struct RowSums {
   float *lse,
       *delta;      // [B, H, `stride`]; delta: <grad_out, out> - grad_lse; beyond N as rows without weights
   float* excess;   // [B, H, blocks of 64 queries]: what tiles are judged by
+  bool* empty;     // the same: whether some row has no weights
   float* slopes;   // [B, H, blocks, S]: shares of their gradient
+  float* queries;  // [B, H, `stride`, width of tiles]: their gradient, where blocks add to it; 0 at first
   int64_t stride;  // N up to whole blocks of 64
 };
 
@@ -27,60 +29,65 @@ STRATCORE_HOST_DEVICE constexpr int key_kernel_cols() {
   return sizeof(S) == 2 ? (E == 64 ? 64 : 32) : (E == 256 ? 16 : 32);
 }
 
-// lse, delta and excess; a block takes 64 queries of a head, a warp 16 of them.
+// lse, delta, excess and emptiness; a block takes 64 queries of a head, 16 lanes a row, several rows at once.
 template <class S>
 __global__ void __launch_bounds__(kBlock)
-    row_kernel(const __grid_constant__ Problem problem, Output out, Gradients gradients, RowSums sums,
+    row_kernel(const __grid_constant__ Problem problem, const __grid_constant__ Output out,
+               const __grid_constant__ Gradients gradients, const __grid_constant__ RowSums sums,
                const float* key_norms) {
+  constexpr int kLanes = kRowLanes, kAtOnce = kRowsAtOnce, kTimes = kRows / kAtOnce;
   __shared__ float excess[kRows];
-  const int blocks = static_cast<int>((problem.queries + kRows - 1) / kRows);
-  const int64_t pair = blockIdx.x / blocks, batch = pair / problem.heads, head = pair % problem.heads;
-  const int first = static_cast<int>(blockIdx.x % blocks) * kRows, lane = threadIdx.x % 32;
-  const auto row_of = [&](const void* data, const Strides& strides, int index) {
-    return static_cast<const S*>(data) + batch * strides.batch + head * strides.head + index * strides.row;
+  const int queries = static_cast<int>(problem.queries), blocks = (queries + kRows - 1) / kRows;
+  const int pair = static_cast<int>(blockIdx.x) / blocks,
+            block = static_cast<int>(blockIdx.x) - pair * blocks;
+  const int heads = static_cast<int>(problem.heads), batch = pair / heads, head = pair - batch * heads;
+  const int first = block * kRows, thread = static_cast<int>(threadIdx.x);
+  const auto source = [&](const void* data, const Strides& strides) {
+    return source_of<S>(data, strides, batch, head, queries, problem.dim);
   };
+  const Source<S> o = source(out.out, out.out_strides),
+                  g = source(gradients.grad_out, gradients.grad_out_strides),
+                  q = source(problem.q, problem.q_strides);
   const bool skipping = problem.eps > 0;
-  const float key_norm =
-      skipping ? key_norms[batch * problem.kv_heads + head / (problem.heads / problem.kv_heads)] : 0.0f;
-  for (int row = threadIdx.x / 32; row < kRows; row += kWarps) {
-    const int index = first + row;
-    float dot = 0.0f, squares = 0.0f;
-    if (index < problem.queries) {
-      const S *o = row_of(out.out, out.out_strides, index),
-              *g = row_of(gradients.grad_out, gradients.grad_out_strides, index),
-              *q = row_of(problem.q, problem.q_strides, index);
-      for (int i = lane; i < problem.dim; i += 32) {
-        dot += float(o[i]) * float(g[i]);
-        if (skipping) squares += float(q[i]) * float(q[i]);
-      }
-    }
+  float dots[kTimes] = {}, squares[kTimes] = {};
+  for (int col = thread % kLanes * Chunk<S>::kCount; col < o.dim; col += kLanes * Chunk<S>::kCount) {
 #pragma unroll
-    for (int offset = 16; offset; offset /= 2) {
-      dot += __shfl_xor_sync(0xffffffffu, dot, offset);
-      squares += __shfl_xor_sync(0xffffffffu, squares, offset);
+    for (int i = 0; i < kTimes; ++i) {
+      const int index = first + i * kAtOnce + thread / kLanes;
+      if (index >= queries) continue;
+      dots[i] += Chunk<S>::of(o, index, col).dot(Chunk<S>::of(g, index, col));
+      if (!skipping) continue;
+      const Chunk<S> query = Chunk<S>::of(q, index, col);
+      squares[i] += query.dot(query);
     }
-    if (lane != 0) continue;
-    excess[row] = -INFINITY;
-    const int64_t place = pair * sums.stride + index;
-    if (index >= problem.queries) {
-      sums.lse[place] = INFINITY;
-      sums.delta[place] = 0.0f;
-      continue;
-    }
-    const int64_t at = pair * problem.queries + index;
-    const float lse = static_cast<const float*>(out.lse)[at] * kLog2e;
-    const float grad_lse = gradients.grad_lse ? static_cast<const float*>(gradients.grad_lse)[at] : 0.0f;
+  }
+  const int kv_heads = static_cast<int>(problem.kv_heads);
+  const float key_norm = skipping ? key_norms[batch * kv_heads + head / (heads / kv_heads)] : 0.0f;
+  const float reach = fabsf(float(problem.scale)) * kLog2e * kNormMargin * key_norm;
+  bool empty = false;
+#pragma unroll
+  for (int i = 0; i < kTimes; ++i) {
+    const float dot = sum_over<kLanes>(dots[i]), square = skipping ? sum_over<kLanes>(squares[i]) : 0.0f;
+    if (thread % kLanes != 0) continue;
+    const int row = i * kAtOnce + thread / kLanes, index = first + row;
+    const int64_t place = pair * sums.stride + index, at = pair * problem.queries + index;
+    const bool inside = index < queries;
+    const float lse = inside ? static_cast<const float*>(out.lse)[at] * kLog2e : -INFINITY;
+    const float grad_lse =
+        inside && gradients.grad_lse ? static_cast<const float*>(gradients.grad_lse)[at] : 0.0f;
+    empty |= lse == -INFINITY;
     sums.lse[place] = lse == -INFINITY ? INFINITY : lse;
     sums.delta[place] = lse == -INFINITY ? 0.0f : dot - grad_lse;
-    const float norm = sqrtf(squares) * fabsf(float(problem.scale)) * kLog2e * kNormMargin;
-    excess[row] = norm * key_norm - lse;
+    excess[row] = inside ? sqrtf(square) * reach - lse : -INFINITY;
   }
-  __syncthreads();
-  if (!skipping || threadIdx.x != 0) return;
+  empty = __syncthreads_or(empty);
+  if (thread != 0) return;
+  sums.empty[pair * blocks + block] = empty;
+  if (!skipping) return;
   float largest = excess[0];
   for (int row = 1; row < kRows; ++row)
     largest = excess[row] <= largest ? largest : (largest <= excess[row] ? excess[row] : NAN);
-  sums.excess[pair * blocks + first / kRows] = largest;
+  sums.excess[pair * blocks + block] = largest;
 }
 
 template <class S, int E, int Cols>

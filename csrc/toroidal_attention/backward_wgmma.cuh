@@ -13,13 +13,12 @@ struct BackwardMaps {
   CUtensorMap row[2], col[2];  // queries or keys, and the gradients of outputs or values
 };
 
-template <class S, int Width, int Cols>
+template <class S, int Width>
 struct alignas(1024) BackwardWgmma {
-  static constexpr int kCols = Cols, kGroups = 2, kRows = 64 * kGroups, kThreads = kGroup * (1 + kGroups);
+  static constexpr int kCols = 64, kGroups = 2, kRows = 64 * kGroups, kThreads = kGroup * (1 + kGroups);
 
   Sliced<S, Width, kRows> row[2];
   Sliced<S, Width, kCols> col[kStages][2];
-  alignas(16) float lse[kStages][kCols], delta[kStages][kCols];  // where columns are queries
   Pattern<kRows, kCols> pattern;
   NoteQueue notes;
   float slopes[4 * kGroups][kMaxAxes];
@@ -42,40 +41,82 @@ struct alignas(1024) BackwardWgmma {
   }
 };
 
-// Products with their tile become weights.
-template <bool kTransposed, class S, int N, int Rows, int Cols, class Lse>
-__device__ __forceinline__ void weigh(const Problem& problem, const Head& head,
+// What exponents have of a column and of a row, but for log-sums, of tiles of one ring; else 0.
+template <int Rows, int Cols>
+__device__ __forceinline__ float column_number(const Pattern<Rows, Cols>& pattern, const TileNote& note,
+                                               float slope, int col) {
+  return note.ring ? slope * note.slope[0] * pattern.col[0][col] : 0.0f;
+}
+template <int Rows, int Cols>
+__device__ __forceinline__ float row_number(const Pattern<Rows, Cols>& pattern, const TileNote& note,
+                                            float slope, int row) {
+  return note.ring ? -slope * fmaf(note.slope[0], note.start[0] + pattern.row[0][row], note.base[0]) : 0.0f;
+}
+
+// Products with their tile become weights. `slope` of an axis; `row` and `col`: numbers of
+// row 0 or 1 and of a column, less log-sums.
+template <bool kTransposed, class S, int N, int Rows, int Cols, class HeadOf, class Slope, class Row,
+          class Col>
+__device__ __forceinline__ void weigh(const Prepared& problem, const HeadOf& head,
                                       const Pattern<Rows, Cols>& pattern, const TileNote& note,
-                                      const RowInfo& rows, bool limited, int lane, float (&scores)[N][4],
-                                      const Lse& lse) {
-  const float scale = float(problem.scale) * kLog2e;
+                                      const RowInfo& rows, int lane, const Slope& slope, const Row& row,
+                                      const Col& col, float (&scores)[N][4]) {
 #pragma unroll
   for (int n = 0; n < N; ++n)
 #pragma unroll
-    for (int e = 0; e < 4; ++e) scores[n][e] *= scale;
-  each_part_of<N>(problem, pattern, note, rows.within, lane, [&](int axis, int n, int e, float part) {
-    scores[n][e] = fmaf(-head.slope(axis), part, scores[n][e]);
-  });
+    for (int e = 0; e < 4; ++e)
+      scores[n][e] = fmaf(scores[n][e], problem.factor, col(8 * n + lane % 4 * 2 + e % 2)) + row(e / 2);
+  if (!note.ring) {
+    each_part_of<N>(
+        problem, pattern, note, rows.within, lane,
+        [&](int axis, int n, int e, float part) { scores[n][e] = fmaf(-slope(axis), part, scores[n][e]); },
+        [](int) {});
+  }
   const int first = note.tile * Cols;
-  add_mask<S, kTransposed>(problem, head, rows, first, lane, scores);
+  if (problem.mask.element != MaskElement::kNone) {
+    add_mask<S, kTransposed>(problem, head(), rows, first, lane, scores);
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) scores[n][e] = fminf(scores[n][e], 0.0f);  // rounding of a huge mask
+  }
+#pragma unroll
+  for (int n = 0; n < N; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) scores[n][e] = power_of_two(scores[n][e]);
+  if (!note.limited) return;
 #pragma unroll
   for (int n = 0; n < N; ++n) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const int within = 8 * n + lane % 4 * 2 + e % 2, col = first + within;
-      const float weight = power_of_two(fminf(scores[n][e] - lse(e / 2, within), 0.0f));
-      const bool seen =
-          !limited || (kTransposed ? rows.index[e / 2] < key_limit(problem, col) : col < rows.limit[e / 2]);
-      scores[n][e] = seen ? weight : 0.0f;
+      const int at = first + 8 * n + lane % 4 * 2 + e % 2;
+      const bool seen = kTransposed ? rows.index[e / 2] < key_limit(problem, at) : at < rows.limit[e / 2];
+      if (!seen) scores[n][e] = 0.0f;
     }
   }
+}
+
+// Calls use(axis, share) with the lane's share in the gradient of each slope, from a tile's gradients of
+// scores.
+template <int N, int Rows, int Cols, class Use>
+__device__ __forceinline__ void each_slope(const float (&gradients)[N][4], const Problem& problem,
+                                           const Pattern<Rows, Cols>& pattern, const TileNote& note,
+                                           const RowInfo& rows, int lane, const Use& use) {
+  float share[2] = {};
+  each_part_of<N>(
+      problem, pattern, note, rows.within, lane,
+      [&](int, int n, int e, float part) { share[e % 2] = fmaf(-gradients[n][e], part, share[e % 2]); },
+      [&](int axis) {
+        use(axis, share[0] + share[1]);
+        share[0] = share[1] = 0.0f;
+      });
 }
 
 // A block that holds queries; keys pass by.
 template <class S, int E>
 class QueryGradient {
  public:
-  using Shared = BackwardWgmma<S, E, 64>;
+  using Shared = BackwardWgmma<S, E>;
   static constexpr int kCols = Shared::kCols, kTiles = kCols / 8;
 
   __device__ QueryGradient(const Prepared& problem, const Head& head, int pair, int block)
@@ -95,12 +136,14 @@ class QueryGradient {
       const float* of_head = excess + int64_t(pair_) * blocks;
       tiles.judge_by(larger(of_head[at], of_head[min(at + 1, blocks - 1)]));
     }
+    const int whole = key_limit(problem_, first_);
     NoteWriter notes(Shared::here().notes, lane);
     for (int base = 0; base < tiles.count(); base += 32) {
       notes.give(tiles.wants(base + lane), [&](TileNote& note) {
         const int key = (base + lane) * kCols, count = min(kCols, static_cast<int>(problem_.keys) - key);
         describe_tile(problem_, rows, box_at(problem_.lattice, problem_.key_base + key, count), base + lane,
                       note);
+        note.limited = key + kCols > whole;
       });
     }
     notes.finish();
@@ -125,9 +168,8 @@ class QueryGradient {
 
   __device__ void compute(int group, const Gradients& gradients, const RowSums& sums) const {
     Shared& shared = Shared::here();
-    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = uniform(static_cast<int>(threadIdx.x) / 32);
     const RowInfo rows = RowInfo::of<false>(problem_, first_, warp, lane);
-    const int whole = key_limit(problem_, first_);
     float lse[2], delta[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -149,13 +191,17 @@ class QueryGradient {
       wgmma_commit();
       multiply_rows(products, shared.row[1], group, shared.col[at][1]);
       wgmma_commit();
+      const float slope = head_.slope(0);
+      const float numbers[2] = {row_number(shared.pattern, *note, slope, rows.within) - lse[0],
+                                row_number(shared.pattern, *note, slope, rows.within + 8) - lse[1]};
       wgmma_wait<1>();
       hold(scores);
       hold(grad);
       if (given > 0) barrier_arrive(&shared.empty[(given - 1) % kStages]);
-      const bool limited = (note->tile + 1) * kCols > whole;
-      weigh<false, S>(problem_, head_, shared.pattern, *note, rows, limited, lane, scores,
-                      [&](int r, int) { return lse[r]; });
+      weigh<false, S>(
+          problem_, [&] { return head_; }, shared.pattern, *note, rows, lane,
+          [&](int axis) { return head_.slope(axis); }, [&](int r) { return numbers[r]; },
+          [&](int col) { return column_number(shared.pattern, *note, slope, col); }, scores);
       wgmma_wait<0>();
       hold(products);
 #pragma unroll
@@ -163,12 +209,10 @@ class QueryGradient {
 #pragma unroll
         for (int e = 0; e < 4; ++e) products[n][e] = scores[n][e] * (products[n][e] - delta[e / 2]);
       if (empty) drop_rows(products, lse);
-      each_part_of<kTiles>(problem_, shared.pattern, *note, rows.within, lane,
-                           [&](int axis, int n, int e, float part) {
+      each_slope(products, problem_, shared.pattern, *note, rows, lane, [&](int axis, float share) {
 #pragma unroll
-                             for (int a = 0; a < kMaxAxes; ++a)
-                               if (a == axis) slopes[a] = fmaf(-products[n][e], part, slopes[a]);
-                           });
+        for (int a = 0; a < kMaxAxes; ++a) slopes[a] += a == axis ? share : 0.0f;
+      });
       pack<S>(products, packed);
       wgmma_fence();
       add_product(grad, packed, shared.col[at][0]);
@@ -209,11 +253,11 @@ class QueryGradient {
 };
 
 template <class S, int E>
-__global__ void __launch_bounds__(BackwardWgmma<S, E, 64>::kThreads, 1)
+__global__ void __launch_bounds__(BackwardWgmma<S, E>::kThreads, 1)
     query_wgmma_kernel(const __grid_constant__ Prepared problem, const __grid_constant__ Gradients gradients,
                        const __grid_constant__ RowSums sums, const __grid_constant__ BackwardMaps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Shared = BackwardWgmma<S, E, 64>;
+  using Shared = BackwardWgmma<S, E>;
   const int blocks = (static_cast<int>(problem.queries) + Shared::kRows - 1) / Shared::kRows;
   const int pair = static_cast<int>(blockIdx.x) / blocks;
   // The last queries see most keys where it is causal: first.
@@ -224,7 +268,7 @@ __global__ void __launch_bounds__(BackwardWgmma<S, E, 64>::kThreads, 1)
   write_pattern(shared.pattern, problem, problem.query_base + at * Shared::kRows, block.box(),
                 problem.key_base, static_cast<int>(threadIdx.x), Shared::kThreads);
   __syncthreads();
-  const int group = static_cast<int>(threadIdx.x) / kGroup;
+  const int group = uniform(static_cast<int>(threadIdx.x) / kGroup);
   if (group < Shared::kGroups) {
     take_registers<224>();
     block.compute(group, gradients, sums);

@@ -87,7 +87,10 @@ __device__ void describe_keys(const QueryBlock& block, int32_t* tile_counts) {
     tiles.judge_by(excess);
     tiles.leave_out(tile);
   }
-  for (int base = 0; base < tiles.count(); base += 32) give(base + lane, tiles.wants(base + lane));
+  for (int base = 0; base < tiles.count(); base += 32) {
+    const int tile = tiles.at(base + lane);
+    give(tile, tiles.wants(tile));
+  }
   notes.finish();
   if (lane != 0) return;
   atomicAdd(tile_counts, tiles.count() - notes.given());

@@ -86,6 +86,13 @@ __device__ __forceinline__ void load_transposed(uint32_t (&out)[4], uint32_t add
                : "r"(address));
 }
 
+// Four of 8 by 8 elements of 16 bits, as load_matrices has them. On sm_90 and later.
+__device__ __forceinline__ void store_matrices(uint32_t address, const uint32_t (&values)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+               "r"(values[0]), "r"(values[1]), "r"(values[2]), "r"(values[3])
+               : "memory");
+}
+
 template <class S>
 struct Packing;
 template <>

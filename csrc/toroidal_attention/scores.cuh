@@ -25,10 +25,12 @@ STRATCORE_HOST_DEVICE inline bool of_chords(Metric metric) {
 // A problem with what kernels would else work out again and again.
 struct Prepared : Problem {
   uint32_t query_base, key_base;  // position of the first query and key, modulo the sites
+  float factor;                   // of products, in units of log 2
 
   explicit Prepared(const Problem& problem)
       : Problem(problem), query_base(reduced(problem.lattice, problem.query_offset)),
-        key_base(reduced(problem.lattice, problem.key_offset)) {}
+        key_base(reduced(problem.lattice, problem.key_offset)),
+        factor(static_cast<float>(problem.scale) * kLog2e) {}
 };
 
 // What all blocks of one query head share.
@@ -229,10 +231,11 @@ __device__ __forceinline__ void distances(const Problem& problem, const Pairs& p
     for (int e = 0; e < 4; ++e) distance[n][e] = sqrtf(distance[n][e]);
 }
 
-// Calls use(axis of the slope, n, e, part) for what each slope of the head multiplies.
-template <int N, class Pairs, class Use>
+// Calls use(axis of the slope, n, e, part) for what each slope of the head multiplies; after(axis) behind the
+// last of an axis.
+template <int N, class Pairs, class Use, class After>
 __device__ __forceinline__ void each_part(const Problem& problem, const Pairs& pairs, int lane,
-                                          const Use& use) {
+                                          const Use& use, const After& after) {
   constexpr int kAtOnce = 2;  // distances in registers beside the scores
   if (!separable(problem.metric)) {
 #pragma unroll
@@ -244,6 +247,7 @@ __device__ __forceinline__ void each_part(const Problem& problem, const Pairs& p
 #pragma unroll
         for (int e = 0; e < 4; ++e) use(0, tile + n, e, distance[n][e]);
     }
+    after(0);
     return;
   }
   const bool squares = problem.metric == Metric::kChordalSquared;
@@ -251,7 +255,13 @@ __device__ __forceinline__ void each_part(const Problem& problem, const Pairs& p
   for (int axis = 0; axis < problem.lattice.axes; ++axis) {
     along_axis<N>(problem, pairs, axis, 0, lane,
                   [&](int n, int e, float steps) { use(axis, n, e, squares ? steps * steps : steps); });
+    after(axis);
   }
+}
+template <int N, class Pairs, class Use>
+__device__ __forceinline__ void each_part(const Problem& problem, const Pairs& pairs, int lane,
+                                          const Use& use) {
+  each_part<N>(problem, pairs, lane, use, [](int) {});
 }
 
 // What a mask adds to the scores of a tile; only where the problem has a mask.

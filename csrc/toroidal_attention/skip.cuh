@@ -77,6 +77,16 @@ class KeyTiles {
     return tile;
   }
 
+  // The tile that is looked at as number `index`: where tiles may be left out, those around the block's own
+  // position come first, then the others, around.
+  __device__ int at(int index) const {
+    const int64_t key = first_position_ - problem_.key_offset;
+    const int own = static_cast<int>(key < 0 ? 0 : key / Cols), ahead = problem_.causal ? 28 : 16;
+    const int start = !skipping_ || own < ahead || own - ahead >= tiles_ ? 0 : own - ahead;
+    const int tile = start + index;
+    return index >= tiles_ ? tiles_ : tile < tiles_ ? tile : tile - tiles_;
+  }
+
   // Leaves out what a row of log-sum lse, with |scale| |q| |k| up to it + excess, can do without.
   __device__ void judge_by(float excess) { excess_ = excess; }
 
@@ -139,6 +149,16 @@ class QueryTiles {
 
   __device__ int count() const { return tiles_; }
 
+  // The tile that is looked at as number `index`: from the block's own position on, and around, so that the
+  // first ones are those that are most likely wanted, and blocks do not all look at the same queries.
+  __device__ int at(int index) const {
+    const int64_t query = problem_.key_offset + first_key_ - problem_.query_offset;
+    const int ahead = problem_.causal ? 0 : kAhead, own = static_cast<int>(query < 0 ? 0 : query / Cols);
+    const int start = own - ahead < 0 ? 0 : own - ahead < tiles_ ? own - ahead : 0;
+    const int tile = start + index;
+    return index >= tiles_ ? tiles_ : tile < tiles_ ? tile : tile - tiles_;
+  }
+
   // Whether the block has to look at a tile.
   __device__ bool wants(int tile) const { return tile < tiles_ && needed(tile); }
 
@@ -156,6 +176,8 @@ class QueryTiles {
   }
 
  private:
+  static constexpr int kAhead = 8;
+
   __device__ bool needed(int tile) const {
     const int first = tile * Cols, last = static_cast<int>(min(int64_t(first + Cols), problem_.queries)) - 1;
     if (key_limit(problem_, last) <= first_key_) return false;
@@ -226,8 +248,34 @@ __device__ inline float block_excess(const Problem& problem, const RowInfo& rows
   return excess;
 }
 
-constexpr int kNormRows = 8;                       // keys of a warp at once
-constexpr int kNormKeys = 4 * kWarps * kNormRows;  // of a block
+// Sixteen bytes of a row.
+template <class S>
+struct alignas(16) Chunk {
+  static constexpr int kCount = 16 / sizeof(S);
+  S element[kCount];
+
+  __device__ __forceinline__ static Chunk of(const Source<S>& source, int row, int col) {
+    const S* from = source.data + row * source.stride + col;
+    if (source.chunked) return *reinterpret_cast<const Chunk*>(from);
+    Chunk chunk;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) chunk.element[i] = col + i < source.dim ? from[i] : S(0.0f);
+    return chunk;
+  }
+
+  __device__ __forceinline__ float dot(const Chunk& other) const {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+      sum += static_cast<float>(number(element[i])) * static_cast<float>(number(other.element[i]));
+    return sum;
+  }
+};
+
+constexpr int kRowLanes = 16;                    // lanes that read a row
+constexpr int kRowsAtOnce = kBlock / kRowLanes;  // rows that a block reads at once
+constexpr int kNormTimes = 8;                    // times that it does, for norms
+constexpr int kNormKeys = kRowsAtOnce * kNormTimes;
 
 // The largest norm of the keys of every batch and key head, as bits of a float that is never negative; NaN is
 // the largest of all. Zeros on entry. A block takes kNormKeys keys of one head.
@@ -238,25 +286,24 @@ __global__ void __launch_bounds__(kBlock)
   const int group = static_cast<int>(blockIdx.x) / blocks, heads = static_cast<int>(problem.kv_heads);
   const Source<S> k =
       source_of<S>(problem.k, problem.k_strides, group / heads, group % heads, keys, problem.dim);
-  const int lane = threadIdx.x % 32, first = static_cast<int>(blockIdx.x) % blocks * kNormKeys;
-  unsigned largest = 0;
-  for (int at = first + threadIdx.x / 32 * kNormRows; at < min(first + kNormKeys, keys);
-       at += kWarps * kNormRows) {
-    float sums[kNormRows] = {};
-    for (int col = lane * kQuad; col < k.dim; col += 32 * kQuad) {
+  const int first =
+      (static_cast<int>(blockIdx.x) - group * blocks) * kNormKeys + static_cast<int>(threadIdx.x) / kRowLanes;
+  float squares[kNormTimes] = {};
+  for (int col = static_cast<int>(threadIdx.x) % kRowLanes * Chunk<S>::kCount; col < k.dim;
+       col += kRowLanes * Chunk<S>::kCount) {
 #pragma unroll
-      for (int row = 0; row < kNormRows; ++row) {
-        if (at + row >= keys) continue;
-        const Quad<S> quad = load_quad(k.data + (at + row) * k.stride, col, k.dim, k.chunked);
-#pragma unroll
-        for (int i = 0; i < kQuad; ++i) sums[row] += number(quad.element[i]) * number(quad.element[i]);
-      }
+    for (int i = 0; i < kNormTimes; ++i) {
+      if (first + i * kRowsAtOnce >= keys) continue;
+      const Chunk<S> chunk = Chunk<S>::of(k, first + i * kRowsAtOnce, col);
+      squares[i] += chunk.dot(chunk);
     }
-#pragma unroll
-    for (int row = 0; row < kNormRows; ++row)
-      largest = max(largest, __float_as_uint(sqrtf(sum_over<32>(sums[row])) * kNormMargin));
   }
-  if (lane == 0) atomicMax(norms + group, largest);
+  unsigned largest = 0;
+#pragma unroll
+  for (int i = 0; i < kNormTimes; ++i)
+    largest = max(largest, __float_as_uint(sqrtf(sum_over<kRowLanes>(squares[i])) * kNormMargin));
+  largest = __reduce_max_sync(kFullWarp, largest);
+  if (threadIdx.x % 32 == 0) atomicMax(norms + group, largest);
 }
 
 }  // namespace stratcore::toroidal_attention

@@ -47,10 +47,25 @@ struct Softmax {
   __device__ float lse(int r) const { return maximum[r] + log2f(row_sum(weight[r])); }
 };
 
+// Two neighbors of a row; `together`: they lie at a multiple of their size and both belong to it.
+template <class S>
+__device__ __forceinline__ void store_two(S* to, float low, float high, bool together) {
+  if (together) {
+    if constexpr (sizeof(S) == 2)
+      *reinterpret_cast<uint32_t*>(to) = Packing<S>::pack(low, high);
+    else
+      *reinterpret_cast<float2*>(to) = make_float2(low, high);
+    return;
+  }
+  to[0] = S(low);
+}
+
 // Rows of `count`, each times its factor.
 template <class S, int E>
 __device__ void store_rows(S* data, int64_t stride, const RowInfo& rows, int64_t count, int64_t dim, int lane,
                            const float (&values)[E / 8][4], const float (&factor)[2]) {
+  const bool together =
+      dim % 2 == 0 && stride % 2 == 0 && reinterpret_cast<uintptr_t>(data) % (2 * sizeof(S)) == 0;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     if (rows.index[r] >= count) continue;
@@ -58,8 +73,9 @@ __device__ void store_rows(S* data, int64_t stride, const RowInfo& rows, int64_t
 #pragma unroll
     for (int n = 0; n < E / 8; ++n) {
       const int col = 8 * n + lane % 4 * 2;
-      if (col < dim) row[col] = S(values[n][2 * r] * factor[r]);
-      if (col + 1 < dim) row[col + 1] = S(values[n][2 * r + 1] * factor[r]);
+      const float low = values[n][2 * r] * factor[r], high = values[n][2 * r + 1] * factor[r];
+      if (col < dim) store_two(row + col, low, high, together);
+      if (!together && col + 1 < dim) row[col + 1] = S(high);
     }
   }
 }

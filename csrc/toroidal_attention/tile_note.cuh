@@ -14,12 +14,19 @@
 // against the ring, take the general way.
 namespace stratcore::toroidal_attention {
 
+constexpr int kMostWhole = 256;  // whole numbers up to here have a bfloat16 of their own
+
 enum class AxisForm : int32_t { kLinear, kAcross };
 
 struct TileNote {
   int tile;
-  int repeat;   // of the query heads that share a key head, where tiles of all of them pass
-  bool simple;  // every axis has one of the forms
+  int repeat;              // of the query heads that share a key head, where tiles of all of them pass
+  bool simple;             // every axis has one of the forms
+  bool ring;               // there is one axis, and its form is linear
+  bool linear;             // all forms are, and coordinates of columns are whole numbers in 16 bits
+  bool limited;            // some query does not see all keys; for the backward
+  bool empty;              // some query has no weights; for the backward
+  float weight[kMaxAxes];  // slopes of the head; for the backward
   AxisForm form[kMaxAxes];
   float shift[kMaxAxes];  // general
   float2 turn[kMaxAxes];  // general, of chords: sine and cosine of half the shift's angle
@@ -65,12 +72,18 @@ __device__ inline void describe_tile(const Problem& problem, const Box& rows, co
     simple &= describe_axis(float(apart), rows.length[axis], cols.length[axis], period, axis, note);
   }
   note.simple = simple;
+  note.linear = simple;
+#pragma unroll
+  for (int axis = 0; axis < kMaxAxes; ++axis)
+    if (axis < problem.lattice.axes)
+      note.linear &= note.form[axis] == AxisForm::kLinear && cols.length[axis] <= kMostWhole;
+  note.ring = note.linear && problem.lattice.axes == 1;
 }
 
 // Coordinates from the start of a box: of the rows of a block, of the columns of every tile.
 template <int Rows, int Cols>
 struct alignas(16) Pattern {
-  float row[kMaxAxes][Rows];
+  float row[kMaxAxes][Rows], col[kMaxAxes][Cols];
   float2 row_place[kMaxAxes][Rows],
       col_place[kMaxAxes][Cols];  // as place_of has it; x the coordinate, but of chords
 };
@@ -103,9 +116,11 @@ __device__ inline void write_pattern(Pattern<Rows, Cols>& pattern, const Prepare
       pattern.row[axis][row] = float(u);
       pattern.row_place[axis][row] = pattern_place(problem, u, period);
     }
-    for (int col = thread; col < Cols; col += threads)
-      pattern.col_place[axis][col] =
-          pattern_place(problem, coordinate(problem.lattice, col_base, col, cols, axis), period);
+    for (int col = thread; col < Cols; col += threads) {
+      const int w = coordinate(problem.lattice, col_base, col, cols, axis);
+      pattern.col[axis][col] = float(w);
+      pattern.col_place[axis][col] = pattern_place(problem, w, period);
+    }
   }
 }
 
@@ -127,37 +142,39 @@ struct MovedPairs {
 };
 
 // Calls use(axis of the slope, n, e, part) for what each slope of the head multiplies, of the pairs that a
-// lane holds: rows from `within` of the block on.
-template <int N, int Rows, int Cols, class Use>
+// lane holds: rows from `within` of the block on; after(axis) behind the last of an axis.
+template <int N, int Rows, int Cols, class Use, class After>
 __device__ __forceinline__ void each_part_of(const Problem& problem, const Pattern<Rows, Cols>& pattern,
-                                             const TileNote& note, int within, int lane, const Use& use) {
+                                             const TileNote& note, int within, int lane, const Use& use,
+                                             const After& after) {
   if (!note.simple) {
     const MovedPairs<Rows, Cols> pairs{pattern, note, within, of_chords(problem.metric)};
-    each_part<N>(problem, pairs, lane, use);
+    each_part<N>(problem, pairs, lane, use, after);
     return;
   }
 #pragma unroll 1
   for (int axis = 0; axis < problem.lattice.axes; ++axis) {
     const float slope = note.slope[axis], base = note.base[axis], start = note.start[axis];
     const float place[2] = {start + pattern.row[axis][within], start + pattern.row[axis][within + 8]};
-    const float4* cols = reinterpret_cast<const float4*>(pattern.col_place[axis]) + lane % 4;
+    const float2* cols = reinterpret_cast<const float2*>(pattern.col[axis]) + lane % 4;
     if (note.form[axis] == AxisForm::kLinear) {
       const float row[2] = {fmaf(slope, place[0], base), fmaf(slope, place[1], base)};
 #pragma unroll
       for (int n = 0; n < N; ++n) {
-        const float4 pair = cols[4 * n];
+        const float2 pair = cols[4 * n];
 #pragma unroll
-        for (int e = 0; e < 4; ++e) use(axis, n, e, fmaf(-slope, e % 2 ? pair.z : pair.x, row[e / 2]));
+        for (int e = 0; e < 4; ++e) use(axis, n, e, fmaf(-slope, e % 2 ? pair.y : pair.x, row[e / 2]));
       }
     } else {
 #pragma unroll
       for (int n = 0; n < N; ++n) {
-        const float4 pair = cols[4 * n];
+        const float2 pair = cols[4 * n];
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          use(axis, n, e, fmaf(slope, fabsf(place[e / 2] - (e % 2 ? pair.z : pair.x)), base));
+          use(axis, n, e, fmaf(slope, fabsf(place[e / 2] - (e % 2 ? pair.y : pair.x)), base));
       }
     }
+    after(axis);
   }
 }
 

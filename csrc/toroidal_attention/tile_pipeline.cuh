@@ -107,12 +107,14 @@ struct Sliced {
 template <class S, int E, int Rows, int Cols>
 __device__ __forceinline__ void multiply_rows(float (&sums)[Cols / 8][4], const Sliced<S, E, Rows>& a,
                                               int group, const Sliced<S, E, Cols>& b) {
+  const MatrixDescriptor left(shared_address(a.slice[0][64 * group]), 1);
+  const MatrixDescriptor right(shared_address(b.slice[0]), 1);
+  clear(sums);
 #pragma unroll
   for (int step = 0; step < E / 16; ++step) {
-    const uint32_t column = step % 4 * 32;
-    const uint64_t left = matrix_descriptor(shared_address(a.slice[step / 4][64 * group]) + column, 1);
-    const uint64_t right = matrix_descriptor(shared_address(b.slice[step / 4]) + column, 1);
-    Wgmma<S>::template multiply<false, false>(sums, left, right, step > 0);
+    const uint32_t column = step % 4 * 32, slice = step / 4 * kSlice * sizeof(S);
+    Wgmma<S>::template multiply<false, false>(sums, left.at(slice * Rows + column),
+                                              right.at(slice * Cols + column), step > 0);
   }
 }
 
@@ -120,12 +122,10 @@ __device__ __forceinline__ void multiply_rows(float (&sums)[Cols / 8][4], const 
 template <class S, int E, int Rows>
 __device__ __forceinline__ void add_product(float (&sums)[E / 8][4], const uint32_t (&factor)[Rows / 16][4],
                                             const Sliced<S, E, Rows>& b) {
+  const MatrixDescriptor right(shared_address(b.slice[0]), Rows * kSlice * sizeof(S));
 #pragma unroll
-  for (int step = 0; step < Rows / 16; ++step) {
-    const uint64_t right =
-        matrix_descriptor(shared_address(b.slice[0][16 * step]), Rows * kSlice * sizeof(S));
-    Wgmma<S>::template multiply<true>(sums, factor[step], right, true);
-  }
+  for (int step = 0; step < Rows / 16; ++step)
+    Wgmma<S>::template multiply<true>(sums, factor[step], right.at(16 * step * kSlice * sizeof(S)), true);
 }
 
 template <class S, int N>

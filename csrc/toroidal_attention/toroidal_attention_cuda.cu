@@ -1,6 +1,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <type_traits>
 
@@ -19,22 +20,39 @@ namespace {
 
 int64_t row_blocks(int64_t rows) { return (rows + kRows - 1) / kRows; }
 
+// Warps of all blocks of keys of the backward on sm_90a.
+int64_t warps_of_keys(int64_t keys) { return (keys + 127) / 128 * 8; }
+
 int64_t rounded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// Width of the least tile that holds the heads.
+int64_t tile_width(int64_t dim) { return dim <= 64 ? 64 : dim <= 128 ? 128 : 256; }
+
+// Whether the backward may take blocks of keys that add to the gradient of the queries.
+bool may_add_queries(const Problem& problem, bool deterministic) {
+  return !deterministic && problem.dim <= 128 &&
+         (problem.element == Element::kBFloat16 || problem.element == Element::kFloat16);
+}
 
 // Parts of the scratch, in bytes from its start.
 struct Scratch {
-  int64_t key_norms = 0, lse, delta, excess, slopes, bytes;
+  int64_t key_norms = 0, lse, delta, excess, empty, slopes, queries, bytes;
 
-  explicit Scratch(const Problem& problem) {
+  Scratch(const Problem& problem, bool deterministic) {
     const int64_t pairs = problem.batch * problem.heads, rows = pairs * row_blocks(problem.queries) * kRows;
     const bool scalar = problem.element == Element::kFloat64;
-    const int64_t shares = scalar ? problem.queries : row_blocks(problem.queries);
+    const bool adding = may_add_queries(problem, deterministic);
+    const int64_t shares = scalar   ? problem.queries
+                           : adding ? std::max(row_blocks(problem.queries), warps_of_keys(problem.keys))
+                                    : row_blocks(problem.queries);
     lse = rounded(problem.batch * problem.kv_heads * sizeof(float));
     delta = lse + (scalar ? 0 : rounded(rows * sizeof(float)));
     excess = delta + (scalar ? 0 : rounded(rows * sizeof(float)));
-    slopes = excess + (scalar ? 0 : rounded(pairs * row_blocks(problem.queries) * sizeof(float)));
-    bytes =
+    empty = excess + (scalar ? 0 : rounded(pairs * row_blocks(problem.queries) * sizeof(float)));
+    slopes = empty + (scalar ? 0 : rounded(pairs * row_blocks(problem.queries) * sizeof(bool)));
+    queries =
         slopes + rounded(pairs * shares * problem.slope_count * (scalar ? sizeof(double) : sizeof(float)));
+    bytes = queries + (adding ? rows * tile_width(problem.dim) * int64_t(sizeof(float)) : 0);
   }
 };
 
@@ -147,12 +165,10 @@ Status launch_backward(Kernel kernel, const Prepared& problem, const Gradients& 
   return launch_status();
 }
 
-// Blocks of queries that share the gradient of the slopes; 0 where mma.sync has to do it.
-template <class S, int E>
-int64_t backward_wgmma(const Prepared& problem, const Gradients& gradients, const RowSums& sums,
-                       cudaStream_t stream) {
-  using Query = BackwardWgmma<S, E, 64>;
-  using Key = BackwardWgmma<S, E, key_wgmma_cols<E>()>;
+// Boxes of rows of both kinds of blocks; false where mma.sync has to do it.
+template <class S, class Query, class Key>
+bool describe_backward(const Problem& problem, const Gradients& gradients, BackwardMaps& query,
+                       BackwardMaps& key) {
   const auto queries = [&](const void* data, const Strides& strides, int box, CUtensorMap& map) {
     return describe_rows<S>(data, strides, problem.batch, problem.heads, problem.queries, problem.dim, box,
                             map);
@@ -161,22 +177,47 @@ int64_t backward_wgmma(const Prepared& problem, const Gradients& gradients, cons
     return describe_rows<S>(data, strides, problem.batch, problem.kv_heads, problem.keys, problem.dim, box,
                             map);
   };
+  return one_pattern(problem.lattice, problem.key_offset, problem.keys, Query::kCols) &&
+         one_pattern(problem.lattice, problem.query_offset, problem.queries, Key::kCols) &&
+         queries(problem.q, problem.q_strides, Query::kRows, query.row[0]) &&
+         queries(gradients.grad_out, gradients.grad_out_strides, Query::kRows, query.row[1]) &&
+         keys(problem.k, problem.k_strides, Query::kCols, query.col[0]) &&
+         keys(problem.v, problem.v_strides, Query::kCols, query.col[1]) &&
+         keys(problem.k, problem.k_strides, Key::kRows, key.row[0]) &&
+         keys(problem.v, problem.v_strides, Key::kRows, key.row[1]) &&
+         queries(problem.q, problem.q_strides, Key::kCols, key.col[0]) &&
+         queries(gradients.grad_out, gradients.grad_out_strides, Key::kCols, key.col[1]);
+}
+
+template <class S, int E>
+Status add_queries(const Prepared& problem, const Gradients& gradients, const RowSums& sums,
+                   const BackwardMaps& key, cudaStream_t stream) {
+  const int64_t pairs = problem.batch * problem.heads;
+  cudaMemsetAsync(sums.queries, 0, pairs * sums.stride * E * sizeof(float), stream);
+  if (const Status status =
+          launch_backward<KeyWgmma<S, E>>(key_wgmma_kernel<S, E, true>, problem, gradients, sums, key,
+                                          problem.keys, problem.kv_heads, stream))
+    return status;
+  query_sums_kernel<S, E><<<static_cast<unsigned>(pairs * row_blocks(problem.queries)), kBlock, 0, stream>>>(
+      problem, sums.queries, sums.stride, static_cast<S*>(gradients.grad_q));
+  return launch_status();
+}
+
+// Shares that the gradient of the slopes has of a head; 0 where mma.sync has to do it.
+template <class S, int E>
+int64_t backward_wgmma(const Prepared& problem, const Gradients& gradients, const RowSums& sums,
+                       bool deterministic, cudaStream_t stream) {
+  using Query = BackwardWgmma<S, E>;
+  using Key = KeyWgmma<S, E>;
   BackwardMaps query, key;
-  if (!one_pattern(problem.lattice, problem.key_offset, problem.keys, Query::kCols) ||
-      !one_pattern(problem.lattice, problem.query_offset, problem.queries, Key::kCols) ||
-      !compiled(key_wgmma_kernel<S, E>) ||
-      !queries(problem.q, problem.q_strides, Query::kRows, query.row[0]) ||
-      !queries(gradients.grad_out, gradients.grad_out_strides, Query::kRows, query.row[1]) ||
-      !keys(problem.k, problem.k_strides, Query::kCols, query.col[0]) ||
-      !keys(problem.v, problem.v_strides, Query::kCols, query.col[1]) ||
-      !keys(problem.k, problem.k_strides, Key::kRows, key.row[0]) ||
-      !keys(problem.v, problem.v_strides, Key::kRows, key.row[1]) ||
-      !queries(problem.q, problem.q_strides, Key::kCols, key.col[0]) ||
-      !queries(gradients.grad_out, gradients.grad_out_strides, Key::kCols, key.col[1]))
+  if (!compiled(key_wgmma_kernel<S, E, true>) ||
+      !describe_backward<S, Query, Key>(problem, gradients, query, key))
     return 0;
+  if (may_add_queries(problem, deterministic))
+    return add_queries<S, E>(problem, gradients, sums, key, stream) == kOk ? warps_of_keys(problem.keys) : 0;
   if (launch_backward<Query>(query_wgmma_kernel<S, E>, problem, gradients, sums, query, problem.queries,
                              problem.heads, stream) ||
-      launch_backward<Key>(key_wgmma_kernel<S, E>, problem, gradients, sums, key, problem.keys,
+      launch_backward<Key>(key_wgmma_kernel<S, E, false>, problem, gradients, sums, key, problem.keys,
                            problem.kv_heads, stream))
     return 0;
   return (problem.queries + Query::kRows - 1) / Query::kRows;
@@ -238,16 +279,17 @@ Status sum_slopes(const Problem& problem, const T* shares, int64_t blocks, void*
 }
 
 template <class S>
-Status backward(const Problem& problem, const Output& out, const Gradients& gradients, void* scratch,
-                cudaStream_t stream) {
-  const Scratch parts(problem);
+Status backward(const Problem& problem, const Output& out, const Gradients& gradients, bool deterministic,
+                void* scratch, cudaStream_t stream) {
+  const Scratch parts(problem, deterministic);
   if constexpr (std::is_same_v<S, double>) {
     double* shares = at<double>(scratch, parts.slopes);
     if (const Status status = backward_scalar(problem, out, gradients, shares, stream)) return status;
     return sum_slopes(problem, shares, problem.queries, gradients.grad_slopes, stream);
   } else {
-    const RowSums sums{at<float>(scratch, parts.lse), at<float>(scratch, parts.delta),
-                       at<float>(scratch, parts.excess), at<float>(scratch, parts.slopes),
+    const RowSums sums{at<float>(scratch, parts.lse),      at<float>(scratch, parts.delta),
+                       at<float>(scratch, parts.excess),   at<bool>(scratch, parts.empty),
+                       at<float>(scratch, parts.slopes),   at<float>(scratch, parts.queries),
                        row_blocks(problem.queries) * kRows};
     if (problem.eps > 0) {
       if (const Status status = key_norms<S>(problem, scratch, stream)) return status;
@@ -261,7 +303,7 @@ Status backward(const Problem& problem, const Output& out, const Gradients& grad
     const Status status = with_width(problem.dim, [&](auto width) {
       constexpr int E = decltype(width)::value;
       if constexpr (sizeof(S) == 2 && E <= 128) {
-        if (const int64_t wide = backward_wgmma<S, E>(prepared, gradients, sums, stream)) {
+        if (const int64_t wide = backward_wgmma<S, E>(prepared, gradients, sums, deterministic, stream)) {
           blocks = wide;
           return kOk;
         }
@@ -275,9 +317,13 @@ Status backward(const Problem& problem, const Output& out, const Gradients& grad
 
 }  // namespace
 
-int64_t forward_scratch_cuda(const Problem& problem) { return problem.eps > 0 ? Scratch(problem).lse : 0; }
+int64_t forward_scratch_cuda(const Problem& problem) {
+  return problem.eps > 0 ? Scratch(problem, true).lse : 0;
+}
 
-int64_t backward_scratch_cuda(const Problem& problem, bool) { return Scratch(problem).bytes; }
+int64_t backward_scratch_cuda(const Problem& problem, bool deterministic) {
+  return Scratch(problem, deterministic).bytes;
+}
 
 Status forward_cuda(const Problem& problem, const Output& out, void* scratch, const Executor& executor) {
   return with_element<__nv_bfloat16, __half>(problem.element, [&](auto type) {
@@ -285,10 +331,10 @@ Status forward_cuda(const Problem& problem, const Output& out, void* scratch, co
   });
 }
 
-Status backward_cuda(const Problem& problem, const Output& out, const Gradients& gradients, bool,
-                     void* scratch, const Executor& executor) {
+Status backward_cuda(const Problem& problem, const Output& out, const Gradients& gradients,
+                     bool deterministic, void* scratch, const Executor& executor) {
   return with_element<__nv_bfloat16, __half>(problem.element, [&](auto type) {
-    return backward<decltype(type)>(problem, out, gradients, scratch, stream_of(executor));
+    return backward<decltype(type)>(problem, out, gradients, deterministic, scratch, stream_of(executor));
   });
 }
 
