@@ -68,6 +68,11 @@ def test_gradcheck_with_masks(device):
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("name", CASES)
 def test_backward_matches_reference(device, name, metric):
+    for deterministic in (False, True) if device == "cuda" else (None,):
+        check_backward(device, name, metric, deterministic)
+
+
+def check_backward(device: str, name: str, metric: str, deterministic: bool | None) -> None:
     sizes, options = CASES[name]
     options = {"metric": metric, **options}
     count = len(options["lattice"]) if metric in ("l1", "chordal_sq") else 1
@@ -78,7 +83,8 @@ def test_backward_matches_reference(device, name, metric):
         stored = [weights[0].to(dtype).double(), weights[1].float().double()]
         wanted = all_gradients(lambda *t: defined(*t, **options), wide, stored)
         eager = all_gradients(lambda *t: defined(*t, **options), tensors, stored)
-        ours = all_gradients(lambda *t: run(*t, **options), tensors, stored)
+        call = lambda *t: run(*t, deterministic=deterministic, **options)  # noqa: E731
+        ours = all_gradients(call, tensors, stored)
         for which, *parts in zip(NAMES, ours, eager, wanted, strict=True):
             # a sum over all pairs, in which nearly everything cancels: by its own size
             if which == "slopes":
