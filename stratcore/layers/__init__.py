@@ -8,6 +8,11 @@ from stratcore.layers.constellation import (
     Triangulation,
     anchor_usage,
 )
+from stratcore.layers.context_parallel import (
+    ContextParallelAttention,
+    ContextParallelTraffic,
+    context_parallel_attention,
+)
 from stratcore.layers.dictionary import DictionaryExperts
 from stratcore.layers.gating import QueryKeyGate, expert_weights
 from stratcore.layers.lista import ListaOptions, TopKLISTA
@@ -34,6 +39,7 @@ __all__ = [
     "CVReport",
     "Constellation",
     "ConstellationOptions",
+    "ContextParallelAttention",
     "DictionaryExperts",
     "KSimplexChannel",
     "KSimplexOptions",
@@ -44,10 +50,12 @@ __all__ = [
     "SimplexCVLoss",
     "SimplexCVOptions",
     "TopKLISTA",
+    "ContextParallelTraffic",
     "Triangulation",
     "anchor_cv_loss",
     "anchor_usage",
     "cm_barrier",
+    "context_parallel_attention",
     "cv_loss",
     "dual_cv_loss",
     "expert_weights",

@@ -1,0 +1,304 @@
+"""One call of context parallel attention on one rank: what the ranks agree on, the forward and the backward.
+
+Legend: R ranks, C pieces of a shard, B batch, H query heads, G key heads, N queries and M keys of this rank,
+E dimension of a head, S slopes a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from stratcore import ops
+from stratcore.layers._context_parallel_needs import count_visible, key_statistics, needed_pieces
+from stratcore.layers._context_parallel_ring import (
+    OP,
+    Block,
+    ContextParallelTraffic,
+    Delivery,
+    Gathering,
+    Group,
+    KeyStream,
+    Step,
+    agree,
+    gather,
+    return_gradients,
+    steps_of,
+)
+from stratcore.layers._context_parallel_shards import Run, Shards
+from stratcore.ops._checks import FLOATING, check_choice
+from stratcore.ops._toroidal_attention_call import METRICS, Options, arguments
+
+METHODS = ("ring", "all_gather")
+CHOICES = {"dtype": FLOATING, "method": METHODS, "metric": METRICS}
+FACTS = (
+    *("batch", "heads", "key heads", "dim", "dtype", "slopes a head", "key_mask"),
+    *("q.requires_grad", "k.requires_grad", "v.requires_grad", "slopes.requires_grad"),
+    *("method", "metric", "scale", "causal", "causal_group", "query_offset", "key_offset", "eps"),
+    *("axes", *(f"{name}[{axis}]" for name in ("lattice", "block") for axis in range(3))),
+    *("own queries", "own keys"),
+)
+
+_op = torch.ops.stratcore.toroidal_attention.default
+_backward_op = torch.ops.stratcore.toroidal_attention_backward.default
+
+
+class Inputs(NamedTuple):
+    """In the layout of the op: slopes [H, S], mask of keys [B, 1, M]."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    slopes: Tensor
+    mask: Tensor | None
+
+    @property
+    def block(self) -> Block:
+        """What other ranks may need."""
+        return [self.k, self.v] if self.mask is None else [self.k, self.v, self.mask]
+
+
+def key_padding(k: Tensor, key_mask: Tensor) -> Tensor:
+    """A mask [B, M] of keys as [B, 1, M]."""
+    if key_mask.dtype != torch.bool:
+        raise TypeError(f"{OP}: expected key_mask of dtype bool, got {key_mask.dtype}")
+    expected = [k.shape[0], k.shape[2]] if k.ndim == 4 else ["B", "M"]
+    if list(key_mask.shape) != expected or key_mask.device != k.device:
+        got = f"{list(key_mask.shape)} on {key_mask.device}"
+        raise ValueError(f"{OP}: expected key_mask of shape {expected} on the device of k, got {got}")
+    return key_mask[:, None]
+
+
+def agreed_call(
+    group: Group,
+    method: str,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None],
+    options: dict[str, Any],
+) -> tuple[Call, Inputs]:
+    """Checks the arguments on all ranks at once, so that either all raise or none."""
+    rank = dist.get_rank(group)
+    if rank < 0:
+        raise ValueError(f"{OP}: expected a group that this process belongs to")
+    devices = dict(entry.split(":") for entry in dist.get_backend_config(group).split(","))
+    place = tensors[0].device
+    facts, refusal = dict.fromkeys(FACTS, 0.0), None
+    try:
+        check_choice(OP, "method", method, METHODS)
+        if place.type not in devices:
+            raise ValueError(f"{OP}: expected q on {' or '.join(devices)}, as the group is, got {place}")
+        inputs, agreed = _checked(tensors, options)
+        facts = dict(zip(FACTS, _facts(inputs, agreed, method), strict=True))
+    except Exception as error:  # whatever it is, the other ranks must not wait for this one
+        refusal = error
+    if place.type not in devices:
+        place = torch.device(next(iter(devices)))
+    of_ranks = agree(group, place, facts, CHOICES, refusal)
+    queries, keys = (tuple(int(values[at]) for values in of_ranks) for at in (-2, -1))
+    shards = Shards(rank, queries, keys, agreed)
+    return Call(group, shards, method, with_gradient=any(_wanted(inputs))), inputs
+
+
+def _wanted(inputs: Inputs) -> list[bool]:
+    """Which of q, k, v and slopes have a gradient."""
+    return [torch.is_grad_enabled() and t.requires_grad for t in inputs[:4]]
+
+
+def _checked(
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None], options: dict[str, Any]
+) -> tuple[Inputs, Options]:
+    q, k, v, slopes, key_mask = tensors
+    q, k, v, slopes, _, *rest = arguments(q, k, v, slopes, None, tuple(options.values()))
+    return Inputs(q, k, v, slopes, None if key_mask is None else key_padding(k, key_mask)), Options(*rest)
+
+
+def _facts(inputs: Inputs, options: Options, method: str) -> list[float]:
+    """Of one rank, in the order of FACTS."""
+    q, k, v, slopes, mask = inputs
+    sizes = [q.shape[0], q.shape[1], k.shape[1], q.shape[3], FLOATING.index(q.dtype), slopes.shape[1]]
+    chosen = [METHODS.index(method), METRICS.index(options.metric), options.scale, options.causal]
+    numbers = [options.causal_group, options.query_offset, options.key_offset, options.eps]
+    periods = [*options.lattice, 0, 0][:3] + [*options.block, 0, 0][:3]
+    own = [q.shape[2], k.shape[2]]
+    everything = (
+        *sizes,
+        mask is not None,
+        *_wanted(inputs),
+        *chosen,
+        *numbers,
+        len(options.lattice),
+        *periods,
+        *own,
+    )
+    return [float(fact) for fact in everything]
+
+
+class Call:
+    """One call on one rank: its shards, whom it sends what, and the op on one block of keys."""
+
+    def __init__(self, group: Group, shards: Shards, method: str, *, with_gradient: bool) -> None:
+        self.group, self.shards, self.method = group, shards, method
+        self.keeps_blocks = method == "all_gather" and with_gradient
+        self.visible = shards.visible()
+        self.candidates = count_visible(self.visible[shards.rank])
+        own = count_visible(self.visible[shards.rank, :, shards.rank])
+        self.own_run = Run(0, shards.keys[shards.rank], 0, shards.queries[shards.rank], own)
+        self.steps: list[Step] = []
+        self.traffic = ContextParallelTraffic([0] * shards.size)
+
+    def statistics(self, block: Block) -> Gathering:
+        """Starts to gather what bounds the scores of all keys."""
+        mask = block[2][:, 0] if len(block) > 2 else None
+        return gather(self.group, key_statistics(block[0], mask))
+
+    def needs(self, q: Tensor, lse: Tensor, slopes: Tensor, statistics: Gathering) -> Tensor:
+        """Who needs what, bool [R, C, R, C] on the CPU; waits for the device."""
+        visible = self.visible[self.shards.rank]
+        own = needed_pieces(q, lse, slopes, statistics.wait(), self.shards, visible)
+        return gather(self.group, own.to(torch.uint8)).wait().cpu().bool()
+
+    def stream(self, block: Block, needs: Tensor | None = None) -> KeyStream:
+        """Starts to send and receive blocks of keys: as `needs` says, or as before."""
+        if needs is not None:
+            self.steps = steps_of(self.shards, needs)
+        return KeyStream(self.group, self.steps, block, 1 if self.method == "ring" else len(self.steps))
+
+    def attend(
+        self, q: Tensor, slopes: Tensor, block: Block, run: Run, owner: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Result, lse and tiles of the rows of a run over its keys."""
+        q = q[:, :, run.rows]
+        return _op(q, block[0], block[1], slopes, _mask(q, block), *self._options(run, owner))
+
+    def gradients(
+        self, saved: Saved, block: Block, run: Run, owner: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of q in the rows of a run, of its keys and values, and of slopes."""
+        q, out, lse, grad_out = (t[:, :, run.rows] for t in (saved.q, saved.out, saved.lse, saved.grad_out))
+        grad_lse = None if saved.grad_lse is None else saved.grad_lse[:, :, run.rows]
+        tensors = (q, block[0], block[1], saved.slopes, _mask(q, block), out, lse)
+        return _backward_op(grad_out, grad_lse, *tensors, *self._options(run, owner))
+
+    def _options(self, run: Run, owner: int) -> Options:
+        return self.shards.placed(run, owner, self.candidates)
+
+
+class Saved(NamedTuple):
+    """What the gradient of a block is computed from: out and lse are those over the keys of all ranks."""
+
+    q: Tensor
+    slopes: Tensor
+    out: Tensor
+    lse: Tensor
+    grad_out: Tensor
+    grad_lse: Tensor | None
+
+
+def _mask(q: Tensor, block: Block) -> Tensor | None:
+    return block[2][:, :, None].expand(*q.shape[:3], -1) if len(block) > 2 else None
+
+
+def _forward(call: Call, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Result, lse and tiles over all ranks' keys, and the blocks that came in, if they are kept."""
+    q, slopes, block = inputs.q, inputs.slopes, inputs.block
+    own = (q, slopes, block, call.own_run, call.shards.rank)
+    if call.shards.options.eps == 0:
+        stream = call.stream(block, call.visible)
+        out, lse, tiles = call.attend(*own)
+    else:
+        statistics = call.statistics(block)
+        out, lse, tiles = call.attend(*own)
+        stream = call.stream(block, call.needs(q, lse, slopes, statistics))
+    out, kept = out.to(lse.dtype), []
+    for step, blocks in zip(call.steps, stream, strict=True):
+        for run, other in zip(step.inbound, blocks, strict=True):
+            part, part_lse, part_tiles = call.attend(q, slopes, other, run, step.owner)
+            rows = (slice(None), slice(None), run.rows)
+            out[rows], lse[rows] = ops.merge_attention(out[rows], lse[rows], part, part_lse)
+            tiles += part_tiles
+        if call.keeps_blocks:
+            kept += [part for other in blocks for part in other]
+    call.traffic = stream.traffic
+    return out.to(q.dtype), lse, tiles, kept
+
+
+def _backward(
+    call: Call, saved: Saved, own: Block, arriving: Iterator[list[Block]], returns: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the tensors; those of other ranks' keys travel back while the next are computed."""
+    rank = call.shards.rank
+    sums = [grad.to(saved.lse.dtype) for grad in call.gradients(saved, own, call.own_run, rank)]
+    grad_q, grad_k, grad_v, grad_slopes = sums
+    under_way: list[tuple[Step, Delivery]] = []
+    for step, blocks in zip(call.steps, arriving, strict=True):
+        results: list[Block] = []
+        for run, other in zip(step.inbound, blocks, strict=True):
+            of_q, of_k, of_v, of_slopes = call.gradients(saved, other, run, step.owner)
+            grad_q[:, :, run.rows] += of_q
+            grad_slopes += of_slopes
+            results.append([of_k, of_v])
+        if returns:
+            delivery = return_gradients(call.group, step, results, own)
+            call.traffic.backward_bytes_sent += delivery.bytes_sent
+            under_way.append((step, delivery))
+        while len(under_way) > 1:
+            _take_in(*under_way.pop(0), grad_k, grad_v)
+    for step, delivery in under_way:
+        _take_in(step, delivery, grad_k, grad_v)
+    return grad_q, grad_k, grad_v, grad_slopes
+
+
+def _take_in(step: Step, delivery: Delivery, grad_k: Tensor, grad_v: Tensor) -> None:
+    for run, (of_k, of_v) in zip(step.outbound, delivery.wait(), strict=True):
+        grad_k[:, :, run.keys] += of_k
+        grad_v[:, :, run.keys] += of_v
+
+
+class ContextParallel(torch.autograd.Function):
+    """The call as one node of the graph of each rank."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Takes Inputs and Call."""
+        *tensors, call = args
+        inputs = Inputs(*tensors)
+        out, lse, tiles, kept = _forward(call, inputs)
+        ctx.mark_non_differentiable(tiles)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, out, lse, *kept)
+        ctx.call = call
+        return out, lse, tiles
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: Any
+    ) -> tuple[Tensor | None, ...]:
+        """Of q, k, v and slopes."""
+        call, (*tensors, out, lse), kept = ctx.call, ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+        inputs = Inputs(*tensors)
+        own = inputs.block
+        if grad_out is None:
+            grad_out = torch.zeros_like(out)
+        if call.method == "all_gather":
+            arriving = _steps_again(call.steps, kept, len(own))
+        else:
+            stream = call.stream(own)
+            arriving = iter(stream)
+        saved = Saved(inputs.q, inputs.slopes, out, lse, grad_out, grad_lse)
+        grads = _backward(call, saved, own, arriving, any(ctx.needs_input_grad[1:3]))
+        if call.method == "ring":
+            call.traffic.backward_bytes_sent += stream.traffic.bytes_sent
+        wanted = zip(grads, inputs[:4], ctx.needs_input_grad, strict=False)
+        return *(grad.to(like.dtype) if need else None for grad, like, need in wanted), None, None
+
+
+def _steps_again(steps: Sequence[Step], kept: Sequence[Tensor], parts: int) -> Iterator[list[Block]]:
+    """The blocks that were kept, step by step."""
+    tensors = iter(kept)
+    for step in steps:
+        yield [[next(tensors) for _ in range(parts)] for _ in step.inbound]
