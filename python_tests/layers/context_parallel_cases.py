@@ -169,14 +169,21 @@ def frugal(
     tensors[3].fill_(2.0)
     mask = change(tensors)
     shaped = None if mask is None else mask[:, None, None]
-    dense = ops.toroidal_attention_lse(*tensors, mask=shaped, **case.options)
-    leaves, mask, rows, _ = own_shard(Whole(tensors, mask, [], dense, ()), case)
+    whole = [t.clone().requires_grad_() for t in tensors]
+    dense = ops.toroidal_attention_lse(*whole, mask=shaped, **case.options)
+    (dense.out.square().sum() + dense.lse.sum()).backward()
+    leaves, mask, rows, keys = own_shard(Whole(tensors, mask, [], dense, ()), case)
     result = context_parallel_attention(*leaves, key_mask=mask, eps=eps, method=method, **case.options)
-    lse, out = dense.lse[:, :, rows], dense.out[:, :, rows]
+    (result.out.square().sum() + result.lse.sum()).backward()
+    dist.all_reduce(leaves[3].grad)
+    lse, out = dense.lse.detach()[:, :, rows], dense.out.detach()[:, :, rows]
     lost = torch.where(lse == result.lse, 0.0, -torch.expm1(result.lse.detach() - lse))
     difference = (result.out.detach() - out).abs().max() / tensors[2].abs().max()
-    (result.out.sum() + result.lse.sum()).backward()
-    return {"lost": float(lost.max()), "difference": float(difference), **traffic_of(result)}
+    parts = (rows, keys, keys, slice(None))
+    own = [t.grad if t.ndim == 2 else t.grad[:, :, part] for t, part in zip(whole, parts, strict=True)]
+    errors = [error(a.grad.double(), e.double()) for a, e in zip(leaves, own, strict=True)]
+    found = {"lost": float(lost.max()), "difference": float(difference), "gradients": max(errors)}
+    return {**found, **traffic_of(result)}
 
 
 def unchanged(tensors: list[Tensor]) -> None:

@@ -155,6 +155,8 @@ def test_rows_lose_at_most_eps(found):
             slack = {"float32": 1e-5, "bfloat16": 1e-2}.get(name, 1e-12)
             assert -1e-6 <= results[name]["lost"] <= eps + slack
             assert results[name]["difference"] <= 2 * eps / (1 - eps) + slack
+            # these rows lose next to nothing, however much they might
+            assert results[name]["gradients"] <= {"float32": 1e-5, "bfloat16": 3e-2}.get(name, 1e-12)
     assert math.isnan(found[0]["not a number"]["lost"])
 
 
