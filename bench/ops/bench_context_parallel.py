@@ -151,7 +151,8 @@ def main() -> None:
     )
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    cuda = device.type == "cuda"
+    dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
     around = surroundings(device, "python -m bench.ops.bench_context_parallel " + shlex.join(sys.argv[1:]))
     for name in given.cases.split(","):
         for row in rows_of(name, device, given.repeats):

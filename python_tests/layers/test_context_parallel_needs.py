@@ -17,7 +17,17 @@ from python_tests.layers.context_parallel_cases import shards
 from python_tests.ops.toroidal_problem import METRICS, normal, problem
 from stratcore import ops
 from stratcore.layers import _context_parallel_needs as needs
-from stratcore.layers._context_parallel_shards import PIECES, Run, Shards, boxes_of, least_steps, piece_length
+from stratcore.layers._context_parallel_shards import (
+    PIECES,
+    Keys,
+    Needs,
+    Run,
+    Shards,
+    boxes_of,
+    least_steps,
+    piece_length,
+    visible,
+)
 from stratcore.ops._toroidal_attention_call import Options
 from stratcore.ops._toroidal_attention_replay import Replay
 from stratcore.ops.reference.toroidal_attention import lattice_sites
@@ -27,7 +37,7 @@ LATTICES = [([60], [60]), ([7, 9], [7, 9]), ([8, 12], [4, 3]), ([4, 6, 5], [2, 3
 
 def options_of(eps: float = 0.0, **changes: Any) -> Options:
     plain = Options([1 << 20], [], "l1", 0.5, False, 1, 0, 0, eps, False)._replace(**changes)
-    return plain._replace(block=plain.block or plain.lattice)
+    return plain._replace(lattice=tuple(plain.lattice), block=tuple(plain.block or plain.lattice))
 
 
 @pytest.mark.parametrize(("lattice", "block"), LATTICES, ids=str)
@@ -56,18 +66,33 @@ def test_pieces_and_runs():
     assert count[0].tolist() == [100] + [0] * 15 and count[1].tolist() == [128] * 5 + [60] + [0] * 10
     assert first[1, :6].tolist() == [107, 235, 363, 491, 619, 747]
     assert places.query_pieces()[0][1, 0] == 305
-    needed = torch.zeros(2, PIECES, 2, PIECES, dtype=torch.bool)
-    needed[0, 1, 1, 0] = needed[0, 2, 1, 1] = needed[0, 0, 1, 5] = True
-    assert places.runs(needed, 0, 1) == [Run(0, 256, 128, 300, 2), Run(640, 700, 0, 128, 1)]
-    assert places.runs(needed, 1, 0) == []
-    placed = places.placed(Run(128, 300, 128, 200, 2), 1, 4)
+    placed = places.placed(Run(Keys(0, 1, 128, 300), 128, 200, 2), 1, 4)
     assert (placed.query_offset, placed.key_offset) == (5 + 300 + 128, 7 + 100 + 128)
+
+
+def test_both_ends_know_the_same_blocks():
+    """3 key heads: the first two need the same of rank 1, in two runs, the last one more."""
+    receiver, owner = (Shards(rank, (300, 200), (100, 700), options_of()) for rank in (0, 1))
+    rows = torch.zeros(3, PIECES, 2, PIECES, dtype=torch.bool)
+    rows[:, 1, 1, 0] = rows[:, 2, 1, 1] = rows[:, 0, 1, 5] = rows[2, 0, 1, 4] = True
+    keys = torch.stack([rows.any(1), torch.zeros(3, 2, PIECES, dtype=torch.bool)])
+    needs = Needs(rows, keys)
+    blocks = [Keys(0, 2, 0, 256), Keys(0, 2, 640, 700), Keys(2, 3, 0, 256), Keys(2, 3, 512, 700)]
+    where = [(128, 300, 2), (0, 128, 1), (128, 300, 2), (0, 128, 2)]
+    assert receiver.inbound(needs, 1) == [Run(b, *w) for b, w in zip(blocks, where, strict=True)]
+    assert owner.outbound(needs, 0) == blocks
+    assert owner.outbound(needs, 1) == receiver.outbound(needs, 1) == []
+    assert Run(blocks[2], 128, 300, 2).place(4) == (slice(None), slice(8, 12), slice(128, 300))
+    everything = receiver.everything(3)
+    assert receiver.inbound(everything, 1) == [Run(Keys(0, 3, 0, 700), 0, 300, 6)]
+    assert owner.outbound(owner.everything(3), 0) == [Keys(0, 3, 0, 700)]
 
 
 def test_shares_of_eps():
     places = Shards(0, (300,), (700,), options_of(eps=0.2))
-    assert places.placed(Run(0, 256, 0, 300, 2), 0, 8).eps == pytest.approx(0.05)
-    assert places.placed(Run(0, 0, 0, 300, 0), 0, 0).eps == 0.0
+    keys = Keys(0, 1, 0, 256)
+    assert places.placed(Run(keys, 0, 300, 2), 0, 8).eps == pytest.approx(0.05)
+    assert places.placed(Run(keys, 0, 300, 0), 0, 0).eps == 0.0
 
 
 @pytest.mark.parametrize("group", [1, 5, 300])
@@ -78,12 +103,12 @@ def test_visible_pieces(group):
     )
     seen = torch.arange(587) // group <= torch.arange(90, 540)[:, None] // group
     (query, rows), (key, columns) = places.query_pieces(), places.key_pieces()
-    visible = places.visible()
-    assert not visible[:, 3:].any() and not visible[:, :, :, 3:].any()
+    told = visible(places)
+    assert not told[:, 3:].any() and not told[:, :, :, 3:].any()
     for r, c, s, d in torch.cartesian_prod(*(torch.arange(n) for n in (3, 3, 3, 3))).tolist():
         row, column = int(query[r, c]) - 90, int(key[s, d])
         pairs = seen[row : row + int(rows[r, c]), column : column + int(columns[s, d])]
-        assert bool(visible[r, c, s, d]) == bool(pairs.any())
+        assert bool(told[r, c, s, d]) == bool(pairs.any())
 
 
 def test_excess_is_above_the_maximum():
@@ -123,17 +148,17 @@ def left_out(
     count, share_used, row_used = 0, 0.0, 0.0
     for rank, part in enumerate(at):
         places = Shards(rank, lengths, lengths, options)
-        visible = places.visible()[rank]
-        pieces = needs.count_visible(visible)
-        run = Run(0, lengths[rank], 0, lengths[rank], needs.count_visible(visible[:, rank]))
+        seen = visible(places)[rank]
+        pieces = needs.count_visible(seen)
+        run = Run(Keys(0, k.shape[1], 0, lengths[rank]), 0, lengths[rank], needs.count_visible(seen[:, rank]))
         own = [t[:, :, part] for t in (q, k, v)]
         own_mask = None if mask is None else hidden[:, :, :, part].expand(*q.shape[:2], lengths[rank], -1)
         op = torch.ops.stratcore.toroidal_attention
         lse = op(*own, slopes, own_mask, *places.placed(run, rank, pieces))[1]
-        needed = needs.needed_pieces(own[0], lse, slopes, statistics, places, visible)
-        assert not (needed & ~visible).any()
-        lost = torch.zeros_like(lse)
-        for c, r, d in (visible & ~needed).nonzero().tolist():
+        needed = needs.needed_pieces(own[0], lse, slopes, statistics, places)
+        assert not (needed & ~seen).any()
+        lost, shared = torch.zeros_like(lse), q.shape[1] // k.shape[1]
+        for g, c, r, d in (seen & ~needed).nonzero().tolist():
             if r == rank:
                 continue
             row, column = c * piece_length(lengths[rank]), d * piece_length(lengths[r])
@@ -141,8 +166,9 @@ def left_out(
             keys = slice(
                 at[r].start + column, min(at[r].start + column + piece_length(lengths[r]), at[r].stop)
             )
-            mass = everything[:, :, part][:, :, rows, keys].sum(-1)
-            lost[:, :, rows] += mass
+            heads = slice(g * shared, (g + 1) * shared)
+            mass = everything[:, heads, part][:, :, rows, keys].sum(-1)
+            lost[:, heads, rows] += mass
             count, share_used = count + 1, max(share_used, float(mass.max()) * pieces / options.eps)
         row_used = max(row_used, float(lost.max()) / options.eps)
     return LeftOut(count, share_used, row_used)
@@ -237,16 +263,14 @@ def test_hidden_keys():
 def test_what_is_not_finite_leaves_nothing_out(where, value):
     """Of the rows, or of all, that it concerns."""
     tensors = sharp(6.0, 512, batch=2)
-    places = [Shards(rank, (256, 256), (256, 256), options_of(1e-3, lattice=[1 << 20])) for rank in (0, 1)]
+    places = Shards(0, (256, 256), (256, 256), options_of(1e-3, lattice=[1 << 20]))
     target = {"key": tensors[1][1, 0, 400], "query": tensors[0][0, 1, 20], "slope": tensors[3][1]}[where]
     target.fill_(value)
     q, k, v, slopes = tensors
     statistics = torch.stack([needs.key_statistics(k[:, :, p], None) for p in (slice(256), slice(256, None))])
     own = [t[:, :, :256] for t in (q, k, v)]
     lse = ops.toroidal_attention_lse(*own, slopes, lattice=1 << 20).lse
-    needed = needs.needed_pieces(own[0], lse, slopes, statistics, places[0], places[0].visible()[0])[
-        :2, 1, :2
-    ]
+    needed = needs.needed_pieces(own[0], lse, slopes, statistics, places)[0, :2, 1, :2]
     if where == "query":
         assert needed.tolist() == [[True, True], [True, False]]
     else:

@@ -6,6 +6,7 @@ E dimension of a head, S slopes a head.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from stratcore import ops
 from stratcore.layers._context_parallel_needs import count_visible, key_statistics, needed_pieces
 from stratcore.layers._context_parallel_ring import (
     OP,
@@ -30,7 +30,7 @@ from stratcore.layers._context_parallel_ring import (
     return_gradients,
     steps_of,
 )
-from stratcore.layers._context_parallel_shards import Run, Shards
+from stratcore.layers._context_parallel_shards import Keys, Needs, Run, Shards, visible
 from stratcore.ops._checks import FLOATING, check_choice
 from stratcore.ops._toroidal_attention_call import METRICS, Options, arguments
 
@@ -99,8 +99,7 @@ def agreed_call(
         place = torch.device(next(iter(devices)))
     of_ranks = agree(group, place, facts, CHOICES, refusal)
     queries, keys = (tuple(int(values[at]) for values in of_ranks) for at in (-2, -1))
-    shards = Shards(rank, queries, keys, agreed)
-    return Call(group, shards, method, with_gradient=any(_wanted(inputs))), inputs
+    return Call(group, Shards(rank, queries, keys, agreed), method, inputs), inputs
 
 
 def _wanted(inputs: Inputs) -> list[bool]:
@@ -113,7 +112,11 @@ def _checked(
 ) -> tuple[Inputs, Options]:
     q, k, v, slopes, key_mask = tensors
     q, k, v, slopes, _, *rest = arguments(q, k, v, slopes, None, tuple(options.values()))
-    return Inputs(q, k, v, slopes, None if key_mask is None else key_padding(k, key_mask)), Options(*rest)
+    mask = None if key_mask is None else key_padding(k, key_mask)
+    given = Options(*rest)
+    return Inputs(q, k, v, slopes, mask), given._replace(
+        lattice=tuple(given.lattice), block=tuple(given.block)
+    )
 
 
 def _facts(inputs: Inputs, options: Options, method: str) -> list[float]:
@@ -140,51 +143,49 @@ def _facts(inputs: Inputs, options: Options, method: str) -> list[float]:
 class Call:
     """One call on one rank: its shards, whom it sends what, and the op on one block of keys."""
 
-    def __init__(self, group: Group, shards: Shards, method: str, *, with_gradient: bool) -> None:
+    def __init__(self, group: Group, shards: Shards, method: str, inputs: Inputs) -> None:
         self.group, self.shards, self.method = group, shards, method
-        self.keeps_blocks = method == "all_gather" and with_gradient
-        self.visible = shards.visible()
-        self.candidates = count_visible(self.visible[shards.rank])
-        own = count_visible(self.visible[shards.rank, :, shards.rank])
-        self.own_run = Run(0, shards.keys[shards.rank], 0, shards.queries[shards.rank], own)
+        self.heads, self.shared = inputs.k.shape[1], inputs.q.shape[1] // inputs.k.shape[1]
+        self.keeps_blocks = method == "all_gather" and any(_wanted(inputs))
         self.steps: list[Step] = []
         self.traffic = ContextParallelTraffic([0] * shards.size)
+        seen = visible(shards)[shards.rank]
+        self.candidates, own = count_visible(seen), count_visible(seen[:, shards.rank])
+        keys = Keys(0, self.heads, 0, inputs.k.shape[2])
+        self.own_run = Run(keys, 0, inputs.q.shape[2], own)
 
     def statistics(self, block: Block) -> Gathering:
         """Starts to gather what bounds the scores of all keys."""
         mask = block[2][:, 0] if len(block) > 2 else None
         return gather(self.group, key_statistics(block[0], mask))
 
-    def needs(self, q: Tensor, lse: Tensor, slopes: Tensor, statistics: Gathering) -> Tensor:
-        """Who needs what, bool [R, C, R, C] on the CPU; waits for the device."""
-        visible = self.visible[self.shards.rank]
-        own = needed_pieces(q, lse, slopes, statistics.wait(), self.shards, visible)
-        return gather(self.group, own.to(torch.uint8)).wait().cpu().bool()
+    def needs(self, q: Tensor, lse: Tensor, slopes: Tensor, statistics: Gathering) -> Needs:
+        """Who needs what; waits for the device."""
+        own = needed_pieces(q, lse, slopes, statistics.wait(), self.shards)
+        keys = gather(self.group, own.any(1).to(torch.uint8)).wait().bool()
+        both = torch.cat([own.flatten(), keys.flatten()]).cpu()  # one wait
+        return Needs(both[: own.numel()].view(own.shape), both[own.numel() :].view(keys.shape))
 
-    def stream(self, block: Block, needs: Tensor | None = None) -> KeyStream:
+    def stream(self, block: Block, needs: Needs | None = None) -> KeyStream:
         """Starts to send and receive blocks of keys: as `needs` says, or as before."""
         if needs is not None:
             self.steps = steps_of(self.shards, needs)
         return KeyStream(self.group, self.steps, block, 1 if self.method == "ring" else len(self.steps))
 
-    def attend(
-        self, q: Tensor, slopes: Tensor, block: Block, run: Run, owner: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def attend(self, q: Tensor, slopes: Tensor, block: Block, run: Run, owner: int) -> tuple[Tensor, ...]:
         """Result, lse and tiles of the rows of a run over its keys."""
-        q = q[:, :, run.rows]
-        return _op(q, block[0], block[1], slopes, _mask(q, block), *self._options(run, owner))
+        index = run.place(self.shared)
+        q = q[index]
+        options = self.shards.placed(run, owner, self.candidates)
+        return _op(q, block[0], block[1], slopes[index[1]], _mask(q, block), *options)
 
-    def gradients(
-        self, saved: Saved, block: Block, run: Run, owner: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of q in the rows of a run, of its keys and values, and of slopes."""
-        q, out, lse, grad_out = (t[:, :, run.rows] for t in (saved.q, saved.out, saved.lse, saved.grad_out))
-        grad_lse = None if saved.grad_lse is None else saved.grad_lse[:, :, run.rows]
-        tensors = (q, block[0], block[1], saved.slopes, _mask(q, block), out, lse)
-        return _backward_op(grad_out, grad_lse, *tensors, *self._options(run, owner))
-
-    def _options(self, run: Run, owner: int) -> Options:
-        return self.shards.placed(run, owner, self.candidates)
+    def gradients(self, saved: Saved, block: Block, run: Run, owner: int) -> tuple[Tensor, ...]:
+        """Of q in the rows of a run, of its keys and values, and of its heads' slopes."""
+        index = run.place(self.shared)
+        q, out, lse, grad_out = (t[index] for t in (saved.q, saved.out, saved.lse, saved.grad_out))
+        grad_lse = None if saved.grad_lse is None else saved.grad_lse[index]
+        tensors = (q, block[0], block[1], saved.slopes[index[1]], _mask(q, block), out, lse)
+        return _backward_op(grad_out, grad_lse, *tensors, *self.shards.placed(run, owner, self.candidates))
 
 
 class Saved(NamedTuple):
@@ -207,7 +208,7 @@ def _forward(call: Call, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, list[T
     q, slopes, block = inputs.q, inputs.slopes, inputs.block
     own = (q, slopes, block, call.own_run, call.shards.rank)
     if call.shards.options.eps == 0:
-        stream = call.stream(block, call.visible)
+        stream = call.stream(block, call.shards.everything(call.heads))
         out, lse, tiles = call.attend(*own)
     else:
         statistics = call.statistics(block)
@@ -217,45 +218,52 @@ def _forward(call: Call, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, list[T
     for step, blocks in zip(call.steps, stream, strict=True):
         for run, other in zip(step.inbound, blocks, strict=True):
             part, part_lse, part_tiles = call.attend(q, slopes, other, run, step.owner)
-            rows = (slice(None), slice(None), run.rows)
-            out[rows], lse[rows] = ops.merge_attention(out[rows], lse[rows], part, part_lse)
-            tiles += part_tiles
+            index = run.place(call.shared)
+            _merge_into(out[index], lse[index], part, part_lse)
+            tiles[index[:2]] += part_tiles
         if call.keeps_blocks:
             kept += [part for other in blocks for part in other]
     call.traffic = stream.traffic
     return out.to(q.dtype), lse, tiles, kept
 
 
+def _merge_into(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
+    """`merge_attention` in place and without a gradient: out + exp(part_lse - total) (part - out)."""
+    total = torch.logaddexp(lse, part_lse)
+    share = torch.where(total == -torch.inf, 0.0, torch.exp(part_lse - total))
+    out.lerp_(part.to(out.dtype), share[..., None])
+    lse.copy_(total)
+
+
 def _backward(
     call: Call, saved: Saved, own: Block, arriving: Iterator[list[Block]], returns: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the tensors; those of other ranks' keys travel back while the next are computed."""
-    rank = call.shards.rank
-    sums = [grad.to(saved.lse.dtype) for grad in call.gradients(saved, own, call.own_run, rank)]
-    grad_q, grad_k, grad_v, grad_slopes = sums
-    under_way: list[tuple[Step, Delivery]] = []
+) -> list[Tensor]:
+    """Gradients of q, k, v and slopes; those of other ranks' keys travel back while the next are computed."""
+    first = call.gradients(saved, own, call.own_run, call.shards.rank)
+    grad_q, *grad_block, grad_slopes = sums = [grad.to(saved.lse.dtype) for grad in first]
+    under_way: deque[tuple[Step, Delivery]] = deque()
     for step, blocks in zip(call.steps, arriving, strict=True):
         results: list[Block] = []
         for run, other in zip(step.inbound, blocks, strict=True):
-            of_q, of_k, of_v, of_slopes = call.gradients(saved, other, run, step.owner)
-            grad_q[:, :, run.rows] += of_q
-            grad_slopes += of_slopes
-            results.append([of_k, of_v])
+            of_q, *of_block, of_slopes = call.gradients(saved, other, run, step.owner)
+            index = run.place(call.shared)
+            grad_q[index] += of_q
+            grad_slopes[index[1]] += of_slopes
+            results.append(of_block)
         if returns:
-            delivery = return_gradients(call.group, step, results, own)
-            call.traffic.backward_bytes_sent += delivery.bytes_sent
-            under_way.append((step, delivery))
+            under_way.append((step, return_gradients(call.group, step, results, own)))
+            call.traffic.backward_bytes_sent += under_way[-1][1].bytes_sent
         while len(under_way) > 1:
-            _take_in(*under_way.pop(0), grad_k, grad_v)
+            _take_in(*under_way.popleft(), grad_block)
     for step, delivery in under_way:
-        _take_in(step, delivery, grad_k, grad_v)
-    return grad_q, grad_k, grad_v, grad_slopes
+        _take_in(step, delivery, grad_block)
+    return sums
 
 
-def _take_in(step: Step, delivery: Delivery, grad_k: Tensor, grad_v: Tensor) -> None:
-    for run, (of_k, of_v) in zip(step.outbound, delivery.wait(), strict=True):
-        grad_k[:, :, run.keys] += of_k
-        grad_v[:, :, run.keys] += of_v
+def _take_in(step: Step, delivery: Delivery, grad_block: Block) -> None:
+    for keys, parts in zip(step.outbound, delivery.wait(), strict=True):
+        for grad, part in zip(grad_block, parts, strict=True):
+            grad[keys.place] += part
 
 
 class ContextParallel(torch.autograd.Function):

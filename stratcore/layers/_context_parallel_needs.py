@@ -1,7 +1,7 @@
 """Which pieces of keys hold enough of some row's probability to be sent; the proof is in context_parallel.py.
 
 Legend: B batch, H query heads, G key heads, N queries, M keys, E dimension of a head, S slopes a head, R ranks,
-C pieces of a shard, P = R C pieces of keys, A axes.
+C pieces of a shard, P = R C pieces of keys.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from stratcore.layers._context_parallel_shards import PIECES, Shards, boxes_of, least_steps, piece_length
-from stratcore.ops._toroidal_attention_replay import parts_of_steps
+from stratcore.layers._context_parallel_shards import PIECES, Shards, least_parts, piece_length, visible
 
 # What rounding may add to a product of norms, to a log-sum and to a distance is far below these.
 PRODUCT_MARGIN, SUM_MARGIN, DISTANCE_MARGIN = 1e-4, 1e-5, 1e-5
@@ -30,9 +29,7 @@ def key_statistics(k: Tensor, key_mask: Tensor | None) -> Tensor:
     return torch.cat([largest, _in_pieces(taken, step, 0.0).sum(-1)[:, None]], 1).double()
 
 
-def needed_pieces(
-    q: Tensor, lse: Tensor, slopes: Tensor, statistics: Tensor, shards: Shards, visible: Tensor
-) -> Tensor:
+def needed_pieces(q: Tensor, lse: Tensor, slopes: Tensor, statistics: Tensor, shards: Shards) -> Tensor:
     """Which pieces of keys may hold more than their share of eps of a row in a piece of this rank's queries.
 
     Args:
@@ -41,26 +38,27 @@ def needed_pieces(
         slopes: [H, S].
         statistics: `key_statistics` of all ranks, [R, B, G + 1, C].
         shards: lengths and options.
-        visible: this rank's, bool [C, R, C].
 
     Returns:
-        bool [C, R, C] on the device of `q`, pieces of queries first.
+        bool [G, C, R, C] on the device of `q`, pieces of queries first: for any query head of a key head.
     """
+    seen = visible(shards)[shards.rank]
     statistics = statistics.movedim(0, 2).flatten(2, 3)
     largest, count = statistics[:, :-1], statistics[:, -1]
     excess = _excess(q, lse, largest, count, abs(shards.options.scale), piece_length(q.shape[2]))
-    penalty = _least_penalty(slopes, shards) * (1 - DISTANCE_MARGIN)
+    parts = least_parts(shards, slopes.shape[1]).to(q.device, non_blocking=True)
+    penalty = torch.einsum("hs,scp->hcp", slopes.double() * (1 - DISTANCE_MARGIN), parts)
     bound = excess - penalty + torch.log(count)[:, None, None]
-    share = math.log(shards.options.eps) - math.log(max(1, count_visible(visible)))
+    share = math.log(shards.options.eps) - math.log(max(1, count_visible(seen)))
     falls = (slopes >= 0).all(-1)[:, None, None]
     negligible = excess.isfinite() & falls & (bound <= share)
-    needs = ((count > 0)[:, None, None] & ~negligible).flatten(0, 1).any(0)
-    return needs.unflatten(-1, (shards.size, PIECES)) & visible.to(q.device, non_blocking=True)
+    needs = ((count > 0)[:, None, None] & ~negligible).any(0).unflatten(0, (largest.shape[1], -1)).any(1)
+    return needs.unflatten(-1, (shards.size, PIECES)) & seen.to(q.device, non_blocking=True)
 
 
-def count_visible(visible: Tensor) -> int:
-    """Pieces of keys among which a rank divides eps, from its [C, R, C] or [C, C]."""
-    return int(visible.any(0).sum())
+def count_visible(seen: Tensor) -> int:
+    """Pieces of keys among which a rank divides eps, from its part of `visible`, queries first."""
+    return int(seen.any(0).sum())
 
 
 def _excess(q: Tensor, lse: Tensor, largest: Tensor, count: Tensor, scale: float, step: int) -> Tensor:
@@ -81,18 +79,6 @@ def _excess(q: Tensor, lse: Tensor, largest: Tensor, count: Tensor, scale: float
     )
     along = torch.where(high > low, (largest - low) / (high - low), 0.0)[:, :, None]
     return at_low * (1 - along) + at_high * along
-
-
-def _least_penalty(slopes: Tensor, shards: Shards) -> Tensor:
-    """The least that distance takes off a score between two pieces, float64 [H, C, P]; slopes >= 0."""
-    options = shards.options
-    first, rows = (part[shards.rank][:, None] for part in shards.query_pieces())
-    key, columns = (part.flatten()[None] for part in shards.key_pieces())
-    queries = boxes_of(first, rows.clamp(min=1), options.lattice, options.block)
-    keys = boxes_of(key, columns.clamp(min=1), options.lattice, options.block)
-    steps = least_steps(queries, keys, options.lattice).double()
-    parts = parts_of_steps(options, list(steps), slopes.shape[1])
-    return torch.einsum("hs,scp->hcp", slopes.double(), parts.to(slopes.device, non_blocking=True))
 
 
 def _in_pieces(rows: Tensor, step: int, fill: float) -> Tensor:

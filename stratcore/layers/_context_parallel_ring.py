@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stratcore.layers._context_parallel_shards import Run, Shards
+from stratcore.layers._context_parallel_shards import Keys, Needs, Run, Shards
 
 OP = "context_parallel_attention"
 Group: TypeAlias = "dist.ProcessGroup | None"
@@ -26,8 +26,8 @@ class ContextParallelTraffic:
     """What this rank sent to others in one call; the call's backward fills in the last number.
 
     Args:
-        keys_sent: how many of its keys went to each rank, in the order of ranks.
-        blocks_sent: how many blocks of consecutive keys they were.
+        keys_sent: how many of its keys went to each rank, in the order of ranks, for one head or more.
+        blocks_sent: how many blocks they were, of consecutive keys for consecutive heads.
         bytes_sent: bytes of those keys, their values and masks.
         backward_bytes_sent: bytes of the backward: gradients, and with 'ring' the same blocks again.
     """
@@ -101,17 +101,15 @@ class Step(NamedTuple):
     owner: int
     inbound: list[Run]  # of the owner's keys
     receiver: int
-    outbound: list[Run]  # of this rank's keys
+    outbound: list[Keys]  # of this rank's keys
 
 
-def steps_of(shards: Shards, needs: Tensor) -> list[Step]:
-    """All steps but that of the own shard, from needs [R, C, R, C]; a rank takes part in all, also in empty ones."""
-    rank, size = shards.rank, shards.size
+def steps_of(shards: Shards, needs: Needs) -> list[Step]:
+    """All steps but that of the own shard; every rank goes through all of them, also through empty ones."""
     steps = []
-    for step in range(1, size):
-        owner, receiver = (rank - step) % size, (rank + step) % size
-        inbound, outbound = shards.runs(needs, rank, owner), shards.runs(needs, receiver, rank)
-        steps.append(Step(owner, inbound, receiver, outbound))
+    for step in range(1, shards.size):
+        owner, receiver = (shards.rank - step) % shards.size, (shards.rank + step) % shards.size
+        steps.append(Step(owner, shards.inbound(needs, owner), receiver, shards.outbound(needs, receiver)))
     return steps
 
 
@@ -166,20 +164,39 @@ class KeyStream:
         if not self._to_post:
             return
         step = self._to_post.popleft()
-        blocks = [[part[:, :, run.keys] for part in self.own] for run in step.outbound]
-        buffers = [[_keys_like(part, run.key_count) for part in self.own] for run in step.inbound]
+        blocks = [[keys_of(part, keys) for part in self.own] for keys in step.outbound]
+        buffers = [[_like(part, run.keys) for part in self.own] for run in step.inbound]
         delivery = exchange(self.group, step.receiver, blocks, step.owner, buffers)
         self._under_way.append(delivery)
-        self.traffic.keys_sent[step.receiver] = sum(run.key_count for run in step.outbound)
+        self.traffic.keys_sent[step.receiver] = _distinct(step.outbound)
         self.traffic.blocks_sent += len(step.outbound)
         self.traffic.bytes_sent += delivery.bytes_sent
 
 
 def return_gradients(group: Group, step: Step, blocks: Sequence[Block], own: Block) -> Delivery:
     """Starts to send gradients of the keys and values of a step to their owner, and to receive those of `own`."""
-    buffers = [[_keys_like(part, run.key_count) for part in own[:2]] for run in step.outbound]
+    buffers = [[_like(part, keys) for part in own[:2]] for keys in step.outbound]
     return exchange(group, step.owner, blocks, step.receiver, buffers)
 
 
-def _keys_like(part: Tensor, keys: int) -> Tensor:
-    return part.new_empty((*part.shape[:2], keys, *part.shape[3:]))
+def keys_of(part: Tensor, keys: Keys) -> Tensor:
+    """Of keys, values or gradients [B, G, M, E], or of a mask [B, 1, M], which all heads share."""
+    heads = keys.place[1] if part.ndim == 4 else slice(None)
+    return part[:, heads, keys.place[2]]
+
+
+def _like(part: Tensor, keys: Keys) -> Tensor:
+    """Room for such keys of a shard of any length."""
+    heads = keys.end_head - keys.first_head if part.ndim == 4 else 1
+    return part.new_empty((part.shape[0], heads, keys.end - keys.first, *part.shape[3:]))
+
+
+def _distinct(blocks: Sequence[Keys]) -> int:
+    """How many keys they have, whatever the heads."""
+    covered: list[tuple[int, int]] = []
+    for first, end in sorted((keys.first, keys.end) for keys in blocks):
+        if covered and first <= covered[-1][1]:
+            covered[-1] = (covered[-1][0], max(end, covered[-1][1]))
+        else:
+            covered.append((first, end))
+    return sum(end - first for first, end in covered)
