@@ -133,8 +133,17 @@ def rows_of(name: str, device: torch.device, repeats: int) -> list[dict[str, Any
     return rows
 
 
-def main() -> None:
-    """Measures and, on rank 0, prints; the traffic is that of rank 0."""
+def line_of(row: dict[str, Any]) -> str:
+    speed = f"{row['ms']:10.3f} ms" if "ms" in row else "     no speed"
+    sent = [row.get(name, 0) / 1e6 for name in ("bytes_sent", "backward_bytes_sent")]
+    memory = "" if row.get("peak_mib") is None else f" {row['peak_mib']:6.0f} MiB"
+    where = f"{row['case']:<18} {row['provider']:<11} {row['mode']:<8}"
+    return (
+        f"{where}{speed} {sent[0]:8.2f} MB sent {sent[1]:8.2f} MB backward, error {row['error']:.1e}{memory}"
+    )
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -142,32 +151,30 @@ def main() -> None:
     parser.add_argument("--cases", default="n4096_small,n4096_small_eps", help=f"of {', '.join(CASES)}")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--out", type=Path, help="append rows to this file")
-    given = parser.parse_args()
-    unknown = [name for name in given.cases.split(",") if name not in CASES]
-    if unknown:
-        parser.error(f"--cases: expected some of {', '.join(CASES)}, got {unknown[0]!r}")
-    device = torch.device(
-        given.device, int(os.environ.get("LOCAL_RANK", "0")) if given.device == "cuda" else None
-    )
-    if device.type == "cuda":
+    given = parser.parse_args(arguments)
+    given.cases = given.cases.split(",")
+    for name in given.cases:
+        if name not in CASES:
+            parser.error(f"--cases: expected some of {', '.join(CASES)}, got {name!r}")
+    return given
+
+
+def main() -> None:
+    """Measures and, on rank 0, prints; traffic and memory are those of rank 0."""
+    given = parse()
+    device = torch.device(given.device)
+    if given.device == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    cuda = device.type == "cuda"
-    dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
     around = surroundings(device, "python -m bench.ops.bench_context_parallel " + shlex.join(sys.argv[1:]))
-    for name in given.cases.split(","):
+    for name in given.cases:
         for row in rows_of(name, device, given.repeats):
-            if dist.get_rank():
+            if dist.get_rank() > 0:
                 continue
-            speed = f"{row['ms']:10.3f} ms" if "ms" in row else "  no speed"
-            sent = (
-                f"{row.get('bytes_sent', 0) / 1e6:9.2f} MB sent"
-                + f" {row.get('backward_bytes_sent', 0) / 1e6:9.2f} back"
-            )
-            peak = "" if row.get("peak_mib") is None else f"{row['peak_mib']:9.0f} MiB"
-            print(
-                f"{name:<18} {row['provider']:<11} {row['mode']:<8}{speed} {sent} error {row['error']:.1e}{peak}",
-                flush=True,
-            )
+            print(line_of(row), flush=True)
             if given.out:
                 with open(given.out, "a", encoding="utf-8") as stream:
                     stream.write(json.dumps({**row, "ranks": dist.get_world_size(), **around}) + "\n")

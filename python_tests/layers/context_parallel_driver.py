@@ -39,6 +39,7 @@ def main() -> None:
             for method in ("ring", "all_gather"):
                 found[f"{name}, {dtype}, {method}"] = compare(case, getattr(torch, dtype), device, method)
     (folder / f"rank-{dist.get_rank()}.json").write_text(json.dumps(found))
+    dist.all_reduce(torch.zeros(1, device=device))  # nobody leaves while others still listen
     dist.destroy_process_group()
 
 

@@ -15,13 +15,13 @@ from stratcore.layers._context_parallel_shards import PIECES, Shards, least_part
 
 # What rounding may add to a product of norms, to a log-sum and to a distance is far below these.
 PRODUCT_MARGIN, SUM_MARGIN, DISTANCE_MARGIN = 1e-4, 1e-5, 1e-5
+LEAST_NORM = 1e-17  # squares of smaller numbers may vanish in float32
 
 
 def key_statistics(k: Tensor, key_mask: Tensor | None) -> Tensor:
     """Largest norm of the visible keys of every piece, and how many they are: float64 [B, G + 1, C]."""
-    precise = torch.float64 if k.dtype == torch.float64 else torch.float32
-    norms = torch.linalg.vector_norm(k, dim=-1, dtype=precise)
-    taken = torch.ones_like(norms[:, 0]) if key_mask is None else key_mask.to(precise)
+    norms = _norms(k)
+    taken = torch.ones_like(norms[:, 0]) if key_mask is None else key_mask.to(norms.dtype)
     if key_mask is not None:
         norms = torch.where(key_mask[:, None], norms, 0.0)
     step = piece_length(k.shape[2])
@@ -67,8 +67,7 @@ def _excess(q: Tensor, lse: Tensor, largest: Tensor, count: Tensor, scale: float
     As a function of K it is convex, so that between its values at the least and the largest of all K a chord lies
     above it.
     """
-    precise = torch.float64 if q.dtype == torch.float64 else torch.float32
-    reach = torch.linalg.vector_norm(q, dim=-1, dtype=precise).double() * (scale * (1 + PRODUCT_MARGIN))
+    reach = _norms(q).double() * (scale * (1 + PRODUCT_MARGIN))
     floor = lse.double() - SUM_MARGIN * (1 + lse.double().abs())
     largest = largest.repeat_interleave(q.shape[1] // largest.shape[1], 1)
     taken = (count > 0)[:, None]
@@ -79,6 +78,12 @@ def _excess(q: Tensor, lse: Tensor, largest: Tensor, count: Tensor, scale: float
     )
     along = torch.where(high > low, (largest - low) / (high - low), 0.0)[:, :, None]
     return at_low * (1 - along) + at_high * along
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Of the last axis, in float32 or better, not too small."""
+    precise = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    return torch.linalg.vector_norm(rows, dim=-1, dtype=precise) + LEAST_NORM
 
 
 def _in_pieces(rows: Tensor, step: int, fill: float) -> Tensor:

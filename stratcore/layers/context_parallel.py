@@ -15,9 +15,10 @@ rank's queries look at. Each has a share eps / T.
        s_ij <= |scale| |q_i| K - d,  so  sum_j p_ij <= n exp(|scale| |q_i| K - d - lse_i),  and lse_i >= L_i.
 
    It is left out where max_i (|scale| |q_i| K - L_i) - d + log n <= log(eps / T), over the rows i of the piece of
-   queries, in all heads and batch elements: then it holds at most eps / T of each row. As a function of K the maximum
-   is convex, so it is computed at the least and the largest K of all pieces, and the chord between them, which lies
-   above it, stands for it. Norms, log-sums and distances have margins far above their rounding.
+   queries: then it holds at most eps / T of each row. As a function of K the maximum is convex, so it is computed at
+   the least and the largest K of all pieces, and the chord between them, which lies above it, stands for it. Norms,
+   log-sums and distances have margins far above their rounding. Keys of one key head are sent if that fails in any
+   of its query heads and any batch element.
 2. Pieces are looked at, m of them side by side, in one call of the op, with eps m / T. Forward, the op loses at most
    that share of the probability of these keys, hence of the row's. Backward, it judges by lse over all keys and loses
    at most eps m / T of the row again, and never looks at what the forward left out.
@@ -128,10 +129,10 @@ def context_parallel_attention(
         |out - exact| <= 2 eps / (1 - eps) max |v| and |lse - exact| <= -log(1 - eps).
     Determinism: that of the op; no sum depends on what arrives first.
     Cost: that of the op, shared by the ranks; with causal order the last have more to do than the first. A piece of
-        keys (at most 16 of a shard) is sent to a rank with all its heads if one row of one head there needs it. The
-        call waits for the device once, to compare sizes, and with eps > 0 once more, to exchange who needs what: that
-        follows from the own shard's log-sums, so that the first block is on its way only after that is computed,
-        other than with eps 0. The backward does not wait. `torch.compile` breaks its graph here.
+        keys (at most 16 of a shard), of one key head, is sent to a rank if one row there needs it. The call waits for
+        the device once, to compare sizes, and with eps > 0 once more, to exchange who needs what: that follows from
+        the log-sums over own keys, so only with eps 0 are the first blocks on their way while these are looked at.
+        The backward does not wait. `torch.compile` breaks its graph here.
     Source: H. Liu, M. Zaharia, P. Abbeel, arXiv 2310.01889 (ring); csrc/toroidal_attention/README.md (bound); the
         proof is in this module's docstring.
     """
