@@ -154,7 +154,6 @@ def frugal(
     eps: float = 1e-6,
     dtype: torch.dtype = torch.float64,
     method: str = "ring",
-    key_heads: int = 1,
     **options: Any,
 ) -> Results:
     """What a rank of a sequence of 512 tokens a rank sends with eps, and what its rows lose.
@@ -163,7 +162,7 @@ def frugal(
     mask of keys. With these a piece of 128 keys matters to no row that is a piece away.
     """
     tokens = 512 * dist.get_world_size()
-    case = Case((1, 2, key_heads, tokens, tokens, 16), {"lattice": tokens, **options})
+    case = Case((1, 2, 1, tokens, tokens, 16), {"lattice": tokens, **options})
     tensors = problem(case.sizes, dtype, device)
     for t in tensors[:2]:
         t *= 0.5
@@ -244,7 +243,6 @@ FRUGAL: dict[str, tuple[Callable[[list[Tensor]], Any], dict[str, Any]]] = {
     "all blocks": (unchanged, {"eps": 0.0}),
     "a far key": (far_key, {"lattice": 1 << 20}),
     "one wide head": (one_wide_head, {}),
-    "one wide key head": (one_wide_head, {"key_heads": 2}),
     "rising": (rising, {}),
     "steep": (steep, {}),
     "hidden border": (hidden_border, {"lattice": 1 << 20}),

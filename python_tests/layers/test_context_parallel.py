@@ -134,16 +134,6 @@ def test_what_must_be_seen_is_sent(found):
     ]
 
 
-def test_key_heads_are_sent_by_themselves(found):
-    """One needs what is near, the other all; the keys are counted once."""
-    ranks, near = len(found), neighbors(found, around=True)
-    for rank, results in enumerate(found):
-        wide = results["one wide key head"]
-        assert wide["keys_sent"] == [512 * (rank != other) for other in range(ranks)]
-        assert wide["bytes_sent"] == (sum(near[rank]) + 512 * (ranks - 1)) * PIECE_BYTES // 128
-        assert wide["blocks_sent"] == 2 + ranks - 1
-
-
 def test_what_is_hidden_is_not_sent(found):
     """Masks come along: 129 bytes more a piece. Rows that see nothing at home look at all that can be seen."""
     border, shard = ([results[name] for results in found] for name in ("hidden border", "hidden shard"))

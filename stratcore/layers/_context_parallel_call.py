@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from stratcore.layers._context_parallel_needs import count_visible, key_statistics, needed_pieces
+from stratcore.layers._context_parallel_needs import key_statistics, needed_pieces
 from stratcore.layers._context_parallel_ring import (
     OP,
     Block,
@@ -27,10 +27,12 @@ from stratcore.layers._context_parallel_ring import (
     Step,
     agree,
     gather,
+    keys_of,
     return_gradients,
     steps_of,
 )
-from stratcore.layers._context_parallel_shards import Keys, Needs, Run, Shards, visible
+from stratcore.layers._context_parallel_shards import Keys, Needs, Run, Shards, shares
+from stratcore.ops._autograd import unrecorded
 from stratcore.ops._checks import FLOATING, check_choice
 from stratcore.ops._toroidal_attention_call import METRICS, Options, arguments
 
@@ -49,7 +51,7 @@ _backward_op = torch.ops.stratcore.toroidal_attention_backward.default
 
 
 class Inputs(NamedTuple):
-    """In the layout of the op: slopes [H, S], mask of keys [B, 1, M]."""
+    """In the layout of the op: slopes [H, S]. Mask of keys: [B, M]."""
 
     q: Tensor
     k: Tensor
@@ -57,21 +59,22 @@ class Inputs(NamedTuple):
     slopes: Tensor
     mask: Tensor | None
 
-    @property
     def block(self) -> Block:
-        """What other ranks may need."""
-        return [self.k, self.v] if self.mask is None else [self.k, self.v, self.mask]
+        """A copy of what other ranks may need."""
+        kv = torch.stack([self.k.detach(), self.v.detach()])
+        return [kv] if self.mask is None else [kv, self.mask]
 
 
-def key_padding(k: Tensor, key_mask: Tensor) -> Tensor:
-    """A mask [B, M] of keys as [B, 1, M]."""
+def check_padding(k: Tensor, key_mask: Tensor | None) -> None:
+    """Raises unless the mask tells keys apart."""
+    if key_mask is None:
+        return
     if key_mask.dtype != torch.bool:
         raise TypeError(f"{OP}: expected key_mask of dtype bool, got {key_mask.dtype}")
     expected = [k.shape[0], k.shape[2]] if k.ndim == 4 else ["B", "M"]
     if list(key_mask.shape) != expected or key_mask.device != k.device:
         got = f"{list(key_mask.shape)} on {key_mask.device}"
         raise ValueError(f"{OP}: expected key_mask of shape {expected} on the device of k, got {got}")
-    return key_mask[:, None]
 
 
 def agreed_call(
@@ -112,11 +115,10 @@ def _checked(
 ) -> tuple[Inputs, Options]:
     q, k, v, slopes, key_mask = tensors
     q, k, v, slopes, _, *rest = arguments(q, k, v, slopes, None, tuple(options.values()))
-    mask = None if key_mask is None else key_padding(k, key_mask)
+    check_padding(k, key_mask)
     given = Options(*rest)
-    return Inputs(q, k, v, slopes, mask), given._replace(
-        lattice=tuple(given.lattice), block=tuple(given.block)
-    )
+    given = given._replace(lattice=tuple(given.lattice), block=tuple(given.block))
+    return Inputs(q, k, v, slopes, key_mask), given
 
 
 def _facts(inputs: Inputs, options: Options, method: str) -> list[float]:
@@ -145,26 +147,23 @@ class Call:
 
     def __init__(self, group: Group, shards: Shards, method: str, inputs: Inputs) -> None:
         self.group, self.shards, self.method = group, shards, method
-        self.heads, self.shared = inputs.k.shape[1], inputs.q.shape[1] // inputs.k.shape[1]
         self.keeps_blocks = method == "all_gather" and any(_wanted(inputs))
+        self.masked = inputs.mask is not None
         self.steps: list[Step] = []
         self.traffic = ContextParallelTraffic([0] * shards.size)
-        seen = visible(shards)[shards.rank]
-        self.candidates, own = count_visible(seen), count_visible(seen[:, shards.rank])
-        keys = Keys(0, self.heads, 0, inputs.k.shape[2])
-        self.own_run = Run(keys, 0, inputs.q.shape[2], own)
+        self.own_run = Run(Keys(0, inputs.k.shape[2]), 0, inputs.q.shape[2], shares(shards)[1])
 
-    def statistics(self, block: Block) -> Gathering:
+    def statistics(self, inputs: Inputs) -> Gathering:
         """Starts to gather what bounds the scores of all keys."""
-        mask = block[2][:, 0] if len(block) > 2 else None
-        return gather(self.group, key_statistics(block[0], mask))
+        return gather(self.group, key_statistics(inputs.k, inputs.mask))
 
-    def needs(self, q: Tensor, lse: Tensor, slopes: Tensor, statistics: Gathering) -> Needs:
+    def needs(self, inputs: Inputs, lse: Tensor, statistics: Gathering) -> Needs:
         """Who needs what; waits for the device."""
-        own = needed_pieces(q, lse, slopes, statistics.wait(), self.shards)
-        keys = gather(self.group, own.any(1).to(torch.uint8)).wait().bool()
-        both = torch.cat([own.flatten(), keys.flatten()]).cpu()  # one wait
-        return Needs(both[: own.numel()].view(own.shape), both[own.numel() :].view(keys.shape))
+        everyone = statistics.wait()
+        rows = needed_pieces(inputs.q, lse, inputs.slopes, everyone, self.shards, masked=self.masked)
+        keys = gather(self.group, rows.any(0).view(torch.uint8)).wait()
+        both = torch.cat([rows.view(torch.uint8).flatten(), keys.flatten()]).cpu().bool()  # one wait
+        return Needs(both[: rows.numel()].view(rows.shape), both[rows.numel() :].view(keys.shape))
 
     def stream(self, block: Block, needs: Needs | None = None) -> KeyStream:
         """Starts to send and receive blocks of keys: as `needs` says, or as before."""
@@ -172,98 +171,95 @@ class Call:
             self.steps = steps_of(self.shards, needs)
         return KeyStream(self.group, self.steps, block, 1 if self.method == "ring" else len(self.steps))
 
-    def attend(self, q: Tensor, slopes: Tensor, block: Block, run: Run, owner: int) -> tuple[Tensor, ...]:
-        """Result, lse and tiles of the rows of a run over its keys."""
-        index = run.place(self.shared)
-        q = q[index]
-        options = self.shards.placed(run, owner, self.candidates)
-        return _op(q, block[0], block[1], slopes[index[1]], _mask(q, block), *options)
+    def attend(self, inputs: Inputs, run: Run, owner: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Result, lse and tiles of the rows of a run over its keys, which `inputs` holds."""
+        q = inputs.q[run.rows]
+        options = self.shards.placed(run, owner)
+        return unrecorded(_op, q, inputs.k, inputs.v, inputs.slopes, _mask(q, inputs.mask), *options)
 
-    def gradients(self, saved: Saved, block: Block, run: Run, owner: int) -> tuple[Tensor, ...]:
-        """Of q in the rows of a run, of its keys and values, and of its heads' slopes."""
-        index = run.place(self.shared)
-        q, out, lse, grad_out = (t[index] for t in (saved.q, saved.out, saved.lse, saved.grad_out))
-        grad_lse = None if saved.grad_lse is None else saved.grad_lse[index]
-        tensors = (q, block[0], block[1], saved.slopes[index[1]], _mask(q, block), out, lse)
-        return _backward_op(grad_out, grad_lse, *tensors, *self.shards.placed(run, owner, self.candidates))
+    def gradients(self, saved: Saved, inputs: Inputs, run: Run, owner: int) -> tuple[Tensor, ...]:
+        """Of q in the rows of a run, of its keys and values, which `inputs` holds, and of slopes."""
+        q, out, lse, grad_out = (t[run.rows] for t in (inputs.q, saved.out, saved.lse, saved.grad_out))
+        grad_lse = None if saved.grad_lse is None else saved.grad_lse[run.rows]
+        tensors = (q, inputs.k, inputs.v, inputs.slopes, _mask(q, inputs.mask), out, lse)
+        return unrecorded(_backward_op, grad_out, grad_lse, *tensors, *self.shards.placed(run, owner))
 
 
 class Saved(NamedTuple):
-    """What the gradient of a block is computed from: out and lse are those over the keys of all ranks."""
+    """Result and log-sums over the keys of all ranks, and their gradients."""
 
-    q: Tensor
-    slopes: Tensor
     out: Tensor
     lse: Tensor
     grad_out: Tensor
     grad_lse: Tensor | None
 
 
-def _mask(q: Tensor, block: Block) -> Tensor | None:
-    return block[2][:, :, None].expand(*q.shape[:3], -1) if len(block) > 2 else None
+def _mask(q: Tensor, key_mask: Tensor | None) -> Tensor | None:
+    return None if key_mask is None else key_mask[:, None, None].expand(*q.shape[:3], -1)
+
+
+def _with_keys(inputs: Inputs, block: Block) -> Inputs:
+    """The queries with keys of another rank."""
+    kv, *mask = block
+    return Inputs(inputs.q, kv[0], kv[1], inputs.slopes, mask[0] if mask else None)
 
 
 def _forward(call: Call, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Result, lse and tiles over all ranks' keys, and the blocks that came in, if they are kept."""
-    q, slopes, block = inputs.q, inputs.slopes, inputs.block
-    own = (q, slopes, block, call.own_run, call.shards.rank)
+    rank, own = call.shards.rank, inputs.block()
     if call.shards.options.eps == 0:
-        stream = call.stream(block, call.shards.everything(call.heads))
-        out, lse, tiles = call.attend(*own)
+        stream = call.stream(own, call.shards.everything())
+        out, lse, tiles = call.attend(inputs, call.own_run, rank)
     else:
-        statistics = call.statistics(block)
-        out, lse, tiles = call.attend(*own)
-        stream = call.stream(block, call.needs(q, lse, slopes, statistics))
+        statistics = call.statistics(inputs)
+        out, lse, tiles = call.attend(inputs, call.own_run, rank)
+        stream = call.stream(own, call.needs(inputs, lse, statistics))
     out, kept = out.to(lse.dtype), []
     for step, blocks in zip(call.steps, stream, strict=True):
-        for run, other in zip(step.inbound, blocks, strict=True):
-            part, part_lse, part_tiles = call.attend(q, slopes, other, run, step.owner)
-            index = run.place(call.shared)
-            _merge_into(out[index], lse[index], part, part_lse)
-            tiles[index[:2]] += part_tiles
+        for run, block in zip(step.inbound, blocks, strict=True):
+            part, part_lse, part_tiles = call.attend(_with_keys(inputs, block), run, step.owner)
+            _merge_into(out[run.rows], lse[run.rows], part, part_lse)
+            tiles.add_(part_tiles)
         if call.keeps_blocks:
-            kept += [part for other in blocks for part in other]
+            kept += [part for block in blocks for part in block]
     call.traffic = stream.traffic
-    return out.to(q.dtype), lse, tiles, kept
+    return out.to(inputs.q.dtype), lse, tiles, kept
 
 
 def _merge_into(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
-    """`merge_attention` in place and without a gradient: out + exp(part_lse - total) (part - out)."""
-    total = torch.logaddexp(lse, part_lse)
-    share = torch.where(total == -torch.inf, 0.0, torch.exp(part_lse - total))
+    """`merge_attention` in place and without a gradient: out + sigmoid(part_lse - lse) (part - out)."""
+    share = torch.sub(part_lse, lse).sigmoid_().nan_to_num_(0.0)  # a row without keys in either: -inf - -inf
     out.lerp_(part.to(out.dtype), share[..., None])
-    lse.copy_(total)
+    torch.logaddexp(lse, part_lse, out=lse)
 
 
 def _backward(
-    call: Call, saved: Saved, own: Block, arriving: Iterator[list[Block]], returns: bool
-) -> list[Tensor]:
+    call: Call, saved: Saved, inputs: Inputs, own: Block, arriving: Iterator[list[Block]], returns: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and slopes; those of other ranks' keys travel back while the next are computed."""
-    first = call.gradients(saved, own, call.own_run, call.shards.rank)
-    grad_q, *grad_block, grad_slopes = sums = [grad.to(saved.lse.dtype) for grad in first]
+    grad_q, grad_k, grad_v, grad_slopes = call.gradients(saved, inputs, call.own_run, call.shards.rank)
+    grad_q, grad_kv = grad_q.to(saved.lse.dtype), torch.stack([grad_k, grad_v]).to(saved.lse.dtype)
     under_way: deque[tuple[Step, Delivery]] = deque()
     for step, blocks in zip(call.steps, arriving, strict=True):
         results: list[Block] = []
-        for run, other in zip(step.inbound, blocks, strict=True):
-            of_q, *of_block, of_slopes = call.gradients(saved, other, run, step.owner)
-            index = run.place(call.shared)
-            grad_q[index] += of_q
-            grad_slopes[index[1]] += of_slopes
-            results.append(of_block)
+        for run, block in zip(step.inbound, blocks, strict=True):
+            of_q, *of_keys, of_slopes = call.gradients(saved, _with_keys(inputs, block), run, step.owner)
+            grad_q[run.rows].add_(of_q)
+            grad_slopes.add_(of_slopes)
+            results.append([torch.stack(of_keys)])
         if returns:
             under_way.append((step, return_gradients(call.group, step, results, own)))
             call.traffic.backward_bytes_sent += under_way[-1][1].bytes_sent
         while len(under_way) > 1:
-            _take_in(*under_way.popleft(), grad_block)
+            _take_in(*under_way.popleft(), grad_kv)
     for step, delivery in under_way:
-        _take_in(step, delivery, grad_block)
-    return sums
+        _take_in(step, delivery, grad_kv)
+    return grad_q, grad_kv[0], grad_kv[1], grad_slopes
 
 
-def _take_in(step: Step, delivery: Delivery, grad_block: Block) -> None:
-    for keys, parts in zip(step.outbound, delivery.wait(), strict=True):
-        for grad, part in zip(grad_block, parts, strict=True):
-            grad[keys.place] += part
+def _take_in(step: Step, delivery: Delivery, grad_kv: Tensor) -> None:
+    for keys, (part,) in zip(step.outbound, delivery.wait(), strict=True):
+        keys_of(grad_kv, keys).add_(part)
 
 
 class ContextParallel(torch.autograd.Function):
@@ -289,19 +285,14 @@ class ContextParallel(torch.autograd.Function):
         """Of q, k, v and slopes."""
         call, (*tensors, out, lse), kept = ctx.call, ctx.saved_tensors[:7], ctx.saved_tensors[7:]
         inputs = Inputs(*tensors)
-        own = inputs.block
-        if grad_out is None:
-            grad_out = torch.zeros_like(out)
-        if call.method == "all_gather":
-            arriving = _steps_again(call.steps, kept, len(own))
-        else:
-            stream = call.stream(own)
-            arriving = iter(stream)
-        saved = Saved(inputs.q, inputs.slopes, out, lse, grad_out, grad_lse)
-        grads = _backward(call, saved, own, arriving, any(ctx.needs_input_grad[1:3]))
-        if call.method == "ring":
+        own = inputs.block()
+        saved = Saved(out, lse, torch.zeros_like(out) if grad_out is None else grad_out, grad_lse)
+        stream = call.stream(own) if call.method == "ring" else None
+        arriving = _steps_again(call.steps, kept, len(own)) if stream is None else iter(stream)
+        grads = _backward(call, saved, inputs, own, arriving, any(ctx.needs_input_grad[1:3]))
+        if stream is not None:
             call.traffic.backward_bytes_sent += stream.traffic.bytes_sent
-        wanted = zip(grads, inputs[:4], ctx.needs_input_grad, strict=False)
+        wanted = zip(grads, inputs[:4], ctx.needs_input_grad[:4], strict=True)
         return *(grad.to(like.dtype) if need else None for grad, like, need in wanted), None, None
 
 

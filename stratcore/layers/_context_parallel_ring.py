@@ -18,7 +18,7 @@ from stratcore.layers._context_parallel_shards import Keys, Needs, Run, Shards
 
 OP = "context_parallel_attention"
 Group: TypeAlias = "dist.ProcessGroup | None"
-Block = list[Tensor]  # keys and values [B, G, M, E] and, if there is one, their mask [B, 1, M]
+Block = list[Tensor]  # keys and values [2, B, G, M, E] and, if there is one, their mask [B, M]
 
 
 @dataclass
@@ -26,8 +26,8 @@ class ContextParallelTraffic:
     """What this rank sent to others in one call; the call's backward fills in the last number.
 
     Args:
-        keys_sent: how many of its keys went to each rank, in the order of ranks, for one head or more.
-        blocks_sent: how many blocks they were, of consecutive keys for consecutive heads.
+        keys_sent: how many of its keys went to each rank, in the order of ranks.
+        blocks_sent: how many blocks of consecutive keys they were.
         bytes_sent: bytes of those keys, their values and masks.
         backward_bytes_sent: bytes of the backward: gradients, and with 'ring' the same blocks again.
     """
@@ -168,35 +168,26 @@ class KeyStream:
         buffers = [[_like(part, run.keys) for part in self.own] for run in step.inbound]
         delivery = exchange(self.group, step.receiver, blocks, step.owner, buffers)
         self._under_way.append(delivery)
-        self.traffic.keys_sent[step.receiver] = _distinct(step.outbound)
+        self.traffic.keys_sent[step.receiver] = sum(keys.end - keys.first for keys in step.outbound)
         self.traffic.blocks_sent += len(step.outbound)
         self.traffic.bytes_sent += delivery.bytes_sent
 
 
 def return_gradients(group: Group, step: Step, blocks: Sequence[Block], own: Block) -> Delivery:
     """Starts to send gradients of the keys and values of a step to their owner, and to receive those of `own`."""
-    buffers = [[_like(part, keys) for part in own[:2]] for keys in step.outbound]
-    return exchange(group, step.owner, blocks, step.receiver, buffers)
+    return exchange(
+        group, step.owner, blocks, step.receiver, [[_like(own[0], keys)] for keys in step.outbound]
+    )
 
 
 def keys_of(part: Tensor, keys: Keys) -> Tensor:
-    """Of keys, values or gradients [B, G, M, E], or of a mask [B, 1, M], which all heads share."""
-    heads = keys.place[1] if part.ndim == 4 else slice(None)
-    return part[:, heads, keys.place[2]]
+    """Of keys, values or gradients [..., M, E], or of a mask [B, M]."""
+    return part[:, keys.first : keys.end] if part.ndim == 2 else part[..., keys.first : keys.end, :]
 
 
 def _like(part: Tensor, keys: Keys) -> Tensor:
     """Room for such keys of a shard of any length."""
-    heads = keys.end_head - keys.first_head if part.ndim == 4 else 1
-    return part.new_empty((part.shape[0], heads, keys.end - keys.first, *part.shape[3:]))
-
-
-def _distinct(blocks: Sequence[Keys]) -> int:
-    """How many keys they have, whatever the heads."""
-    covered: list[tuple[int, int]] = []
-    for first, end in sorted((keys.first, keys.end) for keys in blocks):
-        if covered and first <= covered[-1][1]:
-            covered[-1] = (covered[-1][0], max(end, covered[-1][1]))
-        else:
-            covered.append((first, end))
-    return sum(end - first for first, end in covered)
+    length = keys.end - keys.first
+    return part.new_empty(
+        (len(part), length) if part.ndim == 2 else (*part.shape[:-2], length, part.shape[-1])
+    )

@@ -1,6 +1,6 @@
 """A sequence in contiguous shards, one a rank: who holds what, in which pieces, and how near these are.
 
-Legend: G key heads, R ranks, C pieces of a shard (`PIECES`), P = R C pieces of keys, S slopes a head, A axes.
+Legend: R ranks, C pieces of a shard (`PIECES`), P = R C pieces of keys, S slopes a head, A axes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -18,24 +17,15 @@ from torch import Tensor
 from stratcore.ops._toroidal_attention_call import Options
 from stratcore.ops._toroidal_attention_replay import coordinates, parts_of_steps
 
-PIECES = 16  # of a shard at most; what is needed is decided for pieces of queries and pieces of keys
+PIECES = 32  # of a shard at most; what is needed is decided for pieces of queries and pieces of keys
 PIECE_TOKENS = 128  # lengths of pieces are multiples, so that kernels see whole tiles
-
-Index = tuple[slice, slice, slice]
 
 
 class Keys(NamedTuple):
-    """Consecutive keys of a shard, for consecutive key heads."""
+    """Consecutive keys of a shard."""
 
-    first_head: int
-    end_head: int
     first: int
     end: int
-
-    @property
-    def place(self) -> Index:
-        """In [B, G, M]."""
-        return slice(None), slice(self.first_head, self.end_head), slice(self.first, self.end)
 
 
 class Run(NamedTuple):
@@ -46,17 +36,17 @@ class Run(NamedTuple):
     end_row: int
     pieces: int
 
-    def place(self, shared: int) -> Index:
-        """In [B, H, N], for so many query heads a key head."""
-        heads = slice(self.keys.first_head * shared, self.keys.end_head * shared)
-        return slice(None), heads, slice(self.first_row, self.end_row)
+    @property
+    def rows(self) -> tuple[slice, slice, slice]:
+        """Of a tensor [B, H, N, ...]."""
+        return slice(None), slice(None), slice(self.first_row, self.end_row)
 
 
 class Needs(NamedTuple):
     """Who needs what, on the CPU.
 
-    rows: bool [G, C, R, C], which pieces of keys each piece of this rank's queries needs. keys: bool [R, G, R, C],
-    the same of all ranks, for any of their queries.
+    rows: bool [C, R, C], which pieces of keys each piece of this rank's queries needs. keys: bool [R, R, C], the same
+    of all ranks, for any of their queries.
     """
 
     rows: Tensor
@@ -85,52 +75,57 @@ class Shards:
         """As `query_pieces`."""
         return _pieces(self.keys, self.options.key_offset)
 
-    def everything(self, heads: int) -> Needs:
-        """All that causal order lets queries see, for so many key heads."""
-        seen = visible(self)
-        rows = seen[self.rank].expand(heads, -1, -1, -1)
-        return Needs(rows, seen.any(1)[:, None].expand(-1, heads, -1, -1))
+    def everything(self) -> Needs:
+        """All that causal order lets queries see."""
+        last = torch.tensor(self.queries).cumsum(0) + self.options.query_offset - 1
+        return Needs(visible(self), _seen(self, last, torch.tensor(self.queries) > 0))
 
     def inbound(self, needs: Needs, owner: int) -> list[Run]:
         """What this rank needs of another, and where."""
-        pairs = needs.rows[:, :, owner]
         step, length = piece_length(self.queries[self.rank]), self.queries[self.rank]
         runs = []
-        for keys, first, end in _keys_of(needs.keys[self.rank, :, owner], self.keys[owner]):
-            asked = (
-                pairs[keys.first_head : keys.end_head, :, first:end]
-                .any(0)
-                .any(-1)
-                .nonzero()
-                .flatten()
-                .tolist()
-            )
-            runs.append(Run(keys, asked[0] * step, min((asked[-1] + 1) * step, length), end - first))
+        for first, end in _stretches(needs.keys[self.rank, owner].tolist()):
+            rows = needs.rows[:, owner, first:end].any(1).nonzero().flatten().tolist()
+            keys = self._keys(owner, first, end)
+            runs.append(Run(keys, rows[0] * step, min((rows[-1] + 1) * step, length), end - first))
         return runs
 
     def outbound(self, needs: Needs, receiver: int) -> list[Keys]:
-        """Which of its keys this rank sends to another; there it is `inbound`."""
-        return [keys for keys, *_ in _keys_of(needs.keys[receiver, :, self.rank], self.keys[self.rank])]
+        """Which of its keys this rank sends to another; there they are `inbound`."""
+        stretches = _stretches(needs.keys[receiver, self.rank].tolist())
+        return [self._keys(self.rank, first, end) for first, end in stretches]
 
-    def placed(self, run: Run, owner: int, pieces: int) -> Options:
-        """Options of the op for one run, with its share of eps among `pieces` visible pieces of keys."""
+    def _keys(self, owner: int, first: int, end: int) -> Keys:
+        step = piece_length(self.keys[owner])
+        return Keys(first * step, min(end * step, self.keys[owner]))
+
+    def placed(self, run: Run, owner: int) -> Options:
+        """Options of the op for one run of this rank, with its share of eps."""
         options = self.options
         return options._replace(
             query_offset=options.query_offset + sum(self.queries[: self.rank]) + run.first_row,
             key_offset=options.key_offset + sum(self.keys[:owner]) + run.keys.first,
-            eps=options.eps * run.pieces / max(pieces, 1),
+            eps=options.eps * run.pieces / max(shares(self)[0], 1),
         )
 
 
 @lru_cache(maxsize=32)
 def visible(shards: Shards) -> Tensor:
-    """Whether a piece of queries may see a piece of keys: bool [R, C, R, C], queries first, on the CPU."""
-    (query, rows), (key, columns) = shards.query_pieces(), shards.key_pieces()
-    seen = (rows > 0)[:, :, None, None] & (columns > 0)
+    """Whether a piece of this rank's queries may see a piece of keys: bool [C, R, C], on the CPU."""
+    first, count = (part[shards.rank] for part in shards.query_pieces())
+    return _seen(shards, first + count - 1, count > 0)
+
+
+def _seen(shards: Shards, last: Tensor, some: Tensor) -> Tensor:
+    """Which pieces of keys [..., R, C] runs of queries see, from their last positions and whether there are any."""
+    key, count = shards.key_pieces()
+    seen = some[:, None, None] & (count > 0)
     if shards.options.causal:
         group = shards.options.causal_group
-        last = torch.div(query + rows - 1, group, rounding_mode="floor")
-        seen &= torch.div(key, group, rounding_mode="floor") <= last[:, :, None, None]
+        seen &= (
+            torch.div(key, group, rounding_mode="floor")
+            <= torch.div(last, group, rounding_mode="floor")[:, None, None]
+        )
     return seen
 
 
@@ -148,6 +143,13 @@ def least_parts(shards: Shards, count: int) -> Tensor:
     return parts_of_steps(options, list(least_steps(queries, keys, options.lattice).double()), count)
 
 
+@lru_cache(maxsize=32)
+def shares(shards: Shards) -> tuple[int, int]:
+    """Among how many pieces of keys this rank divides eps, and how many of them are its own."""
+    of_ranks = visible(shards).any(0).sum(-1).tolist()
+    return sum(of_ranks), of_ranks[shards.rank]
+
+
 def piece_length(tokens: int) -> int:
     """Of a shard of so many tokens."""
     return PIECE_TOKENS * max(1, math.ceil(tokens / (PIECES * PIECE_TOKENS)))
@@ -159,15 +161,6 @@ def _pieces(lengths: Sequence[int], offset: int) -> tuple[Tensor, Tensor]:
     within = torch.arange(PIECES) * step
     first = offset + sizes.cumsum(0) - sizes + within
     return first, torch.minimum(step, (sizes - within).clamp(min=0))
-
-
-def _keys_of(asked: Tensor, length: int) -> Iterator[tuple[Keys, int, int]]:
-    """Runs of pieces in [G, C], with heads that ask for the same together, and their first and last piece."""
-    step, head = piece_length(length), 0
-    for flags, group in groupby(asked.tolist()):
-        first_head, head = head, head + len(list(group))
-        for first, end in _stretches(flags):
-            yield Keys(first_head, head, first * step, min(end * step, length)), first, end
 
 
 def _stretches(flags: Sequence[bool]) -> Iterator[tuple[int, int]]:

@@ -5,7 +5,7 @@ other ranks, block by block, and merges the results by their log-sums. Blocks go
 that needs them. What needs no looking at is neither sent nor computed.
 
 What eps leaves out, with the proof that a row loses at most eps of its probability. Shards are cut into pieces (at
-most 16, of 128 keys or a multiple). Let T be the number of pieces of keys, on all ranks, that causal order lets this
+most 32, of 128 keys or a multiple). Let T be the number of pieces of keys, on all ranks, that causal order lets this
 rank's queries look at. Each has a share eps / T.
 
 1. A piece is not looked at. For a row i let K be the largest norm of the piece's n visible keys, d the least that
@@ -14,11 +14,11 @@ rank's queries look at. Each has a share eps / T.
 
        s_ij <= |scale| |q_i| K - d,  so  sum_j p_ij <= n exp(|scale| |q_i| K - d - lse_i),  and lse_i >= L_i.
 
-   It is left out where max_i (|scale| |q_i| K - L_i) - d + log n <= log(eps / T), over the rows i of the piece of
+   It is left out where max_i (|scale| |q_i| K - L_i) - d + log n < log(eps / T), over the rows i of the piece of
    queries: then it holds at most eps / T of each row. As a function of K the maximum is convex, so it is computed at
-   the least and the largest K of all pieces, and the chord between them, which lies above it, stands for it. Norms,
-   log-sums and distances have margins far above their rounding. Keys of one key head are sent if that fails in any
-   of its query heads and any batch element.
+   0 and at the largest K of all pieces, and the chord between them, which lies above it, stands for it. Norms,
+   log-sums and distances have margins far above their rounding. Keys are sent if that fails in any head of any batch
+   element.
 2. Pieces are looked at, m of them side by side, in one call of the op, with eps m / T. Forward, the op loses at most
    that share of the probability of these keys, hence of the row's. Backward, it judges by lse over all keys and loses
    at most eps m / T of the row again, and never looks at what the forward left out.
@@ -39,7 +39,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stratcore import ops
-from stratcore.layers._context_parallel_call import METHODS, ContextParallel, agreed_call, key_padding
+from stratcore.layers._context_parallel_call import METHODS, ContextParallel, agreed_call, check_padding
 from stratcore.layers._context_parallel_ring import OP, ContextParallelTraffic
 from stratcore.ops._checks import check_choice
 
@@ -129,7 +129,7 @@ def context_parallel_attention(
         |out - exact| <= 2 eps / (1 - eps) max |v| and |lse - exact| <= -log(1 - eps).
     Determinism: that of the op; no sum depends on what arrives first.
     Cost: that of the op, shared by the ranks; with causal order the last have more to do than the first. A piece of
-        keys (at most 16 of a shard), of one key head, is sent to a rank if one row there needs it. The call waits for
+        keys (at most 32 of a shard) is sent to a rank, with all heads, if one row there needs it. The call waits for
         the device once, to compare sizes, and with eps > 0 once more, to exchange who needs what: that follows from
         the log-sums over own keys, so only with eps 0 are the first blocks on their way while these are looked at.
         The backward does not wait. `torch.compile` breaks its graph here.
@@ -150,7 +150,8 @@ def context_parallel_attention(
     }
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
         check_choice(OP, "method", method, METHODS)
-        mask = None if key_mask is None else key_padding(k, key_mask)[:, :, None]
+        check_padding(k, key_mask)
+        mask = None if key_mask is None else key_mask[:, None, None]
         result = ops.toroidal_attention_lse(q, k, v, slopes, mask=mask, **options)
         return ContextParallelAttention(*result, ContextParallelTraffic([0]))
     call, tensors = agreed_call(group, method, (q, k, v, slopes, key_mask), options)
