@@ -45,7 +45,7 @@ CASES = {
         (1, 4, 1),
     ),
     "plane": Case(
-        (1, 4, 2, 640, 640, 24), {"lattice": [16, 40], "block": [4, 8], "metric": "l2"}, padded=True
+        (2, 4, 2, 640, 640, 24), {"lattice": [16, 40], "block": [4, 8], "metric": "l2"}, padded=True
     ),
     "causal plane": Case(
         (1, 2, 1, 512, 512, 8), {"lattice": [16, 16], "metric": "linf", "causal": True}, (3, 2)
@@ -68,12 +68,13 @@ def shards(tokens: int, parts: Sequence[int], ranks: int) -> list[slice]:
 
 
 def padding(case: Case, device: str) -> Tensor | None:
-    """The last third of the keys of batch element 0 is hidden, with the first key of all."""
+    """The last third of the keys of batch element 0 is hidden, with the first key; all keys of element 1."""
     if not case.padded:
         return None
     mask = torch.ones(case.sizes[0], case.sizes[4], dtype=torch.bool, device=device)
     mask[0, case.sizes[4] * 2 // 3 :] = False
     mask[:, 0] = False
+    mask[1:] = False
     return mask
 
 
