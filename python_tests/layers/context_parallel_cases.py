@@ -280,6 +280,7 @@ def refusals(device: str) -> Results:
     last = dist.get_rank() == dist.get_world_size() - 1
     q, k, v, slopes = problem((1, 2, 1, 8, 8, 4), torch.float32, device)
     other = problem((1, 2, 1, 8, 8, 6), torch.float32, device)
+    alone = dist.new_group([0])
     calls: dict[str, Callable[[], Any]] = {
         "dim": lambda: attend(*(other if last else (q, k, v, slopes))),
         "batch": lambda: attend(
@@ -297,6 +298,7 @@ def refusals(device: str) -> Results:
         "own type": lambda: attend(q, k.double() if last else k, v, slopes),
         "own mask": lambda: attend(q, k, v, slopes, key_mask=torch.ones(1, 8 - last, device=device).bool()),
         "own method": lambda: attend(q, k, v, slopes, method="star"),
+        "outside": lambda: attend(q, k, v, slopes, group=alone),
         "right": lambda: attend(q, k, v, slopes),
     }
     return {name: message_of(call) for name, call in calls.items()}

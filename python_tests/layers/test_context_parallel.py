@@ -202,7 +202,8 @@ def test_all_ranks_raise(found):
             elsewhere = f"{op}rank {last} refused its arguments, its own message says why"
             assert (told[name] == elsewhere) == (rank < last)
         assert told["own method"] == f"{op}expected method to be one of ring, all_gather, got 'star'"
-        assert told["right"] == ""
+        outside = f"{op}expected a group that this process belongs to"
+        assert told["outside"] == (outside if rank else "") and told["right"] == ""
     assert found[last]["refusals"]["own type"].startswith(
         "TypeError: toroidal_attention: expected k of the dtype"
     )

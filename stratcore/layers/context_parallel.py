@@ -108,8 +108,8 @@ def context_parallel_attention(
         deterministic: whether the backward gives the same bits on every run on a GPU; None follows
             `torch.use_deterministic_algorithms`.
         method: 'ring': one block is on its way while another is computed, and the backward sends the blocks again;
-            memory of two other shards. 'all_gather': all blocks are sent at once, arrive while the first are computed
-            and are kept for the backward; memory of the whole sequence's keys and values at most.
+            memory of three shards' keys and values, one of them a copy of the own. 'all_gather': all blocks are sent
+            at once, arrive while the first are computed and are kept for the backward; memory of those of all shards.
 
     Returns:
         ContextParallelAttention of this rank's rows.
