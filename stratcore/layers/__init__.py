@@ -8,6 +8,11 @@ from stratcore.layers.constellation import (
     Triangulation,
     anchor_usage,
 )
+from stratcore.layers.context_parallel import (
+    ContextParallelAttention,
+    ContextParallelTraffic,
+    context_parallel_attention,
+)
 from stratcore.layers.depth_fusion import DepthFusion
 from stratcore.layers.dictionary import DictionaryExperts
 from stratcore.layers.gating import QueryKeyGate, expert_weights
@@ -39,6 +44,8 @@ __all__ = [
     "CVReport",
     "Constellation",
     "ConstellationOptions",
+    "ContextParallelAttention",
+    "ContextParallelTraffic",
     "DepthFusion",
     "DictionaryExperts",
     "KSimplexChannel",
@@ -58,6 +65,7 @@ __all__ = [
     "anchor_cv_loss",
     "anchor_usage",
     "cm_barrier",
+    "context_parallel_attention",
     "cv_loss",
     "dual_cv_loss",
     "expert_weights",

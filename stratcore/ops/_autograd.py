@@ -20,6 +20,12 @@ def forward_mode_active() -> bool:
     return fwAD._current_level >= 0 or transforms_active()
 
 
+def unrecorded(op: torch._ops.OpOverload, *args: Any) -> Any:
+    """Calls an op inside a Function, where nothing is recorded: past its autograd kernel, which is Python."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
 def differentiable(
     op: torch._ops.OpOverload,
     *,
@@ -45,9 +51,7 @@ def differentiable(
     torch.library.register_autograd(op, backward, setup_context=setup_context)
 
     def forward_and_save(ctx: Any, *args: Any) -> Any:
-        # Inside a Function nothing is recorded: past the autograd kernel of the op, which is Python.
-        with torch._C._AutoDispatchBelowAutograd():
-            output = op(*args)
+        output = unrecorded(op, *args)
         setup_context(ctx, args, output)
         return output
 

@@ -24,8 +24,8 @@ MOST_PERIOD, MOST_DIM, MOST_POSITION = 1 << 24, 256, 1 << 60
 class Options(NamedTuple):
     """What the op takes beside tensors, in the order of its schema."""
 
-    lattice: list[int]
-    block: list[int]
+    lattice: Sequence[int]
+    block: Sequence[int]
     metric: str
     scale: float
     causal: bool

@@ -31,15 +31,22 @@ def coordinates(positions: Tensor, lattice: Sequence[int], block: Sequence[int])
 
 def distance_parts(options: Options, queries: Tensor, keys: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """What the slopes multiply, [count, N, M], for queries and keys at these positions."""
-    values = []
     rows = coordinates(queries, options.lattice, options.block)
     columns = coordinates(keys, options.lattice, options.block)
+    steps = []
     for row, column, period in zip(rows, columns, options.lattice, strict=True):
         apart = (row[:, None] - column).abs()
-        steps = torch.minimum(apart, period - apart).to(dtype)
+        steps.append(torch.minimum(apart, period - apart).to(dtype))
+    return parts_of_steps(options, steps, count)
+
+
+def parts_of_steps(options: Options, steps: Sequence[Tensor], count: int) -> Tensor:
+    """What the slopes multiply, [count, ...], from the steps along each axis, [...] each."""
+    values = []
+    for along, period in zip(steps, options.lattice, strict=True):
         if options.metric.startswith("chordal"):
-            steps = torch.sin(steps * (math.pi / period)) * (period / math.pi)
-        values.append(steps if options.metric in ("l1", "linf") else steps.square())
+            along = torch.sin(along * (math.pi / period)) * (period / math.pi)
+        values.append(along if options.metric in ("l1", "linf") else along.square())
     stacked = torch.stack(values)
     if count > 1:
         return stacked
