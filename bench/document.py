@@ -91,11 +91,12 @@ Rows named `no_anchors` and `yardstick` time another, smaller task for compariso
 
 TOROIDAL_ATTENTION = """## toroidal_attention on the GPU
 
-Forward, dense: ahead of FlexAttention with the same distance from 4,096 tokens of 128 on, behind what attention costs
-without any distance (`no_bias`). Backward: deterministic, seven products in the place of five, gradient of the slopes
-always with it; behind FlexAttention's, whose slopes are fixed here. With `eps` tiles are left out by a proof;
-FlexAttention's `flex_block` has a mask of blocks made by hand for the same radius.
-Float32 by mma.sync, in three products of TF32.
+Dense: ahead of FlexAttention with the same distance, forward and backward, behind what attention costs without any
+distance (`no_bias`). The gradient of the slopes comes with every backward here (`learn` asks for it); FlexAttention
+adds all pairs to one number by atomics. The backward adds to the gradient of the queries in any order; with
+`deterministic` it takes half as long again. With `eps` tiles are left out by a proof; `flex_block` has a mask of
+blocks made by hand for the same radius, and is ahead: a block of few tiles is mostly latency here. Float32 by
+mma.sync, in three products of TF32.
 """
 
 OPS = {
