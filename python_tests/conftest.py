@@ -27,10 +27,12 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def outside_the_sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """An interpreter that a test starts looks for modules in its folder first; it must find this same package."""
+    """An interpreter that a test starts finds this same package, and after it the tests; its own folder is empty."""
+    package = str(Path(stratcore.__path__[0]).parent)
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("outside"))
-        patch.setenv("PYTHONPATH", str(Path(stratcore.__path__[0]).parent), prepend=os.pathsep)
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
         yield
 
 

@@ -21,7 +21,6 @@ from python_tests.ops.toroidal_problem import normal, problem
 from stratcore import ops
 from stratcore.layers import context_parallel_attention
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = [
     f"{name}, {dtype}, {method}" for name in CASES for dtype in TOLERANCE for method in ("ring", "all_gather")
 ]
@@ -33,7 +32,6 @@ def run_ranks(ranks: int, device: str, folder: Path) -> list[Results]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     done = subprocess.run(
         [*command, "-m", "python_tests.layers.context_parallel_driver", str(folder), device],
-        cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

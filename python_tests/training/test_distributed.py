@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +8,6 @@ from safetensors.torch import load_file
 
 from python_tests.training.toy import ToyTask, finished_files, timeless_records, toy_trainer
 from stratcore.training import Runtime
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_one_process_is_the_trivial_case():
@@ -37,7 +34,6 @@ def test_two_ranks_equal_one_process_and_resume_bitwise(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*command, "-m", "python_tests.training.rank_driver", str(ranks)],
-        cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

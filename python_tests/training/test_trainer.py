@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +19,6 @@ from stratcore.training import (
     TrainingInterrupted,
     open_checkpoint,
 )
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,6 @@ def test_one_seed_gives_equal_bits_and_another_does_not(tmp_path, through):
 def test_killed_at_random_moments_and_resumed_equals_uninterrupted(tmp_path, through, kills):
     done = subprocess.run(
         [sys.executable, "-m", "python_tests.training.kill_driver", str(tmp_path), str(kills), "0"],
-        cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
