@@ -86,7 +86,7 @@ def test_strata_get_their_own_dimensions_in_sorted_order():
     ("call", "words"),
     [
         (lambda: PCADimension().fit([[1.0, np.nan], [0, 1]]), "row 0 holds NaN"),
-        (lambda: PCADimension().fit([[1.0, 2.0]]), "at least 2 rows"),
+        (lambda: PCADimension().fit([[1.0, 2.0]]), "minimum of 2"),
         (lambda: PCADimension().fit(np.ones((4, 3))), "not all zero"),
         (lambda: PCADimension(1.5).fit(np.eye(3)), "variance: expected a share"),
         (lambda: NoiseFloorDimension(0.0).fit(np.eye(3)), "noise_variance"),

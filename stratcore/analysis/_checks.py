@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
 
 
-def as_matrix(name: str, value: ArrayLike) -> np.ndarray:
-    """Return `value` as a finite float64 array [N, D] with N, D >= 1.
+def as_matrix(name: str, value: Any) -> np.ndarray:
+    """Return `value`, NumPy or torch, as a finite float64 array [N, D] with N, D >= 1.
 
     Raises:
         ValueError: not two-dimensional, empty, or a row holds NaN or infinity (the first such row is named).
     """
+    if hasattr(value, "detach"):  # a torch tensor, of any device and dtype
+        value = value.detach().cpu().double().numpy()
     matrix_ND = np.asarray(value, dtype=np.float64)
     if matrix_ND.ndim != 2 or matrix_ND.size == 0:
         raise ValueError(f"{name}: expected a non-empty array [rows, columns], got shape {matrix_ND.shape}")
-    bad_N = ~np.isfinite(matrix_ND).all(axis=1)
-    if bad_N.any():
-        raise ValueError(f"{name}: row {int(bad_N.argmax())} holds NaN or infinity, expected finite numbers")
-    return matrix_ND
+    return _finite(name, matrix_ND)
+
+
+def estimator_matrix(
+    estimator: BaseEstimator, X: Any, *, reset: bool = True, min_rows: int = 1
+) -> np.ndarray:
+    """Return the rows given to a scikit-learn estimator as a finite float64 array [N, D].
+
+    Sets `n_features_in_` (and the feature names of a data frame) where `reset`, else compares with it. A torch
+    tensor of any device and dtype counts as an array.
+
+    Raises:
+        ValueError: a row holds NaN or infinity (the first such row is named); in scikit-learn's own words: not a
+            matrix, fewer rows than `min_rows`, complex, or another number of features than at fit.
+        TypeError: a sparse matrix.
+    """
+    if hasattr(X, "detach"):
+        X = X.detach().cpu().double().numpy()
+    options = {"dtype": np.float64, "ensure_min_samples": min_rows, "ensure_all_finite": False}
+    return _finite("X", validate_data(estimator, X, reset=reset, **options))
 
 
 def as_labels(name: str, value: ArrayLike, num_rows: int) -> np.ndarray:
@@ -45,3 +67,10 @@ def as_probabilities(name: str, value: ArrayLike) -> np.ndarray:
         row = int(bad_N.argmax())
         raise ValueError(f"{name}: row {row} is no distribution, its sum is {p_NE[row].sum():.6g}")
     return p_NE
+
+
+def _finite(name: str, matrix_ND: np.ndarray) -> np.ndarray:
+    bad_N = ~np.isfinite(matrix_ND).all(axis=1)
+    if bad_N.any():
+        raise ValueError(f"{name}: row {int(bad_N.argmax())} holds NaN or infinity, expected finite numbers")
+    return matrix_ND

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 
-from stratcore.analysis._checks import as_labels, as_matrix
+from stratcore.analysis._checks import as_labels, as_matrix, estimator_matrix
 
 
 def covariance_eigenvalues(X: ArrayLike) -> np.ndarray:
@@ -78,10 +78,10 @@ class PCADimension(BaseEstimator):
         """Fit on rows [N, D], N >= 2; `y` is ignored."""
         if not 0 < self.variance <= 1:
             raise ValueError(f"variance: expected a share in (0, 1], got {self.variance}")
-        self.eigenvalues_ = covariance_eigenvalues(X)
+        x_ND = estimator_matrix(self, X, min_rows=2)
+        self.eigenvalues_ = covariance_eigenvalues(x_ND)
         self.explained_variance_ratio_ = _shares(self.eigenvalues_)
-        self.n_features_in_ = np.shape(X)[1]
-        largest = max(1, min(self.n_features_in_, len(np.asarray(X)) - 1))
+        largest = max(1, min(self.n_features_in_, len(x_ND) - 1))
         cumulative = np.cumsum(self.explained_variance_ratio_)
         self.dimension_ = int(min(np.searchsorted(cumulative, self.variance - 1e-12) + 1, largest))
         self.effective_rank_ = effective_rank(self.eigenvalues_)
@@ -118,9 +118,9 @@ class NoiseFloorDimension(BaseEstimator):
                 "noise_variance and margin: expected > 0 and >= 0, "
                 f"got {self.noise_variance} and {self.margin}"
             )
-        self.eigenvalues_ = covariance_eigenvalues(X)
-        num_rows, self.n_features_in_ = np.shape(X)
-        edge = (1 + np.sqrt(self.n_features_in_ / num_rows)) ** 2
+        x_ND = estimator_matrix(self, X, min_rows=2)
+        self.eigenvalues_ = covariance_eigenvalues(x_ND)
+        edge = (1 + np.sqrt(self.n_features_in_ / len(x_ND))) ** 2
         self.threshold_ = float(self.noise_variance * edge * (1 + self.margin))
         self.dimension_ = int((self.eigenvalues_ > self.threshold_).sum())
         return self
