@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
+    "association": ("Association", "GroupMedian", "group_association", "rank_correlation"),
     "clustering": (
         "Agreement",
         "BinnedAgreement",
