@@ -148,7 +148,7 @@ MISTAKES = {
     "shares": ("data.fractions=[0.5,0.5,0.5]", "data.fractions: expected three shares > 0 that sum to 1"),
     "no test rows": ("data.fractions=[0.5,0.5,0]", "data.fractions: expected three shares > 0"),
     "contrastive, no head": ("objective.contrastive=1", "objective.contrastive: expected 0 where model.head"),
-    "texts, no encoder": ("data.texts=[a.txt]", "data.texts and data.encoder: expected both or neither"),
+    "texts, no encoder": ("data.texts=[a.txt]", "data.encoder: expected the model that embeds data.texts"),
     "long warm-up": ("stage.optimizer.warmup_steps=7", "stage.optimizer.warmup_steps: expected at most"),
     "second seed": ("stage.seed=3", "stage.seed: expected 0, the run's own seed is used; got 3"),
     "unknown metric": (
