@@ -40,7 +40,8 @@ from stratcore.analysis._panels import (
     expert_legend,
     rarefied,
 )
-from stratcore.analysis.results import Results, to_plain, write_atomic
+from stratcore.analysis.results import Results
+from stratcore.analysis.schema import to_plain, write_atomic
 
 STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
