@@ -52,7 +52,7 @@ MAY_IMPORT = {
 }
 TYPES_ONLY = {("analysis", "data")}
 HEAVY = {
-    "matplotlib": ("stratcore/analysis/plots.py", "stratcore/analysis/report.py"),
+    "matplotlib": ("stratcore/analysis/plots/", "stratcore/analysis/report.py"),
     "transformers": ("stratcore/huggingface/", "stratcore/models/", "stratcore/data/"),
 }
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
