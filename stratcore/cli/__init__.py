@@ -5,6 +5,7 @@ User errors are one line on stderr and exit code 2.
 
 from __future__ import annotations
 
+from stratcore.cli.analysis import analyze
 from stratcore.cli.training import train
 
-__all__ = ["train"]
+__all__ = ["analyze", "train"]

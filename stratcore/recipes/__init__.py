@@ -6,17 +6,37 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from stratcore.recipes.analysis import AnalysisRun, advanced, multi_domain, notebook, stratification
 from stratcore.recipes.dictionary_moe import DictionaryMoERun, dictionary_moe, dictionary_moe_seed
 
 RECIPES: dict[str, Callable[[], Any]] = {
     "dictionary_moe": dictionary_moe,
     "dictionary_moe_seed": dictionary_moe_seed,
 }
-_EXECUTORS = {
-    DictionaryMoERun: "stratcore.recipes.dictionary_moe_run"
-}  # loaded on use: they import the models
+ANALYSES: dict[str, Callable[[], AnalysisRun]] = {
+    "stratification": stratification,
+    "advanced": advanced,
+    "notebook": notebook,
+    "multi_domain": multi_domain,
+}
+_EXECUTORS: dict[type, str] = {  # loaded on use: they import the models
+    AnalysisRun: "stratcore.recipes.analysis_run",
+    DictionaryMoERun: "stratcore.recipes.dictionary_moe_run",
+}
 
-__all__ = ["RECIPES", "DictionaryMoERun", "dictionary_moe", "dictionary_moe_seed", "executor_of"]
+__all__ = [
+    "ANALYSES",
+    "RECIPES",
+    "AnalysisRun",
+    "DictionaryMoERun",
+    "advanced",
+    "dictionary_moe",
+    "dictionary_moe_seed",
+    "executor_of",
+    "multi_domain",
+    "notebook",
+    "stratification",
+]
 
 
 def executor_of(run: Any) -> Callable[..., Any]:
