@@ -31,8 +31,8 @@ from python_tests.recipes.small_run import (
 from python_tests.training.toy import timeless_records
 from stratcore import analysis
 from stratcore.cli import train
-from stratcore.cli.settings import load_run
 from stratcore.recipes import RECIPES
+from stratcore.recipes.settings import load_run
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 PROGRAM = (sys.executable, "-m", "stratcore.train")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from stratcore.cli import train
-from stratcore.cli.settings import load_run
 from stratcore.data import EmbeddingTable, save_table
 from stratcore.recipes import RECIPES, DictionaryMoERun
+from stratcore.recipes.settings import load_run
 from stratcore.training import open_checkpoint, resolve_checkpoint
 
 SETTINGS = (

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from stratcore.cli.folders import execute_run, open_folder
-from stratcore.cli.settings import Parser, UsageError, dump, load_run
+from stratcore.cli.command import Parser, execute_run, open_folder
+from stratcore.recipes.settings import UsageError, dump, load_run
 
 PROGRAM = "python -m stratcore.analyze"
 TABLES = (".npy", ".safetensors", ".parquet", ".csv")

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stratcore.cli.folders import execute_run, open_folder
-from stratcore.cli.settings import Parser, UsageError, dump, load_run
+from stratcore.cli.command import Parser, execute_run, open_folder
+from stratcore.recipes.settings import UsageError, dump, load_run
 
 PROGRAM = "python -m stratcore.train"
 

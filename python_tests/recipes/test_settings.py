@@ -12,9 +12,9 @@ import yaml
 
 from python_tests.recipes.small_run import SMALL, refusal
 from stratcore.cli import train
-from stratcore.cli.settings import load_run
 from stratcore.models import DictionaryMoE
 from stratcore.recipes import RECIPES
+from stratcore.recipes.settings import load_run
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 

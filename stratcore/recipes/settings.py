@@ -5,27 +5,18 @@ Every key must exist; a wrong one is answered with the nearest.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
 
 class UsageError(ValueError):
     """A mistake in the arguments, told in one line."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Tells a mistake like every other one, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises, instead of leaving the program."""
-        raise UsageError(f"{message}; --help shows the options")
 
 
 def load_run(

@@ -8,8 +8,8 @@ import pytest
 
 from python_tests.recipes.small_run import SMALL
 from stratcore.cli import train
-from stratcore.cli.settings import load_run
 from stratcore.recipes import RECIPES
+from stratcore.recipes.settings import load_run
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 

@@ -1,13 +1,22 @@
-"""Run folders, and carrying out a run in one."""
+"""What every command shares: its parser, its folder, and carrying out a run in it."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from stratcore.cli.settings import UsageError, dump
+from stratcore.recipes.settings import UsageError, dump
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake like every other one, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises, instead of leaving the program."""
+        raise UsageError(f"{message}; --help shows the options")
 
 
 def open_folder(output: Path | None, recipe: str, resume: bool) -> Path:
