@@ -93,7 +93,8 @@ class AnalysisRun:
         strata: clustering.
         variance: share of the variance of the PCA dimension (the source documents': 0.75).
         calibrated: correct dimension estimates by simulated manifolds of as many points.
-        perplexity: causal language model whose perplexity of each text is set beside strata and dimensions.
+        perplexity: of each text, set beside strata and dimensions: a causal language model that reads data.texts,
+            or a .npy file with a number for each row.
         mixture: recipe of `stratcore.train` that is trained on the rows first; its experts are analyzed too.
         resamples: draws of each interval.
     """
@@ -117,8 +118,8 @@ class AnalysisRun:
             raise ValueError(f"variance: expected a share in (0, 1], got {self.variance}")
         if self.resamples < 1:
             raise ValueError(f"resamples: expected a number >= 1, got {self.resamples}")
-        if self.perplexity is not None and not self.data.texts:
-            raise ValueError("perplexity: expected data.texts, the texts that the language model reads")
+        if self.perplexity is not None and not self.perplexity.endswith(".npy") and not self.data.texts:
+            raise ValueError("perplexity: expected a .npy file, or data.texts for the language model to read")
 
 
 def stratification() -> AnalysisRun:
