@@ -92,8 +92,8 @@ def test_options_that_contradict_each_other(changes: dict[str, object], message:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"texts": ("a.txt",)}, "data.texts and data.encoder: expected both or neither"),
-        ({"encoder": "bert"}, "data.texts and data.encoder: expected both or neither"),
+        ({"texts": ("a.txt",)}, "data.encoder: expected the model that embeds data.texts"),
+        ({"encoder": "bert"}, "data.texts: expected the text sets that data.encoder embeds"),
         ({"rows": 0}, "data.rows: expected a number >= 1 or None, got 0"),
         ({"fractions": (1.0, 0.0, 0.0)}, "data.fractions: expected three shares > 0 that sum to 1"),
         ({"fractions": (0.7, 0.2, 0.2)}, "data.fractions: expected three shares > 0 that sum to 1"),

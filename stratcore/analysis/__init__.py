@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
+    "association": ("Association", "GroupMedian", "group_association", "rank_correlation"),
     "clustering": (
         "Agreement",
         "BinnedAgreement",
@@ -69,9 +70,10 @@ _NAMES = {
         "pca_reconstruction",
         "score_reconstruction",
     ),
-    "report": ("plain_answer", "write_report"),
+    "report": ("plain_answer", "write_page", "write_report"),
     "resampling": ("Resampling",),
-    "results": ("SCHEMA_VERSION", "Results", "to_plain", "validate_results", "write_results"),
+    "results": ("SCHEMA_VERSION", "Results", "validate_results", "write_results"),
+    "schema": ("check_schema", "to_plain", "write_json"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

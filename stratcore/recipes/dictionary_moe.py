@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
-from stratcore.data import EmbedOptions
 from stratcore.models.dictionary_moe import DictionaryMoEOptions
+from stratcore.recipes.rows import RowOptions
 from stratcore.training.optimizer import OptimizerOptions
 from stratcore.training.task import Intervals, Retention, Stage
 from stratcore.training.tasks.dictionary_moe import ObjectiveOptions
@@ -16,34 +15,21 @@ METRICS = ("fvu", "fvu_gate", "fvu_best_expert", "fvu_mixture", "cost")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
+class DataOptions(RowOptions):
     """Which rows, and how they reach the model.
 
     Args:
-        source: 'bundled', or a file of embeddings (.npy, .safetensors, .parquet, .csv). Not read with `texts`.
-        texts: text sets by name or file (.txt, .csv, .jsonl, .parquet), embedded with `encoder`.
-        encoder: local folder, .gguf file or hub name of a Hugging Face model, for `texts`.
-        rows: texts drawn from each set; None: all.
-        embed: pooling, lengths and arithmetic of the embedding.
-        cache: folder for embeddings in progress; None: inside the run folder.
         reduce: reduce to the model's input size by a PCA fitted on the training rows.
         fractions: shares of training, validation and test rows, drawn within each domain.
     """
 
-    source: str = "bundled"
-    texts: tuple[str, ...] = ()
-    encoder: str | None = None
-    rows: int | None = None
-    embed: EmbedOptions = field(default_factory=EmbedOptions)
-    cache: Path | None = None
     reduce: bool = True
     fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
 
     def __post_init__(self) -> None:
-        if bool(self.texts) != (self.encoder is not None):
-            raise ValueError("data.texts and data.encoder: expected both or neither")
-        if self.rows is not None and self.rows < 1:
-            raise ValueError(f"data.rows: expected a number >= 1 or None, got {self.rows}")
+        super().__post_init__()
+        if self.encoder is not None and not self.texts:
+            raise ValueError("data.texts: expected the text sets that data.encoder embeds, got none")
         if not all(share > 0 for share in self.fractions) or abs(sum(self.fractions) - 1) > 1e-6:
             raise ValueError(f"data.fractions: expected three shares > 0 that sum to 1, got {self.fractions}")
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from stratcore.analysis.pca import fit_pca
-from stratcore.data import DataError, EmbeddingTable, Split, load_table, require_domains, split_rows
-from stratcore.recipes.dictionary_moe import DataOptions, DictionaryMoERun
+from stratcore.data import DataError, EmbeddingTable, Split, require_domains, split_rows
+from stratcore.recipes.dictionary_moe import DictionaryMoERun
+from stratcore.recipes.rows import load_rows
 from stratcore.training.tasks import Rows
 
 
@@ -49,20 +50,6 @@ class PreparedData:
         return reduced if self.pca is None else self.pca.inverse_transform(reduced)
 
 
-def load(options: DataOptions, folder: Path) -> EmbeddingTable:
-    """Loads or makes the embeddings that the options name."""
-    if options.encoder is None:
-        return load_table(options.source)
-    from stratcore.data import embed_table, join_texts, load_gguf, load_texts
-
-    texts = join_texts([load_texts(name, rows=options.rows) for name in options.texts])
-    cache = options.cache or folder / "embeddings"
-    if options.encoder.endswith(".gguf"):
-        model, tokenizer = load_gguf(options.encoder)
-        return embed_table(texts, model, tokenizer, options.encoder, options=options.embed, cache_dir=cache)
-    return embed_table(texts, options.encoder, options=options.embed, cache_dir=cache)
-
-
 def prepare(run: DictionaryMoERun, folder: Path) -> PreparedData:
     """Loads, checks, splits, reduces and scales the rows of a run.
 
@@ -70,7 +57,7 @@ def prepare(run: DictionaryMoERun, folder: Path) -> PreparedData:
         DataError: the rows cannot be read or are too few, in one line.
         ValueError: the model's input size does not fit.
     """
-    table = load(run.data, folder)
+    table = load_rows(run.data, folder)
     require_domains(table)
     experts, wanted = len(run.model.sparsities), run.model.input_dim
     least = max(20 * experts, run.batch_size, wanted + 1 if run.data.reduce else 1)
