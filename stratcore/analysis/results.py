@@ -18,7 +18,8 @@ from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_typ
 
 import numpy as np
 
-from stratcore.analysis.clustering import Agreement, BinnedAgreement, ClusterBaseline
+from stratcore.analysis.clustering import ClusterBaseline
+from stratcore.analysis.domain_agreement import Agreement, BinnedAgreement
 from stratcore.analysis.experts import ExpertDistances
 from stratcore.analysis.gating import GateStatistics, StratumSparsity
 from stratcore.analysis.intrinsic_dim import StratumDimension
