@@ -40,6 +40,18 @@ _NAMES = {
         "principal_angles",
         "random_chordal_distance",
     ),
+    "fiber_bundle": (
+        "FiberBundleTest",
+        "ManifoldTest",
+        "NeighborhoodTest",
+        "RejectionCount",
+        "corrected_p_values",
+        "fixed_split_p_values",
+        "neighborhood_test",
+        "reference_test",
+        "source_rule",
+        "spacings_test",
+    ),
     "gating": (
         "GateStatistics",
         "Histogram",

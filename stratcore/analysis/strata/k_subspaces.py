@@ -144,7 +144,9 @@ class KSubspaces(ClusterMixin, BaseEstimator):
                 break
         found.labels, found.steps, found.converged = labels_N, step, converged
         found.inertia = float(residual_NC[np.arange(len(x_ND)), labels_N].sum())
-        found.objective = found.inertia if self._given is not None else self._code_length(found, x_ND.shape[1])
+        found.objective = (
+            found.inertia if self._given is not None else self._code_length(found, x_ND.shape[1])
+        )
         return found
 
     def _update(self, x_ND: np.ndarray, labels_N: np.ndarray) -> _Solution:
@@ -159,7 +161,9 @@ class KSubspaces(ClusterMixin, BaseEstimator):
                 for (_, values, _), n in zip(axes, counts, strict=True)
             ]
         else:
-            dims = _matched_dims([values * n for (_, values, _), n in zip(axes, counts, strict=True)], self._given)
+            dims = _matched_dims(
+                [values * n for (_, values, _), n in zip(axes, counts, strict=True)], self._given
+            )
         kept = [values[:dim] for (_, values, _), dim in zip(axes, dims, strict=True)]
         tails = [max(values[dim:].sum(), 0.0) for (_, values, _), dim in zip(axes, dims, strict=True)]
         freedom = max(float(counts @ (num_features - np.array(dims))), 1.0)

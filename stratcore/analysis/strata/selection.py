@@ -191,7 +191,12 @@ def _by_stability(
 
 
 def _score(
-    count: int, score: Interval, deficit: float, error: float, agreement: float = np.nan, reference: float = np.nan
+    count: int,
+    score: Interval,
+    deficit: float,
+    error: float,
+    agreement: float = np.nan,
+    reference: float = np.nan,
 ) -> CandidateScore:
     return CandidateScore(
         num_strata=count,
