@@ -69,9 +69,7 @@ def stability(
     further = options or {}
     found = [fit_strata(x_ND, method, num_strata, seed=seed, **further).labels for seed in range(seeds)]
     scores_SS = np.array([[_agreement(a, b) for a in found] for b in found])
-    parts = subsample_agreement(
-        x_ND, method, num_strata, pairs=pairs, share=share, seed=0, options=further
-    )
+    parts = subsample_agreement(x_ND, method, num_strata, pairs=pairs, share=share, seed=0, options=further)
     return Stability(
         method=method,
         num_strata=num_strata,
