@@ -3,7 +3,7 @@ import copy
 import pytest
 
 from stratcore.analysis import plain_answer, to_plain
-from stratcore.analysis.narrative import caption, caveats, format_interval, format_number, key_numbers
+from stratcore.analysis.narrative import caveats, format_interval, format_number, key_numbers
 
 
 @pytest.fixture
@@ -79,4 +79,3 @@ def test_caveats_count_the_seeds(results):
 def test_words_for_numbers():
     assert format_number(None) == "n/a"
     assert format_interval({"value": 0.1, "low": 0.05, "high": None}) == "0.100 [0.050, n/a]"
-    assert caption("my_own_figure") == ("My own figure", "")

@@ -13,7 +13,7 @@ import torch
 
 from python_tests.recipes.small_run import save_small_table, small_run
 from stratcore import analysis
-from stratcore.analysis.results import to_plain
+from stratcore.analysis.schema import to_plain
 from stratcore.recipes import DictionaryMoERun
 from stratcore.recipes.dictionary_moe_data import PreparedData, prepare
 from stratcore.recipes.dictionary_moe_results import Evaluation, environment, evaluate

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stratcore.analysis.results import Results, to_plain
+from stratcore.analysis.results import Results
+from stratcore.analysis.schema import to_plain
 
 SLIGHT, STRONG = 0.1, 0.4
 
@@ -63,11 +64,6 @@ CAPTIONS = {
         "Losses should have flattened; a gap between train and held-out lines is overfitting.",
     ),
 }
-
-
-def caption(name: str) -> tuple[str, str]:
-    """Title and caption of a figure; a name that is not in `CAPTIONS` is its own title."""
-    return CAPTIONS.get(name, (name.replace("_", " ").capitalize(), ""))
 
 
 def plain_answer(results: Results) -> list[str]:

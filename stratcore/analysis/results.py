@@ -7,16 +7,9 @@ JSON. "held-out" rows are rows that neither the model, the PCA nor a baseline wa
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
-
-import numpy as np
+from typing import Any, Literal, TypedDict
 
 from stratcore.analysis.clustering import ClusterBaseline
 from stratcore.analysis.domain_agreement import Agreement, BinnedAgreement
@@ -25,6 +18,7 @@ from stratcore.analysis.gating import GateStatistics, StratumSparsity
 from stratcore.analysis.intrinsic_dim import StratumDimension
 from stratcore.analysis.pca import PCASummary
 from stratcore.analysis.reconstruction import Difference, Score
+from stratcore.analysis.schema import check_schema, to_plain, write_json
 
 SCHEMA_VERSION = 1
 
@@ -173,31 +167,6 @@ class Results(TypedDict):
     training: TrainingResult
 
 
-def to_plain(value: Any) -> Any:
-    """Turn dataclasses, arrays and NumPy scalars into JSON's own types; NaN and infinity become None.
-
-    Raises:
-        TypeError: a value that JSON has no type for.
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return to_plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise TypeError(
-        f"results: {type(value).__name__} has no place in JSON, expected numbers, text, lists, dicts"
-    )
-
-
 def validate_results(results: Mapping[str, Any]) -> None:
     """Check results against `Results`: every key is there and every container has its kind.
 
@@ -207,7 +176,7 @@ def validate_results(results: Mapping[str, Any]) -> None:
         ValueError: names the first missing key or ill-typed value by its path, e.g. `gate.statistics.load`.
     """
     plain = to_plain(results)
-    _check(plain, Results, "")
+    check_schema(plain, Results)
     _check_experts(plain)
     if plain["schema_version"] != SCHEMA_VERSION:
         raise ValueError(f"results: schema_version: expected {SCHEMA_VERSION}, got {plain['schema_version']}")
@@ -221,50 +190,7 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> Path:
         results: see `Results`.
     """
     validate_results(results)
-    text = json.dumps(to_plain(results), indent=2, ensure_ascii=False, allow_nan=False)
-    return write_atomic(Path(path), (text + "\n").encode())
-
-
-def write_atomic(path: Path, content: bytes) -> Path:
-    """Write a file beside its place, sync it, and rename it into place."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
-
-
-def _check(value: Any, hint: Any, path: str) -> None:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if is_typeddict(hint) or dataclasses.is_dataclass(hint):
-        _expect(isinstance(value, Mapping), path, "a mapping", value)
-        for key, item_hint in get_type_hints(hint).items():
-            name = f"{path}.{key}" if path else key
-            if key not in value:
-                raise ValueError(f"results: missing key {name!r}")
-            _check(value[key], item_hint, name)
-    elif origin in (Union, UnionType):
-        if value is not None:
-            _check(value, next(arm for arm in arguments if arm is not type(None)), path)
-    elif origin is list:
-        _expect(isinstance(value, Sequence) and not isinstance(value, str), path, "a list", value)
-        for index, item in enumerate(value):
-            _check(item, arguments[0], f"{path}[{index}]")
-    elif origin is Literal:
-        _expect(value in arguments, path, "one of " + ", ".join(map(str, arguments)), value)
-    elif origin is dict:
-        _expect(isinstance(value, Mapping), path, "a mapping", value)
-    elif hint is float:
-        _expect(value is None or _is_number(value), path, "a number", value)
-    elif hint is int:
-        _expect(isinstance(value, int) and not isinstance(value, bool), path, "an integer", value)
-    elif hint is str:
-        _expect(isinstance(value, str), path, "a string", value)
+    return write_json(Path(path), results)
 
 
 def _check_experts(plain: Mapping[str, Any]) -> None:
@@ -286,12 +212,3 @@ def _check_experts(plain: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"results: {path}: expected {num_experts} entries (sparsity.levels), got {len(entries)}"
             )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _expect(holds: bool, path: str, expected: str, got: Any) -> None:
-    if not holds:
-        raise ValueError(f"results: {path}: expected {expected}, got {type(got).__name__} {str(got)[:40]!r}")

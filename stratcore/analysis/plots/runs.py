@@ -1,18 +1,15 @@
 """Figures of a run. Functions take arrays or parts of `Results` and return a `matplotlib.figure.Figure`.
 
-No figure touches pyplot or any global state. Legend: N rows, G domains, E experts.
+Legend: N rows, G domains, E experts.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from io import BytesIO
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
@@ -21,7 +18,6 @@ from stratcore.analysis._panels import (
     ACCENT,
     CONTRAST,
     DOMAIN_COLORS,
-    INK,
     MUTED,
     View,
     colors_of,
@@ -40,41 +36,12 @@ from stratcore.analysis._panels import (
     expert_legend,
     rarefied,
 )
-from stratcore.analysis.results import Results, to_plain, write_atomic
-
-STYLE: dict[Any, Any] = {
-    "figure.facecolor": "white",
-    "figure.constrained_layout.w_pad": 0.12,
-    "figure.constrained_layout.h_pad": 0.12,
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": "#E3E6EA",
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-}
+from stratcore.analysis.plots._style import styled
+from stratcore.analysis.results import Results
+from stratcore.analysis.schema import to_plain
 
 
-def _styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
-    @functools.wraps(function)
-    def draw(*args: Any, **kwargs: Any) -> Figure:
-        with matplotlib.rc_context(STYLE):
-            return function(*args, **kwargs)
-
-    return draw
-
-
-@_styled
+@styled
 def embedding_2d(view: View, levels: Sequence[int]) -> Figure:
     """Two leading principal components, by domain and by expert side by side."""
     figure = Figure(figsize=(11, 5.2), layout="constrained")
@@ -89,7 +56,7 @@ def embedding_2d(view: View, levels: Sequence[int]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def embedding_3d(view: View, levels: Sequence[int]) -> Figure:
     """Three leading principal components: by domain above, by expert below, each from two sides."""
     figure = Figure(figsize=(11.5, 9), layout="constrained")
@@ -119,7 +86,7 @@ def embedding_3d(view: View, levels: Sequence[int]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def gate_heatmap(mean_gate_GE: np.ndarray, domains: Sequence[str], levels: Sequence[int]) -> Figure:
     """Mean gate probability of each expert in each domain, with numbers."""
     figure = Figure(figsize=(1.9 + 0.85 * len(levels), 1.7 + 0.5 * len(domains)), layout="constrained")
@@ -127,7 +94,7 @@ def gate_heatmap(mean_gate_GE: np.ndarray, domains: Sequence[str], levels: Seque
     return figure
 
 
-@_styled
+@styled
 def assignment_histogram_plot(
     shares_GE: np.ndarray, counts_GE: np.ndarray, domains: Sequence[str], levels: Sequence[int]
 ) -> Figure:
@@ -141,7 +108,7 @@ def assignment_histogram_plot(
     return figure
 
 
-@_styled
+@styled
 def dimension_and_sparsity(dimensions: Mapping[str, Any], sparsity: Mapping[str, Any]) -> Figure:
     """PCA dimension and weighted sparsity of each stratum, beside what an untrained gate would show."""
     figure = Figure(figsize=(11, 1.9 + 0.42 * len(dimensions["per_stratum"])), layout="constrained")
@@ -151,7 +118,7 @@ def dimension_and_sparsity(dimensions: Mapping[str, Any], sparsity: Mapping[str,
     return figure
 
 
-@_styled
+@styled
 def dimension_analysis(
     cumulative_variance: Sequence[float], num_components: int, dimensions: Mapping[str, Any]
 ) -> Figure:
@@ -181,7 +148,7 @@ def dimension_analysis(
     return figure
 
 
-@_styled
+@styled
 def reconstruction_bars(reconstruction: Mapping[str, Any], levels: Sequence[int]) -> Figure:
     """FVU of the model beside its baselines in both spaces, and of each expert on its own rows."""
     models = [reconstruction["overall"], *reconstruction["baselines"]]
@@ -199,7 +166,7 @@ def reconstruction_bars(reconstruction: Mapping[str, Any], levels: Sequence[int]
     return figure
 
 
-@_styled
+@styled
 def agreement_plot(agreement: Mapping[str, Any]) -> Figure:
     """ARI and NMI with intervals: experts, experts within length bins, clusterings; shuffled in gray."""
     rows = [("experts", agreement["overall"])]
@@ -235,7 +202,7 @@ def agreement_plot(agreement: Mapping[str, Any]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def expert_distance_matrix(distances: Mapping[str, Any], levels: Sequence[int]) -> Figure:
     """Chordal and atom-matching distances of all pairs of experts, beside those of random dictionaries."""
     size = 1.6 + 0.55 * len(levels)
@@ -253,7 +220,7 @@ def expert_distance_matrix(distances: Mapping[str, Any], levels: Sequence[int]) 
     return figure
 
 
-@_styled
+@styled
 def training_curves(records: Iterable[Mapping[str, Any]], names: Sequence[str] | None = None) -> Figure:
     """Small multiples of the numbers in metrics.jsonl against the step.
 
@@ -295,7 +262,7 @@ def training_curves(records: Iterable[Mapping[str, Any]], names: Sequence[str] |
     return figure
 
 
-@_styled
+@styled
 def results_summary(results: Results, view: View) -> Figure:
     """The run on one page: both scatter plots, the gate, assignments, reconstruction, dimensions."""
     plain = to_plain(results)
@@ -354,19 +321,6 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise ValueError(f"{path}: line {number}: expected JSON, got {line[:40]!r}") from error
     return records
-
-
-def png_bytes(figure: Figure, dpi: int = 130) -> bytes:
-    """Encode a figure as PNG."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def save_figures(folder: str | Path, figures: Mapping[str, Figure]) -> dict[str, Path]:
-    """Write each figure to `folder/<name>.png` and return the paths by name."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return {name: write_atomic(Path(folder) / f"{name}.png", png_bytes(f)) for name, f in figures.items()}
 
 
 def _is_finite(value: Any) -> bool:
