@@ -11,21 +11,21 @@ from typing import Any
 
 _NAMES = {
     "association": ("Association", "GroupMedian", "group_association", "rank_correlation"),
-    "clustering": (
-        "Agreement",
-        "BinnedAgreement",
-        "ClusterBaseline",
-        "Estimate",
+    "clustering": ("ClusterBaseline", "cluster_baselines", "cluster_labels"),
+    "contingency_tables": (
         "adjusted_rand_index",
-        "agreement",
-        "cluster_baselines",
-        "cluster_labels",
         "concentration",
         "contingency",
+        "mutual_information",
         "normalized_mutual_information",
         "purity",
+    ),
+    "domain_agreement": (
+        "Agreement",
+        "BinnedAgreement",
+        "Estimate",
+        "agreement",
         "quantile_bins",
-        "silhouette",
         "within_bins",
     ),
     "experts": (
@@ -84,9 +84,22 @@ _NAMES = {
         "score_reconstruction",
     ),
     "report": ("plain_answer", "write_page", "write_report"),
-    "resampling": ("Resampling",),
+    "resampling": ("Interval", "Resampling", "mean_interval"),
     "results": ("SCHEMA_VERSION", "Results", "validate_results", "write_results"),
     "schema": ("check_schema", "to_plain", "write_json"),
+    "strata.fit": ("DBSCANOptions", "StrataFit", "fit_strata", "k_distance"),
+    "strata.k_subspaces": ("KSubspaces",),
+    "strata.mixture_of_ppca": ("MixtureOfPPCA",),
+    "strata.selection": ("CandidateScore", "StrataChoice", "choose_num_strata", "reference_rows"),
+    "strata.separation": (
+        "SeparationScores",
+        "calinski_harabasz",
+        "davies_bouldin",
+        "separation_scores",
+        "silhouette",
+    ),
+    "strata.spherical_kmeans": ("SphericalKMeans",),
+    "strata.stability": ("Stability", "stability"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -1,1 +1,1 @@
-"""Strata of a cloud of points: who finds them, how well they stand apart, how many there are, which domains they hold."""
+"""Strata of a cloud of points: how to find them, how far apart they are, how many, and whose rows they hold."""

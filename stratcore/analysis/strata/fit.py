@@ -13,7 +13,6 @@ from sklearn.base import BaseEstimator
 from sklearn.cluster import DBSCAN, AgglomerativeClustering, KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
-from sklearn.neighbors import NearestNeighbors
 
 from stratcore.analysis._checks import as_labels, as_matrix, cluster_count
 from stratcore.analysis.strata.flats import Dims
@@ -57,7 +56,8 @@ class StrataFit:
     """Strata of rows, however they were found.
 
     labels: stratum of each row, [N]; -1 is DBSCAN's noise.
-    num_strata: different labels, noise not counted: fewer than asked for where rows repeat, 0 if all is noise.
+    num_strata: different labels, noise not counted: fewer than asked for where rows repeat (agglomerative cuts equal
+        rows apart), 0 if all is noise.
     num_noise: rows labeled -1.
     dims: dimension of each stratum, by label, where the method has one.
     converged: False where the method stopped at its limit of steps.
@@ -160,8 +160,10 @@ def k_distance(X: ArrayLike, num_neighbors: int = 5, percentile: float = 90.0) -
             "X, num_neighbors and percentile: expected 2 rows, 1 and a number in (0, 100] at least, "
             f"got {len(x_ND)}, {num_neighbors} and {percentile}"
         )
-    nearest = NearestNeighbors(n_neighbors=min(num_neighbors, len(x_ND) - 1)).fit(x_ND)
-    return float(np.percentile(nearest.kneighbors()[0][:, -1], percentile))
+    from stratcore.analysis.neighbors import nearest_neighbors
+
+    nearest = nearest_neighbors(x_ND, min(num_neighbors, len(x_ND) - 1))
+    return float(np.percentile(nearest.distances[:, -1], percentile))
 
 
 def _dbscan(x_ND: np.ndarray, options: DBSCANOptions) -> DBSCAN:

@@ -53,14 +53,14 @@ def principal_axes(
 
 
 def signal_dimension(eigenvalues: np.ndarray, num_features: int, num_rows: float, floor: float = 0.0) -> int:
-    """Number of eigenvalues of a covariance that isotropic noise of unknown variance does not explain.
+    """Smallest q such that isotropic noise of unknown variance explains all but the q largest eigenvalues.
 
-    One eigenvalue after the other is compared with the largest that noise of the remaining D - q dimensions would
-    show with probability .001 (Tracy-Widom); the noise variance is the mean of the eigenvalues that remain.
+    Noise explains D - q eigenvalues where neither the largest nor the smallest lies outside what it shows with
+    probability .001 at that end (Tracy-Widom); its variance is their mean.
 
     Args:
-        eigenvalues: largest first, [<= D]; missing ones count as zero.
-        num_features: D.
+        eigenvalues: of a covariance, largest first, [<= D]; missing ones count as zero.
+        num_features: D; features that never vary are not to be counted.
         num_rows: rows (or their weights) behind the covariance.
         floor: eigenvalues up to this one count as noise in any case.
 
@@ -68,18 +68,33 @@ def signal_dimension(eigenvalues: np.ndarray, num_features: int, num_rows: float
         In [0, min(D - 1, rows / 2)]. Rows as wide in every direction have dimension 0, so in one dimension the
         answer is always 0.
 
-    Source: Kritchman and Nadler 2008.
+    Source: Kritchman and Nadler 2008 (the largest), Ma 2012 (the smallest).
     """
-    tail = eigenvalues.sum() - np.r_[0.0, np.cumsum(eigenvalues)]
-    for q in range(max(0, min(num_features - 1, int(num_rows / 2), len(eigenvalues)))):
-        remaining, freedom = num_features - q, num_rows - q
-        root_rows, root_features = np.sqrt(max(freedom - 0.5, 0.5)), np.sqrt(remaining - 0.5)
-        edge = (root_rows + root_features) ** 2
-        width = (root_rows + root_features) * (1 / root_rows + 1 / root_features) ** (1 / 3)
-        noise = max(tail[q], 0.0) / remaining / freedom * num_rows
-        if eigenvalues[q] <= max(noise * (edge + _TRACY_WIDOM * width) / freedom, floor):
+    values = np.zeros(num_features)
+    values[: len(eigenvalues)] = eigenvalues[:num_features]
+    tails = np.maximum(values[::-1].cumsum()[::-1], 0)
+    most = max(0, min(num_features - 1, int(num_rows / 2), len(eigenvalues)))
+    for q in range(most):
+        noise = tails[q] / (num_features - q)
+        low, high = _noise_edges(num_rows - q, num_features - q)
+        if values[q] <= max(noise * high, floor) and (values[-1] >= noise * low or values[q] <= floor):
             return q
-    return max(0, min(num_features - 1, int(num_rows / 2), len(eigenvalues)))
+    return most
+
+
+def num_varying(x_ND: np.ndarray) -> int:
+    """Features that are not the same number in every row."""
+    return int((x_ND != x_ND[0]).any(axis=0).sum())
+
+
+def _noise_edges(freedom: float, num_features: int) -> tuple[float, float]:
+    """Smallest and largest eigenvalue that unit noise in so many dimensions shows, each with probability .001."""
+    rows, columns = np.sqrt(max(freedom - 0.5, 0.5)), np.sqrt(num_features - 0.5)
+    high = (rows + columns) ** 2 + _TRACY_WIDOM * (rows + columns) * (1 / rows + 1 / columns) ** (1 / 3)
+    low = 0.0
+    if rows > columns:
+        low = (rows - columns) ** 2 - _TRACY_WIDOM * (rows - columns) * (1 / columns - 1 / rows) ** (1 / 3)
+    return max(low, 0.0) / freedom, high / freedom
 
 
 def check_dims(dims: Any, num_clusters: int, num_features: int) -> list[int] | None:

@@ -17,6 +17,7 @@ from stratcore.analysis.strata.flats import (
     NOISE_FLOOR,
     Dims,
     check_dims,
+    num_varying,
     principal_axes,
     signal_dimension,
     start_labels,
@@ -113,7 +114,7 @@ class KSubspaces(ClusterMixin, BaseEstimator):
         """Cluster of each row, [N]."""
         return self._costs(X).argmin(axis=1)
 
-    def transform(self, X: ArrayLike) -> np.ndarray:
+    def distances(self, X: ArrayLike) -> np.ndarray:
         """Distance of each row from each subspace, [N, C]. Unit: length."""
         return np.sqrt(np.maximum(self._costs(X) - self._rates * self.noise_variance_, 0))
 
@@ -131,17 +132,16 @@ class KSubspaces(ClusterMixin, BaseEstimator):
 
     def _lloyd(self, x_ND: np.ndarray, labels_N: np.ndarray) -> _Solution:
         worst = np.random.RandomState(0).permutation(len(x_ND))
-        for step in range(1, self.max_iter + 1):
-            labels_N = _without_empty(labels_N, self.n_clusters, worst)
-            found = self._update(x_ND, labels_N)
+        step, converged = 0, False
+        while step < self.max_iter and not converged:
+            step += 1
+            found = self._update(x_ND, _without_empty(labels_N, self.n_clusters, worst))
             residual_NC = _residuals(x_ND, found.means, found.bases)
             cost_NC = residual_NC + found.rates * found.noise_variance
             nearest_N = cost_NC.argmin(axis=1)
             converged = bool((nearest_N == labels_N).all())
             labels_N = nearest_N
             worst = np.argsort(-cost_NC.min(axis=1), kind="stable")
-            if converged:
-                break
         found.labels, found.steps, found.converged = labels_N, step, converged
         found.inertia = float(residual_NC[np.arange(len(x_ND)), labels_N].sum())
         found.objective = (
@@ -151,13 +151,13 @@ class KSubspaces(ClusterMixin, BaseEstimator):
 
     def _update(self, x_ND: np.ndarray, labels_N: np.ndarray) -> _Solution:
         """Subspaces of labeled rows; rows labeled -1 take no part."""
-        num_features = x_ND.shape[1]
+        num_features, varying = x_ND.shape[1], num_varying(x_ND)
         floor = NOISE_FLOOR * max(float((x_ND**2).mean()), np.finfo(float).tiny)
         counts = np.array([(labels_N == c).sum() for c in range(self.n_clusters)])
         axes = [principal_axes(x_ND[labels_N == c], center=self.affine) for c in range(self.n_clusters)]
         if self._given is None:
             dims = [
-                signal_dimension(values, num_features, n, floor)
+                signal_dimension(values, varying, n, floor)
                 for (_, values, _), n in zip(axes, counts, strict=True)
             ]
         else:

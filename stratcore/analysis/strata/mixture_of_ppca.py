@@ -16,6 +16,7 @@ from stratcore.analysis._checks import cluster_count, estimator_matrix
 from stratcore.analysis.strata.flats import (
     Dims,
     check_dims,
+    num_varying,
     principal_axes,
     signal_dimension,
     start_labels,
@@ -183,14 +184,14 @@ class MixtureOfPPCA(DensityMixin, BaseEstimator):
         scale = float((x_ND**2).mean())
         floor = self.noise_floor * scale if scale > 0 else 1.0
         counts = fit.responsibilities.sum(axis=0)
-        components = []
+        components, varying = [], num_varying(x_ND)
         for c, count in enumerate(counts):
             if count < min(2.0, len(x_ND) / len(counts)) - 1e-9:
                 components.append(self._restart(x_ND, fit, max(scale, floor), c))
                 counts[c] = 1.0
                 continue
             dim = None if dims is None else dims[c]
-            components.append(_maximized(x_ND, fit.responsibilities[:, c], dim, floor))
+            components.append(_maximized(x_ND, fit.responsibilities[:, c], dim, floor, varying))
         fit.components, fit.weights = components, counts / counts.sum()
 
     def _restart(self, x_ND: np.ndarray, fit: _Fit, scale: float, c: int) -> _Component:
@@ -201,17 +202,19 @@ class MixtureOfPPCA(DensityMixin, BaseEstimator):
         return _Component(x_ND[row], np.empty((x_ND.shape[1], 0)), np.empty(0), scale)
 
 
-def _maximized(x_ND: np.ndarray, weights_N: np.ndarray, dim: int | None, floor: float) -> _Component:
+def _maximized(
+    x_ND: np.ndarray, weights_N: np.ndarray, dim: int | None, floor: float, varying: int
+) -> _Component:
     """The likeliest component of weighted rows; of the dimension that they show where none is given."""
     num_features, count = x_ND.shape[1], float(weights_N.sum())
     mean_D, values, axes = principal_axes(x_ND, weights_N)
     if dim is None:
-        dim = signal_dimension(values, num_features, count, floor)
+        dim = signal_dimension(values, varying, count, floor)
     dim = min(dim, len(values), int(count / 2))
     noise = max(float(values[dim:].sum()) / (num_features - dim), floor)
     return _Component(mean_D, axes[:, :dim], np.maximum(values[:dim], noise), noise)
 
 
 def _joint(x_ND: np.ndarray, components: list[_Component], weights: np.ndarray) -> np.ndarray:
-    """log w_c + log p(x | c), [N, C]."""
+    """Joint log density log w_c + log p(x | c), [N, C]. Unit: nat."""
     return np.stack([each.log_density(x_ND) for each in components], axis=1) + np.log(weights)

@@ -170,12 +170,12 @@ def _by_stability(
     for count in larger:
         settings = {"seed": seed, "options": options}
         agreement_P = subsample_agreement(x_ND, method, count, pairs=pairs, **settings)
-        reference_R = np.array(
-            [subsample_agreement(null, method, count, pairs=2, **settings).mean() for null in nulls]
+        reference_R2 = np.stack(
+            [subsample_agreement(null, method, count, pairs=2, **settings) for null in nulls]
         )
         quantile = student_t.ppf(1 - (1 - level) / 2 / len(larger), _REFERENCES - 1)
-        half = float(quantile * reference_R.std(ddof=1) * np.sqrt(1 + 1 / _REFERENCES))
-        agreement, reference = float(agreement_P.mean()), float(reference_R.mean())
+        half = float(quantile * _excess_error(agreement_P, reference_R2))
+        agreement, reference = float(agreement_P.mean()), float(reference_R2.mean())
         room = max(1 - reference, 1e-9)
         excess = agreement - reference
         interval = Interval(value=excess / room, low=(excess - half) / room, high=(excess + half) / room)
@@ -188,6 +188,19 @@ def _by_stability(
     real = [score for score in scores if score.num_strata == 1 or score.score.low > 0]
     least = min(score.deficit for score in real)
     return scores, best, max(score.num_strata for score in real if score.deficit <= least + _EQUAL)
+
+
+def _excess_error(agreement_P: np.ndarray, reference_R2: np.ndarray) -> float:
+    """Standard error of the agreement of one more cloud without strata, minus the mean of the reference.
+
+    Clouds differ in how stable they are, beyond the differences between the pairs of one cloud: the variance of
+    the first kind is what the means over pairs vary more than the second explains.
+    """
+    means_R = reference_R2.mean(axis=1)
+    by_pair = float(reference_R2.var(axis=1, ddof=1).mean())
+    by_cloud = max(float(means_R.var(ddof=1)) - by_pair / 2, 0.0)
+    own = float(agreement_P.var(ddof=1)) / len(agreement_P)
+    return float(np.sqrt(by_cloud + means_R.var(ddof=1) / len(means_R) + own))
 
 
 def _score(

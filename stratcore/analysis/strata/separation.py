@@ -1,4 +1,4 @@
-"""How well strata stand apart: silhouette, Davies-Bouldin, Calinski-Harabasz. Legend: N rows, D features, C strata."""
+"""How far apart strata are: silhouette, Davies-Bouldin, Calinski-Harabasz. Legend: N rows, D features, C strata."""
 
 from __future__ import annotations
 

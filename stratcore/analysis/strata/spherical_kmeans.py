@@ -59,7 +59,9 @@ class SphericalKMeans(ClusterMixin, BaseEstimator):
             sums_CD = np.zeros_like(centers_CD)
             np.add.at(sums_CD, nearest_N, unit_ND)
             occupied = np.linalg.norm(sums_CD, axis=1) > 0
-            centers_CD[occupied] = normalize(sums_CD[occupied])
+            centers_CD[occupied] = sums_CD[occupied] / np.linalg.norm(
+                sums_CD[occupied], axis=1, keepdims=True
+            )
         self.cluster_centers_ = centers_CD
         self.labels_ = (unit_ND @ centers_CD.T).argmax(axis=1)
         return self
