@@ -194,3 +194,14 @@ def _perplexity(run: AnalysisRun, count: int, folder: Path, device: torch.device
     if bad.size:
         raise DataError(f"{path}: row {bad[0]}: expected a perplexity > 0 or NaN, got {values[bad[0]]}")
     return values.astype(np.float64)
+
+
+def _perplexity_of_texts(run: AnalysisRun, folder: Path, device: torch.device) -> np.ndarray:
+    """Perplexity of the texts that the rows embed, in their order."""
+    from stratcore.data import join_texts, load_texts
+    from stratcore.data.perplexity import PerplexityOptions, text_perplexity
+
+    texts = join_texts([load_texts(name, rows=run.data.rows) for name in run.data.texts])
+    options = PerplexityOptions(device=str(device))
+    cache = (run.data.cache or folder) / "perplexity"
+    return text_perplexity(run.perplexity or "", texts.texts, options=options, cache_dir=cache).perplexity
