@@ -213,12 +213,11 @@ def _score(
     forward: Callable[..., tuple[Any, torch.Tensor]], rows: list[list[int]], known: np.ndarray
 ) -> np.ndarray:
     """Negative log-likelihoods [B, 1] of the tokens of each row after its known ones."""
-    output, mask_BL = forward(rows)
+    output, _ = forward(rows)
     sums = []
+    # One row at a time: a log-softmax takes as much memory as its logits.
     for row, logits_LV, seen in zip(rows, output.logits, known.tolist(), strict=True):
-        scores = logits_LV[
-            seen - 1 : len(row) - 1
-        ]  # one row at a time: log-softmax takes as much memory again
+        scores = logits_LV[seen - 1 : len(row) - 1]
         scores = scores if scores.dtype == torch.float64 else scores.float()
         labels = torch.tensor(row[seen:], device=scores.device)
         losses = nn.functional.cross_entropy(scores, labels, reduction="none")
