@@ -163,6 +163,7 @@ def main() -> int:
     parser.add_argument("--cases", default=",".join((*CASES, "cloud")))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--append", action="store_true", help="keep the rows that the file has")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -170,13 +171,9 @@ def main() -> int:
     about = surroundings(torch.device("cpu"), command) | analysis_versions()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     cases, parts = options.cases.split(","), options.parts.split(",")
-    jobs = [
-        (fit_rows, case, s)
-        for case in cases
-        for s in range(options.seeds)
-        if case in CASES and "fits" in parts
-    ]
-    jobs += [(choice_rows, case, s) for case in cases for s in range(options.seeds) if "choices" in parts]
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    jobs = [(fit_rows, case, s) for case in cases for s in seeds if case in CASES and "fits" in parts]
+    jobs += [(choice_rows, case, s) for case in cases for s in seeds if "choices" in parts]
     rows = []
     with options.out.open("a" if options.append else "w") as file:
         for job, case, seed in jobs:

@@ -18,8 +18,8 @@ from stratcore.analysis.subspaces import subspace_clusters
 
 Dims = int | Sequence[int] | None
 
-# Upper quantile of the Tracy-Widom law of real matrices at .001.
-_TRACY_WIDOM = 3.2724
+# Upper quantile of the Tracy-Widom law of real matrices at .0001, by the gamma law that Chiani 2014 fits to it.
+_TRACY_WIDOM = 4.3211
 NOISE_FLOOR = 1e-10
 
 
@@ -56,7 +56,7 @@ def signal_dimension(eigenvalues: np.ndarray, num_features: int, num_rows: float
     """Smallest q such that isotropic noise of unknown variance explains all but the q largest eigenvalues.
 
     Noise explains D - q eigenvalues where neither the largest nor the smallest lies outside what it shows with
-    probability .001 at that end (Tracy-Widom); its variance is their mean.
+    probability .0001 at that end (Tracy-Widom); its variance is their mean.
 
     Args:
         eigenvalues: of a covariance, largest first, [<= D]; missing ones count as zero.
@@ -88,7 +88,7 @@ def num_varying(x_ND: np.ndarray) -> int:
 
 
 def _noise_edges(freedom: float, num_features: int) -> tuple[float, float]:
-    """Smallest and largest eigenvalue that unit noise in so many dimensions shows, each with probability .001."""
+    """Smallest and largest eigenvalue that unit noise in so many dimensions shows, each with probability .0001."""
     rows, columns = np.sqrt(max(freedom - 0.5, 0.5)), np.sqrt(num_features - 0.5)
     high = (rows + columns) ** 2 + _TRACY_WIDOM * (rows + columns) * (1 / rows + 1 / columns) ** (1 / 3)
     low = 0.0

@@ -43,7 +43,7 @@ class KSubspaces(ClusterMixin, BaseEstimator):
         minimize sum_n r_n,    r_n = |x_n - m_c - U_c U_c^T (x_n - m_c)|^2 + s^2 rate_c,    c = label of n
 
     With dimensions given the rate is zero. Where they are chosen, a cluster keeps the directions that noise of
-    unknown variance does not explain (Tracy-Widom at .001), and its rate, sum_j log(lambda_cj / s^2), is what
+    unknown variance does not explain (Tracy-Widom at .0001), and its rate, sum_j log(lambda_cj / s^2), is what
     the coefficients along them cost at the precision s of the noise: else the largest subspace would take the
     rows of the others.
 

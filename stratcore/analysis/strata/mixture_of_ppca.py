@@ -63,7 +63,7 @@ class MixtureOfPPCA(DensityMixin, BaseEstimator):
     Args:
         n_components: C, at most the number of rows.
         dims: q_c, one number for all, one for each, or None: as many directions as noise does not explain
-            (Tracy-Widom at .001), chosen anew in each step of the first half of `max_iter`. In [0, D - 1].
+            (Tracy-Widom at .0001), chosen anew in each step of the first half of `max_iter`. In [0, D - 1].
         n_init: starts; see `start_labels`. After 15 steps the likeliest goes on alone.
         max_iter: EM steps at most.
         tol: gain of the mean log likelihood below which a fit has converged. Unit: nat.
