@@ -127,9 +127,13 @@ def null_law(count: int, smallest: int, side: Side) -> NullLaw:
     thresholds = np.r_[0.0, np.geomspace(0.05, _LARGEST, 47)]
     log_tail = np.zeros_like(thresholds)
     for index, threshold in enumerate(thresholds[1:], start=1):
-        low_S, high_S = _critical_shares(left_S, count, threshold)
-        below_S = betainc(left_S, count - left_S, low_S) if side == "change" else np.zeros(len(left_S))
-        above_S = betainc(count - left_S, left_S, 1 - high_S)  # the upper tail, without cancellation
+        below_S = betainc(left_S, count - left_S, _critical_share(left_S, count, threshold))
+        if side == "rise":
+            below_S = np.zeros(len(left_S))
+        right_S = count - left_S
+        above_S = betainc(
+            right_S, left_S, _critical_share(right_S, count, threshold)
+        )  # the right share is small
         union = float((below_S + above_S).sum())
         tail_C = np.r_[below_S, above_S]
         column_R = np.searchsorted(np.cumsum(tail_C), uniform_R2[:, 0] * union).clip(max=len(tail_C) - 1)
@@ -164,25 +168,17 @@ def _ratios_given(
     return ratios(share_Rn, count, smallest), share_Rn[:, smallest - 1 : count - smallest]
 
 
-def _critical_shares(left_S: np.ndarray, count: int, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Left shares below s / n and above it at which LR(s) reaches a threshold, by bisection of log share."""
+def _critical_share(part_S: np.ndarray, count: int, threshold: float) -> np.ndarray:
+    """Share of the sum, below its mean part / count, at which the ratio of that part reaches a threshold."""
 
-    def ratio(share_S: np.ndarray) -> np.ndarray:
-        return -left_S * np.log(share_S * count / left_S) - (count - left_S) * np.log(
-            (1 - share_S) * count / (count - left_S)
-        )
+    def ratio(log_share_S: np.ndarray) -> np.ndarray:
+        rest_S = np.log1p(-np.exp(log_share_S)) + np.log(count / (count - part_S))
+        return -part_S * (log_share_S + np.log(count / part_S)) - (count - part_S) * rest_S
 
-    mean_S = left_S / count
-    far_low_S = mean_S * np.exp(-(threshold + 1) / left_S - 1)
-    far_high_S = 1 - (1 - mean_S) * np.exp(-(threshold + 1) / (count - left_S) - 1)
-    ends = []
-    for near_S, far_S in ((mean_S, far_low_S), (mean_S, far_high_S)):
-        near_S, far_S = near_S.copy(), far_S.copy()
-        while (short := ratio(far_S) < threshold).any():  # the end lies nearer to 0 or 1
-            far_S = np.where(short, np.where(far_S < mean_S, far_S / 16, 1 - (1 - far_S) / 16), far_S)
-        for _ in range(100):
-            middle_S = (near_S + far_S) / 2
-            reached_S = ratio(middle_S) >= threshold
-            far_S, near_S = np.where(reached_S, middle_S, far_S), np.where(reached_S, near_S, middle_S)
-        ends.append(far_S)
-    return ends[0], ends[1]
+    near_S = np.log(part_S / count)
+    far_S = near_S - (threshold + count) / part_S - 1  # the first term alone reaches the threshold there
+    for _ in range(100):
+        middle_S = (near_S + far_S) / 2
+        reached_S = ratio(middle_S) >= threshold
+        far_S, near_S = np.where(reached_S, middle_S, far_S), np.where(reached_S, near_S, middle_S)
+    return np.exp(far_S)
