@@ -210,9 +210,9 @@ def bench_clock(files: Files) -> list[str]:
 
 # Files that have no test of their own name, and why.
 TESTED_ELSEWHERE = {
-    "stratcore/train.py": "one line onto cli: test_cli.py",
-    "stratcore/analyze.py": "one line onto cli: test_cli.py",
-    "stratcore/info.py": "what it prints is a command of cli: test_cli.py",
+    "stratcore/train.py": "one line onto cli: cli/test_training.py",
+    "stratcore/analyze.py": "one line onto cli: cli/test_analysis.py",
+    "stratcore/info.py": "what it prints: test_info.py",
     "stratcore/ops/topk_ste.py": "the selection of topk_lista alone: test_topk_lista.py",
     "stratcore/ops/reference/": "the definitions that the tests of the ops compare with",
     "stratcore/data/errors.py": "one exception class, expected by every test of the room",

@@ -73,7 +73,7 @@ PLANTS: tuple[tuple[Rule, Files, str], ...] = (
         {"stratcore/data/a.py": "from python_tests.accuracy import x"},
         "imports python_tests",
     ),
-    (python.import_direction, {"stratcore/cli.py": "import bench.harness"}, "imports bench"),
+    (python.import_direction, {"stratcore/recipes/settings.py": "import bench.harness"}, "imports bench"),
     (
         python.heavy_imports,
         {"stratcore/training/a.py": "def f():\n    import matplotlib.pyplot"},
@@ -96,10 +96,10 @@ PLANTS: tuple[tuple[Rule, Files, str], ...] = (
         {"stratcore/data/a.py": "read(path, weights_only=False)"},
         "weights_only is not True",
     ),
-    (python.unsafe_loading, {"stratcore/cli.py": "yaml.load(text)"}, "without a safe loader"),
+    (python.unsafe_loading, {"stratcore/recipes/settings.py": "yaml.load(text)"}, "without a safe loader"),
     (
         python.unsafe_loading,
-        {"stratcore/cli.py": "yaml.load(text, Loader=yaml.Loader)"},
+        {"stratcore/recipes/settings.py": "yaml.load(text, Loader=yaml.Loader)"},
         "without a safe loader",
     ),
     (

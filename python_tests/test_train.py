@@ -30,7 +30,9 @@ from python_tests.recipes.small_run import (
 )
 from python_tests.training.toy import timeless_records
 from stratcore import analysis
-from stratcore.cli import load_run, train
+from stratcore.cli import train
+from stratcore.recipes import RECIPES
+from stratcore.recipes.settings import load_run
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 PROGRAM = (sys.executable, "-m", "stratcore.train")
@@ -100,7 +102,7 @@ def test_what_a_run_folder_holds(finished: tuple[Path, str, str]) -> None:
         *("checkpoint-6", "checkpoint-best", "checkpoint-last"),
     }
     analysis.validate_results(json.loads((run / "results.json").read_text()))
-    assert load_run(None, run / "config.yaml", []) == load_run(None, None, SMALL)
+    assert load_run(RECIPES, None, run / "config.yaml", []) == load_run(RECIPES, None, None, SMALL)
     plots = {path.name: path.read_bytes() for path in (run / "plots").iterdir()}
     assert {"dimension_analysis.png", "results_summary.png", "embedding_2d.png", "embedding_3d.png"} <= set(
         plots

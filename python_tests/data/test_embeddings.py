@@ -23,9 +23,9 @@ from transformers import (
     T5Config,
 )
 
+from stratcore.data._batches import batches_by_tokens
 from stratcore.data.embeddings import (
     EmbedOptions,
-    batches_by_tokens,
     embed_table,
     embed_texts,
     pool_hidden,

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stratcore.cli import load_run, train
+from stratcore.cli import train
 from stratcore.data import EmbeddingTable, save_table
-from stratcore.recipes import DictionaryMoERun
+from stratcore.recipes import RECIPES, DictionaryMoERun
+from stratcore.recipes.settings import load_run
 from stratcore.training import open_checkpoint, resolve_checkpoint
 
 SETTINGS = (
@@ -42,7 +43,7 @@ def save_small_table(folder: Path) -> None:
 
 
 def small_run(*settings: str, source: str = "rows.safetensors") -> DictionaryMoERun:
-    return load_run(None, None, [f"data.source={source}", *SETTINGS, *settings])
+    return load_run(RECIPES, None, None, [f"data.source={source}", *SETTINGS, *settings])
 
 
 def files_of(folder: Path) -> dict[str, bytes | None]:

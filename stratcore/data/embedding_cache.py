@@ -1,4 +1,4 @@
-"""Finished embeddings on disk, in shards that survive an interruption."""
+"""Finished embeddings and perplexities on disk, in shards that survive an interruption."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _IDENTITY_FREE = ("_name_or_path", "name_or_path", "transformers_version", "dtyp
 
 
 def cache_key(texts: Sequence[str], tokens: Sequence[Sequence[int]], module: nn.Module, layout: str) -> str:
-    """SHA-256 of everything the embeddings depend on: texts, token ids, weights, configuration, options."""
+    """SHA-256 of everything the result depends on: texts, token ids, weights, configuration, options."""
     digest = hashlib.sha256(f"stratcore embeddings 1\n{layout}\n".encode())
     for text in texts:
         encoded = text.encode("utf-8", "surrogatepass")
@@ -43,14 +43,19 @@ def model_hash(module: nn.Module) -> str:
 
 
 class ShardCache:
-    """Shards of one job as safetensors files; each is written whole or not at all."""
+    """Shards of one job as safetensors files; each is written whole or not at all.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: made if missing.
+        dtype: of the values.
+    """
+
+    def __init__(self, folder: Path, dtype: type[np.floating] = np.float32) -> None:
+        self.folder, self.dtype = folder, dtype
         folder.mkdir(parents=True, exist_ok=True)
 
     def load(self, number: int, num_rows: int) -> np.ndarray | None:
-        """Return shard `number` [num_rows, d] float32, or None where it is missing or damaged."""
+        """Return shard `number` [num_rows, d], or None where it is missing or damaged."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
@@ -58,7 +63,7 @@ class ShardCache:
             part = load_file(self._path(number)).get("embeddings")
         except (FileNotFoundError, SafetensorError):
             return None
-        good = part is not None and part.dtype == np.float32 and part.ndim == 2 and len(part) == num_rows
+        good = part is not None and part.dtype == self.dtype and part.ndim == 2 and len(part) == num_rows
         return part if good else None
 
     def save(self, number: int, part: np.ndarray) -> None:

@@ -5,10 +5,7 @@ Legend: N texts, B rows and L tokens of a batch, d hidden size.
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -17,8 +14,19 @@ import numpy as np
 import torch
 from torch import nn
 
+from stratcore.data._batches import (
+    Shards,
+    evaluating,
+    length_limit,
+    padded_forward,
+    progress_bar,
+    resolve_model,
+    run_shards,
+    tokenize,
+)
 from stratcore.data.embedding_cache import ShardCache, cache_key
 from stratcore.data.errors import DataError
+from stratcore.data.hub import load_model
 from stratcore.data.table import EmbeddingTable
 from stratcore.data.texts import TextTable, check_texts
 
@@ -80,7 +88,7 @@ def embed_texts(
 
     Args:
         texts: N texts, none empty.
-        model: a module of `transformers`, a local folder, a name of `PAPER_MODELS`, or a hub name.
+        model: a module of `transformers`, a local folder, a .gguf file, a name of `PAPER_MODELS`, or a hub name.
         tokenizer: of a given module; by default it is loaded along with the model.
         options: pooling, lengths, batches, device.
         cache_dir: folder for finished shards, under a key made of tokens, weights and options. A run that was
@@ -100,29 +108,21 @@ def embed_texts(
     options = options or EmbedOptions()
     check_texts(texts, "texts")
     module, tokenizer = _resolve(model, tokenizer, options)
-    tokens = tokenize(texts, tokenizer, min(options.max_length, _length_limit(module, tokenizer)))
+    tokens = tokenize(texts, tokenizer, min(options.max_length, length_limit(module, tokenizer)))
     lengths = np.array([len(row) for row in tokens], np.int64)
-    order = np.argsort(-lengths, kind="stable")  # longest first: a batch too large for memory fails at once
-    shards = [order[i : i + options.shard_rows] for i in range(0, len(order), options.shard_rows)]
     cache = None
     if cache_dir is not None:
         layout = f"{options.pooling} {options.shard_rows} {options.tokens_per_batch}"
         cache = ShardCache(Path(cache_dir) / cache_key(texts, tokens, module, layout))
-    embed_batch = _batch_function(module, tokenizer, options)
-    parts: list[np.ndarray] = []
-    with _evaluating(module), _progress(len(texts), progress) as advance:
-        for number, rows in enumerate(shards):
-            part = cache.load(number, len(rows)) if cache else None
-            if part is None:
-                part = _embed_shard([tokens[row] for row in rows], embed_batch, options, advance)
-                _check_finite(part, rows)
-                if cache:
-                    cache.save(number, part)
-            else:
-                advance(len(rows))
-            parts.append(part)
-    embeddings = np.empty((len(texts), parts[0].shape[1]), np.float32)
-    embeddings[order] = np.concatenate(parts)
+    embed_batch = _batch_function(module, tokenizer, options.pooling)
+    with evaluating(module), progress_bar("embedding", len(texts), progress) as advance:
+        embeddings = run_shards(
+            lengths,
+            Shards(options.shard_rows, options.tokens_per_batch, cache),
+            lambda rows: embed_batch([tokens[row] for row in rows]),
+            _check_finite,
+            advance,
+        )
     return Embedded(embeddings, lengths)
 
 
@@ -165,129 +165,30 @@ def pool_hidden(hidden_BLd: torch.Tensor, mask_BL: torch.Tensor, pooling: str) -
     return kept_BLd.sum(dim=1) / mask_BL.sum(dim=1, keepdim=True).float()
 
 
-def tokenize(texts: Sequence[str], tokenizer: Any, max_length: int) -> list[list[int]]:
-    """Return the token ids of each text, with special tokens, cut to `max_length`, not padded.
-
-    Raises:
-        DataError: a text without a token, named by row.
-    """
-    ids: list[list[int]] = []
-    for start in range(0, len(texts), 1024):
-        chunk = list(texts[start : start + 1024])
-        encoded = tokenizer(chunk, truncation=True, max_length=max_length, padding=False)
-        ids.extend(list(row) for row in encoded["input_ids"])
-    for row, tokens in enumerate(ids):
-        if not tokens:
-            raise DataError(f"texts: row {row}: no token is left of {texts[row][:40]!r}")
-    return ids
-
-
-def batches_by_tokens(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[slice]:
-    """Yield consecutive slices whose padded size, rows times longest row, stays within the budget."""
-    start, longest = 0, 0
-    for i, length in enumerate(lengths):
-        longest = max(longest, length)
-        if i > start and (i - start + 1) * longest > tokens_per_batch:
-            yield slice(start, i)
-            start, longest = i, length
-    if start < len(lengths):
-        yield slice(start, len(lengths))
-
-
 def _resolve(model: nn.Module | str | Path, tokenizer: Any, options: EmbedOptions) -> tuple[nn.Module, Any]:
-    if isinstance(model, nn.Module):
-        if tokenizer is None:
-            raise DataError(f"{type(model).__name__}: a model given as a module needs its tokenizer")
-        module = model if options.device is None else model.to(options.device)
-    else:
-        from stratcore.data.hub import load_model, load_tokenizer
-
-        module = load_model(str(model), options.dtype)
-        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        module = module.to(device)
-        tokenizer = load_tokenizer(str(model)) if tokenizer is None else tokenizer
+    module, tokenizer = resolve_model(model, tokenizer, load_model, options.dtype, options.device)
     # The head of a language model is not needed, and an encoder-decoder is embedded by its encoder.
     if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
         return cast(Any, module).get_encoder(), tokenizer
     return getattr(module, "base_model", module), tokenizer
 
 
-def _length_limit(module: nn.Module, tokenizer: Any) -> int:
-    from stratcore.data.hub import position_limit
-
-    limits = (getattr(tokenizer, "model_max_length", None), position_limit(getattr(module, "config", None)))
-    return min((int(limit) for limit in limits if limit), default=sys.maxsize)
-
-
 def _batch_function(
-    module: nn.Module, tokenizer: Any, options: EmbedOptions
+    module: nn.Module, tokenizer: Any, pooling: str
 ) -> Callable[[list[list[int]]], np.ndarray]:
-    config = getattr(module, "config", None)
-    candidates = (
-        getattr(tokenizer, "pad_token_id", None),
-        getattr(config, "pad_token_id", None),
-        getattr(tokenizer, "eos_token_id", None),
-    )
-    # Decoders often have no pad token. Any token serves: the mask hides it.
-    pad = next((token for token in candidates if isinstance(token, int) and token >= 0), 0)
-    parameter = next(module.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    cache_off = {"use_cache": False} if "use_cache" in inspect.signature(module.forward).parameters else {}
+    forward = padded_forward(module, tokenizer)
 
     def embed_batch(tokens: list[list[int]]) -> np.ndarray:
-        longest = max(len(row) for row in tokens)
-        # Padded on the right whatever the tokenizer does: positions then start at 0 in every model.
-        ids_BL = torch.tensor([row + [pad] * (longest - len(row)) for row in tokens], device=device)
-        mask_BL = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in tokens], device=device)
-        output = module(input_ids=ids_BL, attention_mask=mask_BL, **cache_off)
+        output, mask_BL = forward(tokens)
         hidden_BLd = getattr(output, "last_hidden_state", None)
         if hidden_BLd is None:
             raise DataError(f"{type(module).__name__}: returns no last_hidden_state; give its base model")
-        return pool_hidden(hidden_BLd, mask_BL, options.pooling).cpu().numpy()
+        return pool_hidden(hidden_BLd, mask_BL, pooling).cpu().numpy()
 
     return embed_batch
-
-
-def _embed_shard(
-    tokens: list[list[int]],
-    embed_batch: Callable[[list[list[int]]], np.ndarray],
-    options: EmbedOptions,
-    advance: Callable[[int], None],
-) -> np.ndarray:
-    parts = []
-    for rows in batches_by_tokens([len(row) for row in tokens], options.tokens_per_batch):
-        parts.append(embed_batch(tokens[rows]))
-        advance(len(parts[-1]))
-    return np.concatenate(parts)
 
 
 def _check_finite(part: np.ndarray, rows: np.ndarray) -> None:
     bad = rows[~np.isfinite(part).all(axis=1)]
     if bad.size:
         raise DataError(f"texts: row {bad.min()}: the model's embedding is not finite ({bad.size} such rows)")
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Dropout off and no graph; the training mode comes back afterwards."""
-    modes = {child: child.training for child in module.modules()}
-    module.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for child, training in modes.items():
-            child.training = training
-
-
-@contextlib.contextmanager
-def _progress(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
-    if not (wanted and sys.stderr.isatty()):
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("embedding", total=total)
-        yield lambda count: bar.advance(task, count)

@@ -32,13 +32,29 @@ def load_model(name: str, dtype: str = "float32") -> nn.Module:
     Raises:
         DataError: not found, no safetensors weights, code of the repository needed, or weights missing.
     """
-    import torch
     from transformers import AutoModel
 
-    where = _location(name)
+    return _load(AutoModel, name, dtype)
+
+
+def load_causal_model(name: str, dtype: str = "float32") -> nn.Module:
+    """Load the language model, head included, of a local folder, a name of `PAPER_MODELS`, or a hub name.
+
+    Raises:
+        DataError: as `load_model`; a model without a language head has weights missing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, name, dtype)
+
+
+def _load(family: Any, name: str, dtype: str) -> nn.Module:
+    import torch
+
+    where = model_location(name)
     try:
-        with _quiet_unless_terminal():
-            model, report = AutoModel.from_pretrained(
+        with quiet_unless_terminal():
+            model, report = family.from_pretrained(
                 where,
                 dtype=getattr(torch, dtype),
                 use_safetensors=True,
@@ -46,7 +62,7 @@ def load_model(name: str, dtype: str = "float32") -> nn.Module:
                 output_loading_info=True,
             )
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _unavailable("model", name, where, error) from error
+        raise unavailable("model", name, where, error) from error
     # A pooler is the one part that last hidden states do not pass through.
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
@@ -64,11 +80,11 @@ def load_tokenizer(name: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    where = _location(name)
+    where = model_location(name)
     try:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        raise _unavailable("tokenizer", name, where, error) from error
+        raise unavailable("tokenizer", name, where, error) from error
 
 
 def position_limit(config: Any) -> int | None:
@@ -80,7 +96,7 @@ def position_limit(config: Any) -> int | None:
 
 
 @contextlib.contextmanager
-def _quiet_unless_terminal() -> Iterator[None]:
+def quiet_unless_terminal() -> Iterator[None]:
     """Progress bars of transformers on a terminal only."""
     from transformers.utils import logging
 
@@ -94,7 +110,12 @@ def _quiet_unless_terminal() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _location(name: str) -> str:
+def model_location(name: str) -> str:
+    """Return the folder, or the name on the hub, that a model's name stands for.
+
+    Raises:
+        DataError: a path without a model folder, or a model behind an API.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -112,7 +133,8 @@ def _location(name: str) -> str:
     return paper_model.hub_name
 
 
-def _unavailable(what: str, name: str, where: str, error: Exception) -> DataError:
+def unavailable(what: str, name: str, where: str, error: Exception) -> DataError:
+    """Return the error for something of a model that could not be loaded."""
     first_line = next(iter(str(error).splitlines()), type(error).__name__)
     if Path(where).is_dir():
         return DataError(f"{where}: the {what} in this folder cannot be loaded ({first_line})")

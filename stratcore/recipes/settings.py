@@ -1,115 +1,51 @@
-"""The command line: arguments -> recipe -> run.
+"""Settings of a run: recipe < FILE < key=value, wherever they stand.
 
-    python -m stratcore.train [RECIPE] [--config FILE] [key=value ...]
-
-Precedence: recipe < FILE < key=value, wherever they stand. Every key must exist; a wrong one is answered with the
-nearest. User errors are one line on stderr and exit code 2.
+Every key must exist; a wrong one is answered with the nearest.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import os
 import re
-import shlex
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
-
-PROGRAM = "python -m stratcore.train"
 
 
 class UsageError(ValueError):
     """A mistake in the arguments, told in one line."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Tells a mistake like every other one, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; --help shows the options")
-
-
-def train(argv: Sequence[str]) -> int:
-    """Runs `python -m stratcore.train` with these arguments and returns the exit code."""
-    try:
-        arguments = _parse(argv)
-        run = load_run(arguments.recipe, arguments.config, arguments.settings)
-        if arguments.print_config:
-            print(dump(run), end="")
-            return 0
-        folder = _open_folder(arguments.output, run.recipe, arguments.resume)
-        return _execute(run, folder, arguments.resume, shlex.join([PROGRAM, *argv]))
-    except (ValueError, OSError) as error:
-        print(f"stratcore: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    from stratcore.recipes import RECIPES
-
-    listing = "\n".join(
-        f"  {name:22}{(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()
-    )
-    parser = _Parser(
-        prog=PROGRAM,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Train a recipe and write its run folder: config.yaml, metrics.jsonl, results.json, plots/, "
-        "report.html and checkpoints.",
-        epilog=f"recipes:\n{listing}\n\nkeys: --print_config shows them all; for example\n"
-        f"  {PROGRAM} data.source=embeddings.npy model.atoms=128 stage.steps=1000 seed=1",
-    )
-    parser.add_argument("words", nargs="*", metavar="RECIPE | key=value", help="recipe name and settings")
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="YAML file of settings, such as a config.yaml"
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE, then -2, ...)"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
-    parser.add_argument(
-        "--print_config", action="store_true", help="print the resolved configuration and stop"
-    )
-    arguments = parser.parse_intermixed_args(argv)
-    recipes = [word for word in arguments.words if "=" not in word]
-    if len(recipes) > 1:
-        raise UsageError(f"expected one recipe, got {' and '.join(recipes)}")
-    arguments.recipe = recipes[0] if recipes else None
-    arguments.settings = [word for word in arguments.words if "=" in word]
-    if arguments.resume and arguments.output is None:
-        raise UsageError("--resume: expected --output DIR, the run folder to go on with")
-    return arguments
-
-
-def load_run(recipe: str | None, config: Path | None, settings: Iterable[str]) -> Any:
+def load_run(
+    recipes: Mapping[str, Callable[[], Any]],
+    recipe: str | None,
+    config: Path | None,
+    settings: Iterable[str],
+) -> Any:
     """The frozen run of a recipe under a file and settings.
 
     Args:
-        recipe: its name; None: the one that the file names, else 'dictionary_moe'.
+        recipes: the known ones; the first is the default.
+        recipe: its name; None: the one that the file names, else the default.
         config: YAML file of (some of) the run's keys.
         settings: 'key.sub=value', value in YAML.
 
     Raises:
         UsageError: unknown recipe or key, or a value of the wrong kind.
     """
-    from stratcore.recipes import RECIPES
-
     values = _read_config(config) if config is not None else {}
     named = values.pop("recipe", None)
     if named is not None and not isinstance(named, str):
         raise UsageError(f"{config}: recipe: expected a name, got {named!r}")
     if recipe is not None and named is not None and recipe != named:
         raise UsageError(f"{config}: expected recipe {recipe!r} as on the command line, got {named!r}")
-    name = recipe or named or "dictionary_moe"
-    if name not in RECIPES:
-        raise UsageError(f"unknown recipe {name!r}{_nearest(name, RECIPES)}; recipes: {', '.join(RECIPES)}")
-    base = RECIPES[name]()
+    name = recipe or named or next(iter(recipes))
+    if name not in recipes:
+        raise UsageError(f"unknown recipe {name!r}{_nearest(name, recipes)}; recipes: {', '.join(recipes)}")
+    base = recipes[name]()
     tree, known = asdict(base), _keys(type(base))
     _merge(type(base), tree, values, known, f"{config}: ")
     for setting in settings:
@@ -260,46 +196,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _open_folder(output: Path | None, recipe: str, resume: bool) -> Path:
-    """The run folder; a new name beside earlier runs where none was given. Makes nothing yet."""
-    if output is None:
-        output, number = Path("runs") / recipe, 1
-        while output.exists():
-            number += 1
-            output = Path("runs") / f"{recipe}-{number}"
-    elif output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"{output}: expected a folder, got a file")
-    elif resume and not (output / "config.yaml").is_file():
-        raise UsageError(f"--resume: {output} holds no run (no config.yaml)")
-    elif not resume and (output / "config.yaml").exists():
-        raise FileExistsError(
-            f"{output} holds an earlier run; --resume goes on with it, another --output starts anew"
-        )
-    return output
-
-
-def _execute(run: Any, folder: Path, resume: bool, command: str) -> int:
-    from stratcore.recipes.dictionary_moe_run import execute
-    from stratcore.training import NonFiniteError
-
-    config = folder / "config.yaml"
-    text = dump(run)
-    if resume and config.read_text(encoding="utf-8") != text:
-        raise UsageError(
-            f"--resume: the settings differ from those in {config}; give the same ones, or --config {config}"
-        )
-
-    def record() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        config.write_text(text, encoding="utf-8")
-
-    try:
-        execute(run, folder, resume=resume, command=command, before_training=record)
-    except NonFiniteError as error:
-        print(f"stratcore: {error}", file=sys.stderr)
-        return 1
-    if os.environ.get("RANK", "0") == "0":
-        print(f"report: {folder / 'report.html'}")
-    return 0
