@@ -11,6 +11,7 @@ import torch
 from stratcore import ops
 from stratcore.ops import simplex_baseline
 from stratcore.ops.simplex_baseline import (
+    cv_gaussian,
     cv_uniform,
     effective_dim_from_cv,
     mean_volume_uniform,
@@ -45,6 +46,24 @@ def test_matches_sixty_digits(k):
             assert abs(mean_volume_uniform(dim, k) / moments[1] - 1) < 1e-12
             for power, moment in moments.items():
                 assert abs(volume_moment_uniform(dim, power, k) / moment - 1) < 1e-12
+
+
+@pytest.mark.parametrize("k", range(1, 9))
+def test_gaussian_matches_sixty_digits(k):
+    with mpmath.workdps(60):
+        for dim in (k, k + 0.5, k + 1, k + 2, 12, 30.25, 128, 1000, 10**4, 10**6):
+            halves = [(mpmath.mpf(max(dim, k)) - j) / 2 for j in range(k)]
+            ratio = mpmath.fprod(z * (mpmath.gamma(z) / mpmath.gamma(z + 0.5)) ** 2 for z in halves)
+            assert abs(cv_gaussian(max(dim, k), k) / mpmath.sqrt(ratio - 1) - 1) < 1e-12
+
+
+@pytest.mark.parametrize("dim, cv", {8: 0.6094, 16: 0.3856, 48: 0.2097, 128: 0.1262, 512: 0.0627}.items())
+def test_gaussian_golden_table_and_simulation(dim, cv):
+    assert cv_gaussian(dim) == pytest.approx(cv, abs=5.1e-5)
+    points = torch.randn(20000, 5, min(dim, 64), generator=torch.Generator().manual_seed(1))
+    volumes = ops.simplex_volume(points.double())
+    simulated = float(volumes.std() / volumes.mean())
+    assert simulated == pytest.approx(cv_gaussian(min(dim, 64)), rel=0.03)
 
 
 @pytest.mark.parametrize("dim, cv", GOLDEN.items())

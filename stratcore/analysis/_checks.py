@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,17 @@ def as_labels(name: str, value: ArrayLike, num_rows: int) -> np.ndarray:
     if labels_N.shape != (num_rows,):
         raise ValueError(f"{name}: expected a label for each of {num_rows} rows, got shape {labels_N.shape}")
     return labels_N
+
+
+def cluster_count(name: str, value: int, num_rows: int) -> int:
+    """Return a number of clusters.
+
+    Raises:
+        ValueError: not a whole number from 1 to the number of rows.
+    """
+    if not isinstance(value, Integral) or not 1 <= value <= num_rows:
+        raise ValueError(f"{name}: expected 1 to {num_rows} (the rows), got {value}")
+    return int(value)
 
 
 def as_probabilities(name: str, value: ArrayLike) -> np.ndarray:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from stratcore.analysis._checks import as_labels
-from stratcore.analysis.clustering import Estimate, quantile_bins
+from stratcore.analysis.domain_agreement import Estimate, quantile_bins
 from stratcore.analysis.resampling import Resampling
 
 

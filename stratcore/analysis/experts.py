@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike
 from scipy.linalg import subspace_angles
 from scipy.optimize import linear_sum_assignment
 
+from stratcore.analysis.resampling import Interval
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertDistances:
@@ -30,6 +32,39 @@ class ExpertDistances:
     matching: list[list[float]]
     random_chordal: float
     random_matching: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtomMatching:
+    """One-to-one matching of the atoms of dictionaries a and b, which covers the smaller of the two.
+
+    atoms_a, atoms_b: the matched pairs, by index.
+    cosines: |cosine| of each pair; signs: that of the cosine.
+    distance: 1 - mean of `cosines`.
+    mean_max_cosine_a: mean over the atoms of a of the largest |cosine| with any atom of b (MMCS of a in b), and
+        mean_max_cosine_b the other way round: not one to one.
+    recovered_share: atoms of a with a |cosine| above .99 in b.
+    """
+
+    atoms_a: list[int]
+    atoms_b: list[int]
+    cosines: list[float]
+    signs: list[int]
+    distance: float
+    mean_max_cosine_a: float
+    mean_max_cosine_b: float
+    recovered_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomDistances:
+    """What independent random subspaces and dictionaries of the same sizes show: means and central ranges."""
+
+    chordal: Interval
+    geodesic: Interval
+    coherence: Interval
+    matching: Interval
+    welch_bound: float
 
 
 def expert_basis(dictionary: ArrayLike, rank: int, weights: ArrayLike | None = None) -> np.ndarray:
@@ -92,9 +127,35 @@ def atom_matching_distance(dictionary_a: ArrayLike, dictionary_b: ArrayLike) -> 
     Returns:
         In [0, 1]; 0 where every atom of the smaller one is found in the other.
     """
-    cosine = np.abs(_unit_columns(dictionary_a).T @ _unit_columns(dictionary_b))
-    rows, columns = linear_sum_assignment(cosine, maximize=True)
-    return float(max(1 - cosine[rows, columns].mean(), 0.0))
+    return match_atoms(dictionary_a, dictionary_b).distance
+
+
+def match_atoms(dictionary_a: ArrayLike, dictionary_b: ArrayLike) -> AtomMatching:
+    """Match the atoms of two dictionaries one to one, by the Hungarian method on |<a_i, b_j>|.
+
+    Args:
+        dictionary_a: atoms, [D, M_a].
+        dictionary_b: atoms, [D, M_b].
+
+    Cost: O(min(M_a, M_b)^2 max(M_a, M_b)).
+    """
+    unit_a, unit_b = _unit_columns(dictionary_a), _unit_columns(dictionary_b)
+    if len(unit_a) != len(unit_b):
+        raise ValueError(f"dictionary_b: expected atoms of {len(unit_a)} features, got {len(unit_b)}")
+    cosine_AB = unit_a.T @ unit_b
+    absolute_AB = np.minimum(np.abs(cosine_AB), 1.0)
+    rows, columns = linear_sum_assignment(absolute_AB, maximize=True)
+    cosines = absolute_AB[rows, columns]
+    return AtomMatching(
+        atoms_a=rows.tolist(),
+        atoms_b=columns.tolist(),
+        cosines=cosines.tolist(),
+        signs=np.where(cosine_AB[rows, columns] < 0, -1, 1).tolist(),
+        distance=float(1 - cosines.mean()),
+        mean_max_cosine_a=float(absolute_AB.max(axis=1).mean()),
+        mean_max_cosine_b=float(absolute_AB.max(axis=0).mean()),
+        recovered_share=float((absolute_AB.max(axis=1) > 0.99).mean()),
+    )
 
 
 def mutual_coherence(dictionary: ArrayLike) -> float:
@@ -103,6 +164,58 @@ def mutual_coherence(dictionary: ArrayLike) -> float:
     gram_MM = np.abs(unit_DM.T @ unit_DM)
     np.fill_diagonal(gram_MM, 0)
     return float(min(gram_MM.max(), 1.0))
+
+
+def welch_bound(num_features: int, num_atoms: int) -> float:
+    """Least mutual coherence that M unit atoms in D features can have, sqrt((M - D) / (D (M - 1))); 0 if M <= D.
+
+    Source: Welch 1974.
+    """
+    if num_atoms <= num_features:
+        return 0.0
+    return float(np.sqrt((num_atoms - num_features) / (num_features * (num_atoms - 1))))
+
+
+def random_distances(
+    num_features: int,
+    num_atoms: int,
+    ranks: tuple[int, int],
+    *,
+    draws: int = 100,
+    level: float = 0.95,
+    seed: int = 0,
+) -> RandomDistances:
+    """Distances of unrelated experts, to hold `expert_distances` and `mutual_coherence` against.
+
+    Args:
+        num_features: D.
+        num_atoms: M, unit atoms with independent directions.
+        ranks: dimensions of the two subspaces, each in [1, D]; they may differ.
+        draws: pairs of random subspaces and dictionaries.
+        level: of the central range of the draws.
+        seed: of the draws.
+    """
+    if not all(1 <= rank <= num_features for rank in ranks) or num_atoms < 1 or draws < 1:
+        raise ValueError(
+            f"ranks, num_atoms and draws: expected ranks in [1, {num_features}] and >= 1, "
+            f"got {ranks}, {num_atoms} and {draws}"
+        )
+    rng = np.random.default_rng(seed)
+    found: dict[str, list[float]] = {"chordal": [], "geodesic": [], "coherence": [], "matching": []}
+    for _ in range(draws):
+        bases = [np.linalg.qr(rng.standard_normal((num_features, rank)))[0] for rank in ranks]
+        atoms_a, atoms_b = rng.standard_normal((2, num_features, num_atoms))
+        angles = principal_angles(*bases)
+        found["chordal"].append(chordal_distance(angles))
+        found["geodesic"].append(geodesic_distance(angles))
+        found["coherence"].append(mutual_coherence(atoms_a))
+        found["matching"].append(atom_matching_distance(atoms_a, atoms_b))
+    tail = (1 - level) / 2
+    intervals = {}
+    for name, values in found.items():
+        low, high = np.quantile(values, [tail, 1 - tail])
+        intervals[name] = Interval(value=float(np.mean(values)), low=float(low), high=float(high))
+    return RandomDistances(**intervals, welch_bound=welch_bound(num_features, num_atoms))
 
 
 def dead_atom_share(counts: ArrayLike) -> np.ndarray:

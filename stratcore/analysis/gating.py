@@ -7,12 +7,15 @@ which means divided by log E.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import entr
+from scipy.stats import rankdata
 
 from stratcore.analysis._checks import as_labels, as_probabilities
+from stratcore.analysis.resampling import Resampling, mean_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,47 @@ class StratumSparsity:
     stratum: str
     num_rows: int
     weighted_sparsity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsityDifference:
+    """Weighted sparsity of one stratum against the untrained value. Unit: active atoms.
+
+    low, high: t interval of the stratum's mean over its rows, Bonferroni over strata; NaN for a single row.
+    difference: from the untrained value.
+    differs: the interval leaves out the untrained value.
+    exchanged_low, exchanged_high: central range of what the same gate shows where the levels are dealt out to its
+        experts in another order: how far a gate as sharp as this one lies from the untrained value by chance.
+    """
+
+    stratum: str
+    num_rows: int
+    weighted_sparsity: float
+    low: float
+    high: float
+    difference: float
+    differs: bool
+    exchanged_low: float
+    exchanged_high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsityComparison:
+    """All strata against `untrained`, the mean of the levels, which a gate that learned nothing has everywhere.
+
+    dimension_correlation: Spearman's, of weighted sparsity and dimension over the strata; None without dimensions,
+        or where either is the same in all strata.
+    dimension_p_value: share of the orders of the levels that reach this correlation. To a gate that was never
+        trained all orders are alike, so the test is exact for it, however sharp the gate.
+    """
+
+    untrained: float
+    level: float
+    strata: list[SparsityDifference]
+    num_different: int
+    dimension_correlation: float | None
+    dimension_p_value: float | None
+    answer: str
 
 
 def sample_entropy(p: ArrayLike) -> np.ndarray:
@@ -116,6 +160,104 @@ def weighted_sparsity(p: ArrayLike, sparsities: ArrayLike, strata: ArrayLike) ->
         )
         for stratum in np.unique(strata_N)
     ]
+
+
+def sparsity_against_untrained(
+    p: ArrayLike,
+    sparsities: ArrayLike,
+    strata: ArrayLike,
+    dimensions: ArrayLike | None = None,
+    resampling: Resampling | None = None,
+) -> SparsityComparison:
+    """Weighted sparsity of each stratum against the value of an untrained gate, the mean of the levels.
+
+    A difference that the draw of the rows does not explain is no proof of training: the softmax of a random gate is
+    not even, and the sharper it is, the farther it strays. So each difference stands beside the range that the same
+    gate shows where its levels change places, and with the dimensions of the strata comes the question that a
+    random gate cannot answer: do strata of larger dimension get more atoms?
+
+    Args:
+        p: gate probabilities, [N, E].
+        sparsities: active atoms of each expert, [E].
+        strata: stratum of each row, [N].
+        dimensions: dimension of each stratum, in the order of the sorted strata, [S].
+        resampling: level; seed and number of the orders where E > 7, else all E! are taken.
+    """
+    p_NE = as_probabilities("p", p)
+    resampling = resampling or Resampling()
+    found = weighted_sparsity(p_NE, sparsities, strata)
+    strata_N, level_E = np.asarray(strata), np.asarray(sparsities, dtype=np.float64)
+    rows = [p_NE[strata_N == name] for name in np.unique(strata_N)]
+    exchanged_TS = _orders(level_E, resampling) @ np.stack([each.mean(axis=0) for each in rows]).T
+    untrained, tail = float(level_E.mean()), (1 - resampling.level) / 2
+    differences = []
+    for s, (own_nE, stratum) in enumerate(zip(rows, found, strict=True)):
+        interval = mean_interval(own_nE @ level_E, 1 - 2 * tail / len(rows))
+        difference = stratum.weighted_sparsity - untrained
+        low, high = np.quantile(exchanged_TS[:, s], [tail, 1 - tail])
+        differences.append(
+            SparsityDifference(
+                stratum=stratum.stratum,
+                num_rows=stratum.num_rows,
+                weighted_sparsity=stratum.weighted_sparsity,
+                low=interval.low,
+                high=interval.high,
+                difference=difference,
+                # Rounding errors of an even gate are no difference, and one row has no interval.
+                differs=abs(difference) > 1e-9 and (interval.low > untrained or interval.high < untrained),
+                exchanged_low=float(low),
+                exchanged_high=float(high),
+            )
+        )
+    correlation, p_value = _dimension_test(exchanged_TS, found, dimensions)
+    return SparsityComparison(
+        untrained=untrained,
+        level=resampling.level,
+        strata=differences,
+        num_different=sum(each.differs for each in differences),
+        dimension_correlation=correlation,
+        dimension_p_value=p_value,
+        answer=_sparsity_answer(untrained, differences),
+    )
+
+
+def _dimension_test(
+    exchanged_TS: np.ndarray, found: list[StratumSparsity], dimensions: ArrayLike | None
+) -> tuple[float | None, float | None]:
+    """Rank correlation of weighted sparsity with dimension, and the share of exchanged levels that reach it."""
+    if dimensions is None:
+        return None, None
+    dimension_S = as_labels("dimensions", dimensions, len(found))
+    own_S = np.array([each.weighted_sparsity for each in found])
+    rank_TS = rankdata(np.vstack([own_S, exchanged_TS]).round(9), axis=1)
+    rank_TS -= rank_TS.mean(axis=1, keepdims=True)
+    target_S = rankdata(dimension_S) - (len(found) + 1) / 2
+    norm_T = np.linalg.norm(rank_TS, axis=1) * np.linalg.norm(target_S)
+    if norm_T[0] == 0:
+        return None, None
+    correlation_T = rank_TS @ target_S / np.where(norm_T > 0, norm_T, np.inf)
+    return float(correlation_T[0]), float((correlation_T[1:] >= correlation_T[0] - 1e-9).mean())
+
+
+def _sparsity_answer(untrained: float, strata: list[SparsityDifference]) -> str:
+    different = [each for each in strata if each.differs]
+    value = f"{untrained:g}, the value of an untrained gate"
+    if not different:
+        return f"No stratum's weighted sparsity differs from {value}."
+    beyond = sum(not e.exchanged_low <= e.weighted_sparsity <= e.exchanged_high for e in different)
+    names = ", ".join(each.stratum for each in different)
+    return (
+        f"{len(different)} of {len(strata)} strata differ from {value} ({names}), {beyond} of them by more than "
+        "the same gate shows by chance where its levels change places."
+    )
+
+
+def _orders(level_E: np.ndarray, resampling: Resampling) -> np.ndarray:
+    """Levels in every order, or, where these are too many, as given and in random orders, [T, E]."""
+    if len(level_E) <= 7:
+        return np.array(list(permutations(level_E)))
+    rng, tiled = resampling.generator(), np.tile(level_E, (resampling.num_resamples, 1))
+    return np.concatenate([level_E[None], rng.permuted(tiled, axis=1)])
 
 
 def mean_gate(p: ArrayLike, groups: ArrayLike) -> tuple[np.ndarray, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t as student_t
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,3 +37,26 @@ class Resampling:
         """Percentile interval of draws."""
         low, high = np.quantile(draws, [(1 - self.level) / 2, (1 + self.level) / 2])
         return float(low), float(high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A number with its two-sided confidence interval; without bounds (NaN) where one draw gave it."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mean_interval(draws: np.ndarray, level: float = 0.95) -> Interval:
+    """Mean of independent draws with Student's t interval.
+
+    Args:
+        draws: [R], R >= 1; one draw has no interval.
+        level: two-sided.
+    """
+    value, count = float(np.mean(draws)), len(draws)
+    if count < 2:
+        return Interval(value=value, low=float("nan"), high=float("nan"))
+    half = float(student_t.ppf((1 + level) / 2, count - 1) * np.std(draws, ddof=1) / np.sqrt(count))
+    return Interval(value=value, low=value - half, high=value + half)

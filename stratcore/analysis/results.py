@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from stratcore.analysis.clustering import Agreement, BinnedAgreement, ClusterBaseline
+from stratcore.analysis.clustering import ClusterBaseline
+from stratcore.analysis.domain_agreement import Agreement, BinnedAgreement
 from stratcore.analysis.experts import ExpertDistances
 from stratcore.analysis.gating import GateStatistics, StratumSparsity
 from stratcore.analysis.intrinsic_dim import StratumDimension

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import yaml
 
 from stratcore.cli.command import Parser, execute_run, open_folder
 from stratcore.recipes.settings import UsageError, dump, load_run
@@ -59,9 +58,8 @@ def target_settings(target: str, texts: Sequence[str]) -> list[str]:
 
 
 def _as_words(settings: dict[str, object]) -> list[str]:
-    return [
-        f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}" for key, value in settings.items()
-    ]
+    """Settings as on the command line; JSON is YAML."""
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

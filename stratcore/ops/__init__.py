@@ -10,6 +10,7 @@ from stratcore.ops.cayley_menger import (
 )
 from stratcore.ops.simplex_baseline import (
     EffectiveDimension,
+    cv_gaussian,
     cv_uniform,
     effective_dim_from_cv,
     mean_volume_uniform,
@@ -46,6 +47,7 @@ __all__ = [
     "topk_ste",
     "EffectiveDimension",
     "SimplexCV",
+    "cv_gaussian",
     "cv_uniform",
     "effective_dim_from_cv",
     "mean_volume_uniform",

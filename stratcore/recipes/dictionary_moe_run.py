@@ -15,7 +15,8 @@ from stratcore.analysis.subspaces import subspace_clusters
 from stratcore.models.dictionary_moe import DictionaryMoE, DictionaryMoEOptions
 from stratcore.recipes.dictionary_moe import DictionaryMoERun
 from stratcore.recipes.dictionary_moe_data import prepare
-from stratcore.training import Runtime, Trainer, open_checkpoint, resolve_checkpoint, seed_everything
+from stratcore.recipes.trained_run import load_weights
+from stratcore.training import Runtime, Trainer, resolve_checkpoint, seed_everything
 from stratcore.training.tasks import DictionaryMoETask, ObjectiveOptions, Rows
 
 
@@ -97,12 +98,7 @@ def train(
     result = trainer.fit(resume)
     seconds = time.perf_counter() - started
     best = result.checkpoint if result.best_step is None else resolve_checkpoint(folder / "checkpoint-best")
-    checkpoint = open_checkpoint(best)
-    state = checkpoint.read("model", runtime.device)
-    if stage.average is not None:
-        state |= checkpoint.read("average", runtime.device)["weights"]
-    model.load_state_dict(state)
-    model.eval()
+    load_weights(model, best, runtime.device, averaged=stage.average is not None)
     losses = {f"validation/{name}": value for name, value in result.metrics.items()}
     losses["best_step"] = float(result.best_step or result.step)
     return Trained(model, result.step, seconds, losses)

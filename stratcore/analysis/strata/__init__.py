@@ -1,0 +1,1 @@
+"""Strata of a cloud of points: how to find them, how far apart they are, how many, and whose rows they hold."""
