@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from sklearn.base import BaseEstimator
@@ -31,4 +32,4 @@ def test_torch_rows_are_rows(estimator, dtype):
     fitted = estimator.fit(rows).__dict__.copy()
     again = estimator.fit(rows.double().numpy()).__dict__
     for name, value in fitted.items():
-        assert (value == again[name]).all() if hasattr(value, "all") else value == again[name], name
+        np.testing.assert_equal(again[name], value, name)

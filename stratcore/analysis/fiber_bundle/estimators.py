@@ -39,7 +39,7 @@ class ManifoldTest(BaseEstimator):
     Args:
         method: `spacings`: ours, exact under the null (`spacings_test`); `reference`: the published procedure
             (`reference_test`); `source`: the rule of the source documents (`source_rule`), for comparison only.
-        window: first and last rank of the neighbors; the last is lowered to the number of rows less one.
+        window: first and last rank of the neighbors; lowered where rows are few, see `fitting_window`.
         level: of a rejection, after the correction.
         correction: over rows: `holm`, `benjamini_hochberg`, `benjamini_yekutieli`, or None. Only `spacings` has
             p-values to correct; the others reject by their own rules.
@@ -146,13 +146,16 @@ class FiberBundleTest(ManifoldTest):
 
 
 def fitting_window(window: tuple[int, int], num_rows: int, num_features: int) -> tuple[int, int]:
-    """The window, its last rank lowered to the number of other rows.
+    """The window, lowered where rows are few.
+
+    Its last rank falls to that of the farthest row, its first so that `LEAST_SPACINGS` ranks are left after it.
 
     Raises:
-        ValueError: fewer than `LEAST_SPACINGS` ranks are left after the first.
+        ValueError: too few rows for any window.
     """
-    first, last = window[0], min(window[1], num_rows - 1)
-    if not 1 <= first or last - first < LEAST_SPACINGS:
+    last = min(window[1], num_rows - 1)
+    first = min(window[0], last - LEAST_SPACINGS)
+    if window[0] < 1 or window[1] - window[0] < LEAST_SPACINGS or first < 1:
         raise ValueError(
             f"window: expected a first rank >= 1 and at least {LEAST_SPACINGS} ranks after it, got {window} of "
             f"{num_rows} different rows (n_samples = {num_rows}, n_features = {num_features})"
