@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from stratcore.analysis.association import Association
-from stratcore.analysis.clustering import Agreement, BinnedAgreement, Estimate
+from stratcore.analysis.domain_agreement import Agreement, BinnedAgreement, Estimate
 from stratcore.analysis.experts import ExpertDistances
 from stratcore.analysis.gating import GateStatistics, StratumSparsity
 from stratcore.analysis.schema import check_schema, to_plain, write_json

@@ -140,11 +140,9 @@ def null_law(count: int, smallest: int, side: Side) -> NullLaw:
         split_R = left_S[column_R % len(left_S)]
         inner_R = uniform_R2[:, 1] * tail_C[column_R]
         upper_R = column_R >= len(left_S)
-        share_R = np.where(
-            upper_R,
-            1 - betaincinv(count - split_R, split_R, inner_R),
-            betaincinv(split_R, count - split_R, inner_R),
-        )
+        small_R = np.where(upper_R, count - split_R, split_R)
+        inverse_R = betaincinv(small_R, count - small_R, inner_R)
+        share_R = np.where(upper_R, 1 - inverse_R, inverse_R)
         ratio_RS, cumulated_RS = _ratios_given(spacings_Rn, split_R, share_R, count, smallest)
         hit_RS = ratio_RS >= threshold * (1 - 1e-9)
         if side == "rise":
