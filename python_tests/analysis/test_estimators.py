@@ -7,9 +7,23 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.estimator_checks import check_estimator
 
-from stratcore.analysis import NoiseFloorDimension, PCADimension
+from stratcore.analysis import (
+    LevinaBickel,
+    LocalPCA,
+    NoiseFloorDimension,
+    PCADimension,
+    SimplexCVDimension,
+    TwoNN,
+)
 
-ESTIMATORS: list[BaseEstimator] = [PCADimension(), NoiseFloorDimension(noise_variance=0.01)]
+ESTIMATORS: list[BaseEstimator] = [
+    LevinaBickel(n_neighbors=3),
+    LocalPCA(n_neighbors=3),
+    NoiseFloorDimension(noise_variance=0.01),
+    PCADimension(),
+    SimplexCVDimension(num_simplices=100),
+    TwoNN(),
+]
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)

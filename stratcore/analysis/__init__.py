@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
+    "calibrated_dim": ("CalibratedDimension",),
     "clustering": (
         "Agreement",
         "BinnedAgreement",
@@ -27,6 +28,7 @@ _NAMES = {
         "silhouette",
         "within_bins",
     ),
+    "dimensions": ("DimensionRow", "dimension_table"),
     "experts": (
         "ExpertDistances",
         "atom_matching_distance",
@@ -58,6 +60,7 @@ _NAMES = {
         "participation_ratio",
         "stratum_dimensions",
     ),
+    "local_dim": ("DANCo", "LevinaBickel", "LocalPCA", "SimplexCVDimension", "TwoNN"),
     "pca": ("PCASummary", "fit_pca", "pca_summary", "variance_share"),
     "plots": ("View", "read_metrics", "run_figures", "save_figures"),
     "reconstruction": (
