@@ -6,6 +6,7 @@ Legend: N rows, d dimension. Rows are uniform with respect to the volume unless 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -72,23 +73,23 @@ def calibration_manifolds() -> dict[str, list[tuple[int, Sampler]]]:
     """The families that calibration knows, each with (dimension, sampler) in the order of dimensions."""
     dims = (1, 2, 3, 4, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64)
     families: dict[str, list[tuple[int, Sampler]]] = {
-        "sphere": [(d, lambda g, n, d=d: sphere(g, n, d)) for d in dims],
-        "wavy torus": [(d, lambda g, n, d=d: wavy_torus(g, n, d)) for d in dims[:-2]],
-        "ellipsoid": [(d, lambda g, n, d=d: ellipsoid(g, n, d)) for d in dims[1:]],
+        "sphere": [(d, partial(sphere, dimension=d)) for d in dims],
+        "wavy torus": [(d, partial(wavy_torus, dimension=d)) for d in dims[:-2]],
+        "ellipsoid": [(d, partial(ellipsoid, dimension=d)) for d in dims[1:]],
         "uneven torus": [
-            (d, lambda g, n, d=d: spheres(g, n, [1] * d, np.linspace(0.5, 1.5, d))) for d in dims[1:]
+            (d, partial(spheres, dimensions=[1] * d, radii=np.linspace(0.5, 1.5, d))) for d in dims[1:]
         ],
         "sphere and torus": [
-            (2 * a, lambda g, n, a=a: spheres(g, n, [a] + [1] * a, [a**0.5] + [1.0] * a))
+            (2 * a, partial(spheres, dimensions=[a] + [1] * a, radii=[a**0.5] + [1.0] * a))
             for a in (1, 2, 3, 4, 5, 7, 10, 13, 16, 20, 25, 32)
         ],
-        "rotations": [(m * (m - 1) // 2, lambda g, n, m=m: stiefel(g, n, m, m - 1)) for m in range(3, 12)],
+        "rotations": [(m * (m - 1) // 2, partial(stiefel, size=m, frames=m - 1)) for m in range(3, 12)],
         "frames": [
-            (m * p - p * (p + 1) // 2, lambda g, n, m=m, p=p: stiefel(g, n, m, p))
+            (m * p - p * (p + 1) // 2, partial(stiefel, size=m, frames=p))
             for m, p in ((4, 2), (6, 2), (8, 2), (8, 3), (8, 4), (10, 4), (12, 4), (16, 4))
         ],
         "subspaces": [
-            (p * (m - p), lambda g, n, m=m, p=p: grassmann(g, n, m, p))
+            (p * (m - p), partial(grassmann, size=m, frames=p))
             for m, p in ((4, 2), (6, 2), (6, 3), (8, 3), (8, 4), (10, 4), (14, 4))
         ],
     }
@@ -100,5 +101,5 @@ def calibration_manifolds() -> dict[str, list[tuple[int, Sampler]]]:
     }
     for a, counts in products.items():
         name = "torus" if a == 1 else f"spheres S^{a}"
-        families[name] = [(a * m, lambda g, n, a=a, m=m: spheres(g, n, [a] * m)) for m in counts]
+        families[name] = [(a * m, partial(spheres, dimensions=[a] * m)) for m in counts]
     return families
