@@ -58,6 +58,7 @@ _NAMES = {
         "participation_ratio",
         "stratum_dimensions",
     ),
+    "neighbors": ("Neighbors", "nearest_neighbors"),
     "pca": ("PCASummary", "fit_pca", "pca_summary", "variance_share"),
     "plots": ("View", "read_metrics", "run_figures", "save_figures"),
     "reconstruction": (
