@@ -61,6 +61,7 @@ _NAMES = {
         "stratum_dimensions",
     ),
     "local_dim": ("DANCo", "LevinaBickel", "LocalPCA", "SimplexCVDimension", "TwoNN"),
+    "neighbors": ("Neighbors", "nearest_neighbors"),
     "pca": ("PCASummary", "fit_pca", "pca_summary", "variance_share"),
     "plots": ("View", "read_metrics", "run_figures", "save_figures"),
     "reconstruction": (
