@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.estimator_checks import check_estimator
 
-from stratcore.analysis import NoiseFloorDimension, PCADimension
+from stratcore.analysis import (
+    KSubspaces,
+    MixtureOfPPCA,
+    NoiseFloorDimension,
+    PCADimension,
+    SphericalKMeans,
+)
 
-ESTIMATORS: list[BaseEstimator] = [PCADimension(), NoiseFloorDimension(noise_variance=0.01)]
+ESTIMATORS: list[BaseEstimator] = [
+    KSubspaces(random_state=0),
+    MixtureOfPPCA(random_state=0),
+    NoiseFloorDimension(noise_variance=0.01),
+    PCADimension(),
+    SphericalKMeans(3, random_state=0),
+]
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)
@@ -26,4 +39,4 @@ def test_torch_rows_are_rows(estimator, dtype):
     fitted = estimator.fit(rows).__dict__.copy()
     again = estimator.fit(rows.double().numpy()).__dict__
     for name, value in fitted.items():
-        assert (value == again[name]).all() if hasattr(value, "all") else value == again[name], name
+        np.testing.assert_equal(again[name], value, err_msg=name)

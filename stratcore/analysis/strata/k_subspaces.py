@@ -62,7 +62,8 @@ class KSubspaces(ClusterMixin, BaseEstimator):
         dims_: d_c, [C]; below what was asked where a cluster has fewer rows.
         labels_: [N].
         inertia_: sum of the squared residuals. Unit: length^2.
-        noise_variance_: variance of the residual in each of its dimensions. Unit: length^2.
+        noise_variance_: mean squared residual in each of its dimensions, below the noise's own by a share of about
+            (d + 1) C / N. Unit: length^2.
         n_iter_: steps of the start that was kept.
         converged_: whether these ended with labels that stay.
 
