@@ -84,6 +84,11 @@ PLANTS: tuple[tuple[Rule, Files, str], ...] = (
         {"stratcore/layers/a.py": "from transformers import AutoModel"},
         "imports transformers",
     ),
+    (
+        python.heavy_imports,
+        {"stratcore/analysis/geometry/a.py": "from matplotlib.figure import Figure"},
+        "imports matplotlib",
+    ),
     (python.unsafe_loading, {"stratcore/data/a.py": "import pickle"}, "imports pickle"),
     (python.unsafe_loading, {"stratcore/data/a.py": "torch.load(path)"}, "torch.load"),
     (
@@ -189,6 +194,7 @@ CLEAN: tuple[tuple[Rule, Files], ...] = (
         python.import_direction,
         {"stratcore/analysis/a.py": "if TYPE_CHECKING:\n    from stratcore.data import EmbeddingTable"},
     ),
+    (python.heavy_imports, {"stratcore/analysis/plots/a.py": "from matplotlib.figure import Figure"}),
     (python.unsafe_loading, {"stratcore/data/a.py": "f(trust_remote_code=False)\nyaml.safe_load(text)"}),
     (python.places_and_people, {"a.py": "torch.library.register(op)\n@fixture(scope='session')\n"}),
     (csrc.includes, OP | {"csrc/array/knot_array.cpp": '#include "../knot/knot.h"'}),

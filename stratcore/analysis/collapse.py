@@ -24,11 +24,11 @@ class CollapseOptions:
     A threshold of None is never looked at. "Start" is the median over the first `warmup` looks.
 
     Args:
-        min_dim_share: least effective dimension (participation ratio), as a share of its start.
+        min_dim_share: least effective dimension (`CollapseMeasures`), as a share of its start.
         min_dim: least effective dimension, absolute.
         max_mean_cosine: largest mean cosine of pairs of rows; 1 is one direction for all.
-        min_neighbor_share: least distance to the nearest other row over the typical distance (medians), as a share
-            of its start: rows that gather on a few points keep their dimension but lose this.
+        min_neighbor_share: least distance to the nearest other row over that to a random row (medians), as a
+            share of its start: rows that gather on a few points keep their dimension but lose this.
         min_anchor_share: least effective number of anchors e^H over min(A, n).
         max_norm_growth: largest mean norm over its start.
         min_norm_share: least mean norm, as a share of its start.
@@ -68,9 +68,9 @@ class CollapseMeasures:
     """What one look saw; NaN where it could not be seen.
 
     Args:
-        effective_dim: participation ratio of the covariance, corrected for the number of rows.
+        effective_dim: participation ratio of the directions of differences of rows.
         mean_cosine: over all pairs of sampled rows.
-        neighbor_distance: median distance to the nearest other row over the median distance.
+        neighbor_distance: median distance to the nearest other row over that to a random one.
         norm: mean norm. Unit: length.
         anchor_share: e^H of the nearest anchors over min(A, n).
     """
@@ -150,7 +150,7 @@ class CollapseDetector:
                 return CollapseVerdict(step=step, judged=True, collapsed=True, reasons=(reason,))
         if X.shape[0] < self.options.min_rows:
             return CollapseVerdict(step=step, judged=False, collapsed=False)
-        measures = measure(_sample(X, self.options.max_rows, self.options.seed, step), anchors)
+        measures = _measure(_sample(X, self.options.max_rows, self.options.seed, step), anchors)
         warming = len(self._start["norm"]) < self.options.warmup
         if warming:
             for name in _MOVING:
@@ -194,19 +194,22 @@ class CollapseDetector:
         self._streak = {str(name): int(count) for name, count in streak.items()}
 
 
-def measure(X: Any, anchors: Any = None) -> CollapseMeasures:
-    """Measure a sample of finite rows [n, D], n >= 4; O(n^2 D)."""
-    x_ND = _to_array(X)
+def _measure(x_ND: np.ndarray, anchors: Any) -> CollapseMeasures:
+    """Measure finite rows [n, D] in random order, n >= 4; O(n^2 D)."""
     # One power of two for all rows keeps squares from overflow and leaves every ratio its bits.
     largest = float(np.abs(x_ND).max())
     scale = 2.0 ** -max(math.frexp(largest)[1], -1000) if largest else 1.0
     x_ND = x_ND * scale
     norm_N = np.linalg.norm(x_ND, axis=1)
     u_ND = x_ND[norm_N > 0] / norm_N[norm_N > 0, None]
+    half = len(x_ND) // 2
+    differences = x_ND[:half] - x_ND[half : 2 * half]
+    differences[np.abs(differences).max(axis=1) < 1e-13] = 0.0  # rounding of rows that are equal
+    typical = float(np.median(np.linalg.norm(differences, axis=1)))
     return CollapseMeasures(
-        effective_dim=_effective_dim(x_ND),
+        effective_dim=_effective_dim(differences),
         mean_cosine=_mean_cosine(u_ND),
-        neighbor_distance=_neighbor_distance(x_ND),
+        neighbor_distance=_neighbor_distance(x_ND, typical),
         norm=float(norm_N.mean()) / scale,
         anchor_share=math.nan
         if anchors is None or not len(u_ND)
@@ -220,33 +223,29 @@ def _mean_cosine(u_ND: np.ndarray) -> float:
     return float((total_D @ total_D - count) / (count * (count - 1))) if count > 1 else 1.0
 
 
-def _effective_dim(x_ND: np.ndarray) -> float:
-    """(tr S)^2 / tr S^2 with both traces unbiased for normal rows; 0 for rows that are all equal, at most D.
+def _effective_dim(differences: np.ndarray) -> float:
+    """1 / mean squared cosine between differences of rows; 0 where rows are all equal, at most D.
 
-    With S^ the sample covariance of n = N - 1 degrees of freedom: tr S^2 is estimated by
-    n^2 / ((n - 1)(n + 2)) (tr S^^2 - (tr S^)^2 / n), and (tr S)^2 by (tr S^)^2 - 2 / n of that.
-    Source: Bai and Saranadasa 1996.
+    m equal axes give m. No mean has to be known, differences share no row, and each counts by its direction alone:
+    so neither few rows nor a few long ones shift it, as they shift the eigenvalues of a covariance.
     """
-    n, dim = len(x_ND) - 1, x_ND.shape[1]
-    centered = x_ND - x_ND.mean(axis=0)
-    small = centered if len(x_ND) <= dim else centered.T
-    gram = small @ small.T / n
-    trace, square = float(np.trace(gram)), float((gram**2).sum())
-    if not trace > (1e-15 * np.abs(x_ND).max()) ** 2:
+    norm = np.linalg.norm(differences, axis=1)
+    u = differences[norm > 0] / norm[norm > 0, None]
+    count, dim = u.shape
+    if count < 2:
         return 0.0
-    unbiased = n**2 / ((n - 1) * (n + 2)) * (square - trace**2 / n)
-    unbiased = max(unbiased, trace**2 / dim)  # no more than D dimensions
-    return float(min(max(trace**2 - 2 * unbiased / n, 0.0) / unbiased, dim))
+    small = u if count <= dim else u.T
+    square = (float(((small @ small.T) ** 2).sum()) - count) / (count * (count - 1))
+    return min(1 / square, float(dim)) if square > 0 else float(dim)
 
 
-def _neighbor_distance(x_ND: np.ndarray) -> float:
+def _neighbor_distance(x_ND: np.ndarray, typical: float) -> float:
     x_ND = x_ND - x_ND.mean(axis=0)
     norm2_N = np.einsum("nd,nd->n", x_ND, x_ND)
     square = norm2_N[:, None] + norm2_N[None, :] - 2 * x_ND @ x_ND.T
     np.fill_diagonal(square, np.inf)
-    nearest = float(np.median(square.min(axis=1)))
-    typical = float(np.median(square[np.triu_indices(len(square), 1)]))
-    return math.sqrt(max(nearest, 0.0) / typical) if typical > 0 else 0.0
+    nearest = math.sqrt(max(float(np.median(square.min(axis=1))), 0.0))
+    return nearest / typical if typical > 0 else 0.0
 
 
 def _anchor_share(u_ND: np.ndarray, anchors: np.ndarray) -> float:
@@ -305,11 +304,10 @@ def _num_bad_rows(X: Any) -> int:
     return int((~finite.all(1)).sum())
 
 
-def _sample(X: Any, max_rows: int, seed: int, step: int) -> Any:
-    if X.shape[0] <= max_rows:
-        return X
-    index = np.random.default_rng([seed, step]).choice(X.shape[0], max_rows, replace=False)
-    return X[np.sort(index).tolist()]
+def _sample(X: Any, max_rows: int, seed: int, step: int) -> np.ndarray:
+    """At most `max_rows` rows in random order."""
+    order = np.random.default_rng([seed, step]).permutation(X.shape[0])[:max_rows]
+    return _to_array(X[order.tolist()])
 
 
 def _to_array(X: Any) -> np.ndarray:

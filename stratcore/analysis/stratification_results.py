@@ -42,9 +42,10 @@ class StratumRejections(TypedDict):
 
     stratum: str
     num_tested: int
-    num_below_level: int
-    num_holm: int
-    num_bh: int
+    num_rejected: int
+    num_below_level: int | None
+    num_holm: int | None
+    num_bh: int | None
 
 
 class TestResult(TypedDict):
@@ -52,7 +53,8 @@ class TestResult(TypedDict):
 
     `procedure` is ours (`spacings`), the published one (`reference`) or that of the source documents (`source`);
     `null` what is rejected. Points without a p-value (ties, too few neighbors below the reach) are `num_refused`.
-    A procedure without p-values of its own correction has None there.
+    `num_rejected` is by the procedure's own rule: after Holm for ours, without a correction over points for the
+    others, which have no p-values of points and None in those places.
     """
 
     name: str
@@ -107,11 +109,12 @@ class NumberScore(TypedDict):
 
 
 class StrataResult(TypedDict):
-    """The division into strata. `criterion` is None where the number was given."""
+    """The division into strata. `criterion` and `answer` are None where the number was given."""
 
     method: str
     num_strata: int
     criterion: str | None
+    answer: str | None
     choice: list[NumberScore]
     silhouette: float | None
     davies_bouldin: float | None

@@ -1,4 +1,4 @@
-"""Text, embeddings and synthetic strata, checked on the way in.
+"""Text, embeddings, perplexities, token tables and synthetic strata, checked on the way in.
 
 Importing this package is cheap: each name loads its module at its first use.
 """
@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stratcore.data.bundled import load_bundled
+    from stratcore.data.bundled.build import bundled_texts
     from stratcore.data.embeddings import Embedded, EmbedOptions, embed_table, embed_texts
     from stratcore.data.errors import DataError
     from stratcore.data.gguf import load_gguf
+    from stratcore.data.perplexity import PerplexityOptions, TextPerplexity, text_perplexity
     from stratcore.data.split import Split, audit, split_rows
     from stratcore.data.synthetic import Strata, StrataOptions, union_of_strata
     from stratcore.data.table import EmbeddingTable, load_table, require_domains, require_rows
     from stratcore.data.table_files import save_table
     from stratcore.data.texts import PAPER_MODELS, TEXT_SETS, TextTable, join_texts, load_texts
+    from stratcore.data.token_table import TokenTable, token_embeddings
 
 _MODULE_OF = {
     "DataError": "errors",
@@ -25,12 +28,16 @@ _MODULE_OF = {
     "Embedded": "embeddings",
     "EmbeddingTable": "table",
     "PAPER_MODELS": "texts",
+    "PerplexityOptions": "perplexity",
     "Split": "split",
     "Strata": "synthetic",
     "StrataOptions": "synthetic",
     "TEXT_SETS": "texts",
+    "TextPerplexity": "perplexity",
     "TextTable": "texts",
+    "TokenTable": "token_table",
     "audit": "split",
+    "bundled_texts": "bundled.build",
     "embed_table": "embeddings",
     "embed_texts": "embeddings",
     "join_texts": "texts",
@@ -42,21 +49,27 @@ _MODULE_OF = {
     "require_rows": "table",
     "save_table": "table_files",
     "split_rows": "split",
+    "text_perplexity": "perplexity",
+    "token_embeddings": "token_table",
     "union_of_strata": "synthetic",
 }
 
 __all__ = [
-    "PAPER_MODELS",
-    "TEXT_SETS",
     "DataError",
     "EmbedOptions",
     "Embedded",
     "EmbeddingTable",
+    "PAPER_MODELS",
+    "PerplexityOptions",
     "Split",
     "Strata",
     "StrataOptions",
+    "TEXT_SETS",
+    "TextPerplexity",
     "TextTable",
+    "TokenTable",
     "audit",
+    "bundled_texts",
     "embed_table",
     "embed_texts",
     "join_texts",
@@ -68,6 +81,8 @@ __all__ = [
     "require_rows",
     "save_table",
     "split_rows",
+    "text_perplexity",
+    "token_embeddings",
     "union_of_strata",
 ]
 

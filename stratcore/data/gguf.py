@@ -49,26 +49,47 @@ def load_gguf(path: str | Path) -> tuple[nn.Module, Any]:
         ImportError: the `gguf` package is missing.
         DataError: not a GGUF file, another architecture, a tensor missing or unknown.
     """
-    try:
-        from gguf import GGUFReader
-        from gguf.quants import dequantize
-    except ImportError:
-        raise ImportError("reading .gguf files needs the package gguf: pip install gguf") from None
     from transformers import AutoTokenizer
 
     path = Path(path)
-    check_file(path)
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, KeyError, IndexError, OSError) as error:
-        raise DataError(f"{path}: not a readable GGUF file ({error})") from None
+    reader = open_gguf(path)
     field = reader.get_field("general.architecture")
     if field is None or field.contents() != "llama":
         raise DataError(f"{path}: expected architecture 'llama', got {field.contents() if field else None!r}")
-    # A copy each, because values that were stored as float32 are a read-only view of the file.
-    tensors = ((t.name, np.array(dequantize(t.data, t.tensor_type), np.float32)) for t in reader.tensors)
+    tensors = ((tensor.name, _values(tensor)) for tensor in reader.tensors)
     model = llama_from_tensors(_llama_options(reader, path), tensors, str(path))
     return model, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+
+
+def open_gguf(path: str | Path) -> Any:
+    """Return a `GGUFReader` of a file; tensors are read when asked for.
+
+    Raises:
+        ImportError: the `gguf` package is missing.
+        DataError: not a GGUF file.
+    """
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise ImportError("reading .gguf files needs the package gguf: pip install gguf") from None
+    path = Path(path)
+    check_file(path)
+    try:
+        return GGUFReader(path)
+    except (ValueError, KeyError, IndexError, OSError) as error:
+        raise DataError(f"{path}: not a readable GGUF file ({error})") from None
+
+
+def read_tensor(reader: Any, name: str) -> np.ndarray | None:
+    """Return one tensor of an open file in float32, de-quantized; None where there is none of that name."""
+    return next((_values(tensor) for tensor in reader.tensors if tensor.name == name), None)
+
+
+def _values(tensor: Any) -> np.ndarray:
+    from gguf.quants import dequantize
+
+    # A copy, because values that were stored as float32 are a read-only view of the file.
+    return np.array(dequantize(tensor.data, tensor.tensor_type), np.float32)
 
 
 def llama_from_tensors(

@@ -53,7 +53,7 @@ def _load(family: Any, name: str, dtype: str) -> nn.Module:
 
     where = model_location(name)
     try:
-        with _quiet_unless_terminal():
+        with quiet_unless_terminal():
             model, report = family.from_pretrained(
                 where,
                 dtype=getattr(torch, dtype),
@@ -96,7 +96,7 @@ def position_limit(config: Any) -> int | None:
 
 
 @contextlib.contextmanager
-def _quiet_unless_terminal() -> Iterator[None]:
+def quiet_unless_terminal() -> Iterator[None]:
     """Progress bars of transformers on a terminal only."""
     from transformers.utils import logging
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -148,34 +148,30 @@ def text_perplexity(
         raise DataError(
             f"perplexity: stride: expected fewer than the {window} tokens of a window, got {stride}"
         )
-    owner, rows, known = _windows(tokens, window, stride)
+    windows = _windows(tokens, window, stride)
     cache = None
     if cache_dir is not None:
         layout = f"perplexity {window} {stride} {options.shard_rows} {options.tokens_per_batch}"
         cache = ShardCache(Path(cache_dir) / cache_key(texts, tokens, module, layout), np.float64)
-    forward = padded_forward(module, tokenizer)
-
-    def compute(batch: np.ndarray) -> np.ndarray:
-        return _score(forward, [rows[i] for i in batch], known[batch])
-
-    def check(part: np.ndarray, batch: np.ndarray) -> None:
-        bad = owner[batch[~np.isfinite(part[:, 0])]]
-        if bad.size:
-            raise DataError(
-                f"texts: row {bad.min()}: the model's likelihood is not finite ({bad.size} such windows)"
-            )
-
-    with evaluating(module), progress_bar("perplexity", len(rows), progress) as advance:
-        if rows:
-            _check_causal(forward, rows[0][:2], type(module).__name__)
-        lengths = np.array([len(row) for row in rows], np.int64)
-        shards = Shards(options.shard_rows, options.tokens_per_batch, cache)
-        sums = run_shards(lengths, shards, compute, check, advance)[:, 0] if rows else np.zeros(0)
+    shards = Shards(options.shard_rows, options.tokens_per_batch, cache)
+    with evaluating(module), progress_bar("perplexity", len(windows.rows), progress) as advance:
+        sums = _sums(module, tokenizer, windows, shards, advance) if windows.rows else np.zeros(0)
     return TextPerplexity(
-        negative_log_likelihood=np.bincount(owner, sums, minlength=len(texts)),
+        negative_log_likelihood=np.bincount(windows.text, sums, minlength=len(texts)),
         scored=np.array([len(row) - 1 for row in tokens], np.int64),
         token_count=np.array([len(row) - options.start_token for row in tokens], np.int64),
     )
+
+
+class _Windows(NamedTuple):
+    """Pieces of texts that the model sees at once.
+
+    text: text of each window [W]. rows: tokens of each. known: leading tokens of each that are context only [W].
+    """
+
+    text: np.ndarray
+    rows: list[list[int]]
+    known: np.ndarray
 
 
 def _tokens(texts: Sequence[str], tokenizer: Any, options: PerplexityOptions) -> list[list[int]]:
@@ -188,14 +184,8 @@ def _tokens(texts: Sequence[str], tokenizer: Any, options: PerplexityOptions) ->
     return [[start, *row] for row in tokens]
 
 
-def _windows(
-    tokens: list[list[int]], window: int, stride: int
-) -> tuple[np.ndarray, list[list[int]], np.ndarray]:
-    """Cut texts so that each token but a text's first is scored in exactly one window.
-
-    Returns:
-        (text of each window [W], tokens of each window, number of leading tokens that are context only [W]).
-    """
+def _windows(tokens: list[list[int]], window: int, stride: int) -> _Windows:
+    """Cut texts so that each token but a text's first is scored in exactly one window."""
     owner, rows, known = [], [], []
     for text, row in enumerate(tokens):
         done = 1  # tokens of this text that need no score any more
@@ -206,19 +196,39 @@ def _windows(
                 rows.append(row[start:end])
                 known.append(done - start)
                 done = end
-    return np.array(owner, np.int64), rows, np.array(known, np.int64)
+    return _Windows(np.array(owner, np.int64), rows, np.array(known, np.int64))
+
+
+def _sums(
+    module: nn.Module, tokenizer: Any, windows: _Windows, shards: Shards, advance: Callable[[int], None]
+) -> np.ndarray:
+    """Negative log-likelihood of each window, [W] float64."""
+    forward = padded_forward(module, tokenizer)
+    _check_causal(forward, windows.rows[0][:2], type(module).__name__)
+
+    def compute(batch: np.ndarray) -> np.ndarray:
+        return _score(forward, [windows.rows[i] for i in batch], windows.known[batch])
+
+    def check(part: np.ndarray, batch: np.ndarray) -> None:
+        bad = windows.text[batch[~np.isfinite(part[:, 0])]]
+        if bad.size:
+            raise DataError(
+                f"texts: row {bad.min()}: the model's likelihood is not finite ({bad.size} such windows)"
+            )
+
+    lengths = np.array([len(row) for row in windows.rows], np.int64)
+    return run_shards(lengths, shards, compute, check, advance)[:, 0]
 
 
 def _score(
     forward: Callable[..., tuple[Any, torch.Tensor]], rows: list[list[int]], known: np.ndarray
 ) -> np.ndarray:
     """Negative log-likelihoods [B, 1] of the tokens of each row after its known ones."""
-    output, mask_BL = forward(rows)
+    output, _ = forward(rows)
     sums = []
+    # One row at a time: a log-softmax takes as much memory as its logits.
     for row, logits_LV, seen in zip(rows, output.logits, known.tolist(), strict=True):
-        scores = logits_LV[
-            seen - 1 : len(row) - 1
-        ]  # one row at a time: log-softmax takes as much memory again
+        scores = logits_LV[seen - 1 : len(row) - 1]
         scores = scores if scores.dtype == torch.float64 else scores.float()
         labels = torch.tensor(row[seen:], device=scores.device)
         losses = nn.functional.cross_entropy(scores, labels, reduction="none")

@@ -7,11 +7,13 @@ from importlib import import_module
 from typing import Any
 
 from stratcore.recipes.analysis import AnalysisRun, advanced, multi_domain, notebook, stratification
+from stratcore.recipes.compare_dictionaries import CompareDictionariesRun, compare_dictionaries
 from stratcore.recipes.dictionary_moe import DictionaryMoERun, dictionary_moe, dictionary_moe_seed
 
 RECIPES: dict[str, Callable[[], Any]] = {
     "dictionary_moe": dictionary_moe,
     "dictionary_moe_seed": dictionary_moe_seed,
+    "compare_dictionaries": compare_dictionaries,
 }
 ANALYSES: dict[str, Callable[[], AnalysisRun]] = {
     "stratification": stratification,
@@ -21,6 +23,7 @@ ANALYSES: dict[str, Callable[[], AnalysisRun]] = {
 }
 _EXECUTORS: dict[type, str] = {  # loaded on use: they import the models
     AnalysisRun: "stratcore.recipes.analysis_run",
+    CompareDictionariesRun: "stratcore.recipes.compare_dictionaries_run",
     DictionaryMoERun: "stratcore.recipes.dictionary_moe_run",
 }
 
@@ -28,8 +31,10 @@ __all__ = [
     "ANALYSES",
     "RECIPES",
     "AnalysisRun",
+    "CompareDictionariesRun",
     "DictionaryMoERun",
     "advanced",
+    "compare_dictionaries",
     "dictionary_moe",
     "dictionary_moe_seed",
     "executor_of",

@@ -37,21 +37,29 @@ class TestOptions:
 
     Args:
         procedures: `spacings` (ours), `reference` (the published one), `source` (that of the source documents).
-        window: first and last rank of the neighbors that are looked at.
+        window: first and last rank of the neighbors that `spacings` looks at; lowered where rows are few.
+        published_window: the same of `reference`, which needs 41 ranks at least.
         level: of a rejection after correction.
-        published_alpha: of the published procedure, divided by its number of strata inside.
+        published_alpha: of each position of the published procedure's scan.
+        points: rows listed by name, those of the smallest p-values.
     """
 
     __test__ = False  # not a test of pytest's
 
     procedures: tuple[Literal["spacings", "reference", "source"], ...] = ("spacings", "reference", "source")
     window: tuple[int, int] = (10, 128)
+    published_window: tuple[int, int] = (10, 200)
     level: float = 0.05
-    published_alpha: float = 1e-3
+    published_alpha: float = 1e-3 / 3
+    points: int = 20
 
     def __post_init__(self) -> None:
-        if not 1 <= self.window[0] < self.window[1]:
-            raise ValueError(f"tests.window: expected two ranks 1 <= first < last, got {self.window}")
+        for name in ("window", "published_window"):
+            first, last = getattr(self, name)
+            if not 1 <= first < last:
+                raise ValueError(f"tests.{name}: expected two ranks 1 <= first < last, got {(first, last)}")
+        if self.points < 0:
+            raise ValueError(f"tests.points: expected a number >= 0, got {self.points}")
         for name in ("level", "published_alpha"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"tests.{name}: expected a share in (0, 1), got {getattr(self, name)}")
@@ -66,18 +74,26 @@ class StrataOptions:
         number: strata; None: chosen among the candidates.
         candidates: numbers that are tried.
         criterion: what chooses: `heldout` likelihood or `stability`.
+        components: principal components that strata are looked for in.
+        most: rows drawn for the choice and the fit; the others get the stratum that the fit predicts.
     """
 
     method: str = "mixture_of_ppca"
     number: int | None = None
     candidates: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10)
     criterion: Literal["heldout", "stability"] = "heldout"
+    components: int = 32
+    most: int = 3000
 
     def __post_init__(self) -> None:
         if self.number is not None and self.number < 1:
             raise ValueError(f"strata.number: expected a number >= 1 or null, got {self.number}")
         if not self.candidates or min(self.candidates) < 1:
             raise ValueError(f"strata.candidates: expected numbers >= 1, got {self.candidates}")
+        if self.components < 1 or self.most < 20:
+            raise ValueError(
+                f"strata.components and strata.most: expected >= 1 and >= 20, got {self.components}, {self.most}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

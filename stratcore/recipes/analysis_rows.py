@@ -109,6 +109,27 @@ def _rows_of_table(table: EmbeddingTable) -> AnalyzedRows:
     )
 
 
+def _token_rows(model: str) -> AnalyzedRows:
+    """The input embeddings of a model's tokens, without those that no text reaches and without copies."""
+    from stratcore.data.token_table import token_embeddings
+
+    table = token_embeddings(model).drop(("special", "unused", "duplicate"))
+    left_out = ", ".join(f"{count:,} {kind}" for kind, count in table.dropped.items() if count)
+    return AnalyzedRows(
+        name=table.source,
+        kind="token embeddings",
+        x=table.rows.astype(np.float64),
+        names=[repr(token) for token in table.tokens],
+        domain=None,
+        tokens=None,
+        perplexity=None,
+        variance_kept=None,
+        num_features=table.rows.shape[1],
+        experts=None,
+        notes=(f"Left out: {left_out} rows.",) if left_out else (),
+    )
+
+
 def _rows_of_run(folder: Path, device: torch.device) -> AnalyzedRows:
     from stratcore.recipes.dictionary_moe_results import evaluate
     from stratcore.recipes.trained_run import load_trained_run
@@ -194,3 +215,14 @@ def _perplexity(run: AnalysisRun, count: int, folder: Path, device: torch.device
     if bad.size:
         raise DataError(f"{path}: row {bad[0]}: expected a perplexity > 0 or NaN, got {values[bad[0]]}")
     return values.astype(np.float64)
+
+
+def _perplexity_of_texts(run: AnalysisRun, folder: Path, device: torch.device) -> np.ndarray:
+    """Perplexity of the texts that the rows embed, in their order."""
+    from stratcore.data import join_texts, load_texts
+    from stratcore.data.perplexity import PerplexityOptions, text_perplexity
+
+    texts = join_texts([load_texts(name, rows=run.data.rows) for name in run.data.texts])
+    options = PerplexityOptions(device=str(device))
+    cache = (run.data.cache or folder) / "perplexity"
+    return text_perplexity(run.perplexity or "", texts.texts, options=options, cache_dir=cache).perplexity

@@ -59,9 +59,13 @@ def prepare(run: DictionaryMoERun, folder: Path) -> PreparedData:
     """
     table = load_rows(run.data, folder)
     require_domains(table)
+    return prepare_split(run, table, split_rows(table, run.data.fractions, seed=run.seed))
+
+
+def prepare_split(run: DictionaryMoERun, table: EmbeddingTable, split: Split) -> PreparedData:
+    """Reduces and scales the rows of a table by the training part of a split; raises as `prepare`."""
     experts, wanted = len(run.model.sparsities), run.model.input_dim
     least = max(20 * experts, run.batch_size, wanted + 1 if run.data.reduce else 1)
-    split = split_rows(table, run.data.fractions, seed=run.seed)
     if len(split.train) < least:
         raise DataError(
             f"{table.source}: at least {least} training rows are needed for {experts} experts (model.sparsities), "

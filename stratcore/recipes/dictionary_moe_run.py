@@ -130,6 +130,11 @@ def single_dictionaries(model: DictionaryMoE, x_BD: torch.Tensor) -> dict[str, D
     chosen_B = model.choose(output)
     active = output.codes[chosen_B, torch.arange(x_BD.shape[0], device=x_BD.device)].count_nonzero(-1)
     k = max(1, math.ceil(float(active.double().mean())))
+    return single_dictionaries_of(model, k)
+
+
+def single_dictionaries_of(model: DictionaryMoE, k: int) -> dict[str, DictionaryMoEOptions]:
+    """`single_dictionaries` with a given number of active atoms."""
 
     def single(atoms: int) -> DictionaryMoEOptions:
         return replace(
@@ -152,6 +157,15 @@ def single_dictionaries(model: DictionaryMoE, x_BD: torch.Tensor) -> dict[str, D
             _largest(k, lambda atoms: parameters(atoms) <= count_parameters(model))
         ),
     }
+
+
+@torch.no_grad()
+def reconstruct(model: DictionaryMoE, x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row by its chosen expert [B, D], and how many atoms that took [B]."""
+    output = model(x_BD)
+    chosen_B, index_B = model.choose(output), torch.arange(x_BD.shape[0], device=x_BD.device)
+    active_B = output.codes[chosen_B, index_B].count_nonzero(-1)
+    return model.experts.decode(output.codes)[chosen_B, index_B], active_B
 
 
 def count_parameters(module: torch.nn.Module) -> int:

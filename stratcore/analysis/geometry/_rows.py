@@ -92,6 +92,7 @@ class GaussianTwin:
     """Normal rows of the mean and covariance of given ones, in coordinates along the principal axes.
 
     A rotation of the rows changes no figure that is made of inner products, so the axes themselves are not kept.
+    eigenvalues: of the sample; deviation_R: of the draws, with the spread that the sample adds taken out.
     """
 
     eigenvalues: np.ndarray
@@ -117,11 +118,30 @@ def fit_twin(x_ND: np.ndarray) -> GaussianTwin:
         axes = centered.T @ axes / np.sqrt(eigenvalues[kept] * (len(x_ND) - 1))
     along = mean_D @ axes
     rest = np.sqrt(max(0.0, mean_D @ mean_D - along @ along))
+    # As many axes as N rows can have: the others, where there are any, were not seen and may have variance too.
+    unseen = x_ND.shape[1] - int(kept.sum()) if kept.sum() == len(x_ND) - 1 < x_ND.shape[1] else 0
+    variance_R = _shrunk(np.append(eigenvalues[kept], np.zeros(unseen)), len(x_ND) - 1)
+    mean_R = np.concatenate([along, [rest], np.zeros(max(unseen - 1, 0))])
     return GaussianTwin(
         eigenvalues=np.where(kept, eigenvalues, 0.0),
-        mean_R=np.append(along, rest),
-        deviation_R=np.append(np.sqrt(eigenvalues[kept]), 0.0),
+        mean_R=mean_R,
+        deviation_R=np.sqrt(np.append(variance_R, np.zeros(len(mean_R) - len(variance_R)))),
     )
+
+
+def _shrunk(eigenvalues: np.ndarray, degrees: int) -> np.ndarray:
+    """Eigenvalues drawn towards their mean until their sum of squares is unbiased for that of the rows' law.
+
+    Those of a sample spread more than those of its law: a twin of theirs would have too few dimensions.
+    Source of the estimate: Bai and Saranadasa 1996, for normal rows.
+    """
+    total, square = eigenvalues.sum(), (eigenvalues**2).sum()
+    even = total**2 / max(len(eigenvalues), 1)
+    if degrees < 2 or not square > even:
+        return eigenvalues
+    unbiased = degrees**2 / ((degrees - 1) * (degrees + 2)) * (square - total**2 / degrees)
+    share = np.sqrt(np.clip((unbiased - even) / (square - even), 0.0, 1.0))
+    return total / len(eigenvalues) + share * (eigenvalues - total / len(eigenvalues))
 
 
 def directions(x_ND: np.ndarray) -> np.ndarray:

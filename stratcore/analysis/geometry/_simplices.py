@@ -48,7 +48,7 @@ def estimate_cv(x_ND: np.ndarray, num_simplices: int, order: int, seed: int) -> 
     """
     x_ND = np.ascontiguousarray(x_ND)
     value = _cv(x_ND, num_simplices, order, seed)
-    groups = min(_GROUPS, len(x_ND) // (3 * (order + 1)))
+    groups = min(_GROUPS, len(x_ND) // (2 * (order + 1)))
     if groups < 4 or not value > 0:
         return CVEstimate(value=value, low=math.nan, high=math.nan)
     shuffled = np.random.default_rng(seed).permutation(len(x_ND))
@@ -151,6 +151,7 @@ def class_measurements(
             ClassCV(
                 label=str(name), num_rows=len(own), cv=cv.value, low=cv.low, high=cv.high,
                 dim=sphere_dim(cv.value, order), dim_low=low, dim_high=high,
+                normal_dim=_normal_dim(cv.value, order),
             )
         )  # fmt: skip
     known = [entry.cv for entry in classes if math.isfinite(entry.cv)]

@@ -43,7 +43,11 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCV:
-    """CV of simplex volumes of one class's directions, and the dimension of a sphere with the same CV."""
+    """CV of simplex volumes of one class's directions, and the dimension of random rows with the same CV.
+
+    dim is that of uniform rows on the whole sphere, with its interval. A class that fills only a small cap looks flat
+    from inside: its rows are closer to normal ones, whose dimension with this CV is normal_dim, some three times dim.
+    """
 
     label: str
     num_rows: int
@@ -53,6 +57,7 @@ class ClassCV:
     dim: float
     dim_low: float
     dim_high: float
+    normal_dim: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,17 +49,12 @@ def spectrum_plot(scan: GeometryScan) -> Figure:
         right.plot(
             np.r_[0, rank], 100 * np.r_[0, np.cumsum(curve)] / curve.sum(), color=color, lw=2, label=label
         )
-    for name, what, height in (
-        ("participation_ratio", "participation ratio", 14), ("effective_rank", "effective rank", 4)
-    ):  # fmt: skip
+    for name, dash in (("participation_ratio", ":"), ("effective_rank", "--")):
         value = scan[name].value
-        right.axvline(value, color=CONTRAST, lw=1.2, ls=":")
-        right.annotate(
-            f"{what} {value:.1f}", (value, height), (5, 0), textcoords="offset points", color=CONTRAST
-        )
+        right.axvline(value, color=CONTRAST, lw=1.4, ls=dash, label=f"{name.replace('_', ' ')}: {value:.1f}")
     right.set(xlabel="principal axes", ylabel="share of variance, %", ylim=(0, 102), xlim=(0, None))
     right.set_title("Energy of the leading axes")
-    right.legend(loc="center right")
+    right.legend(loc="lower right")
     return figure
 
 
@@ -88,17 +83,22 @@ def simplex_cv_plot(scan: GeometryScan) -> Figure:
             right.plot([entry.low, entry.high], [row, row], color=ACCENT, lw=2)
         right.plot(entry.cv, row, "o", color=ACCENT, ms=6)
         at = entry.high if math.isfinite(entry.high) else entry.cv
-        told = f"{entry.dim:.0f} dim." if math.isfinite(entry.dim) else "no dim."
+        told = f"{_whole(entry.dim)} / {_whole(entry.normal_dim)}"
         right.annotate(told, (at, row), (6, 0), textcoords="offset points", va="center")
-    top = max(entry.high if math.isfinite(entry.high) else entry.cv for entry in classes)
+    ends = [entry.high if math.isfinite(entry.high) else entry.cv for entry in classes]
+    top = max(*ends, shuffled.value, sphere.value)
     right.set(
         yticks=range(len(classes)), yticklabels=[f"{e.label}  (n = {e.num_rows})" for e in classes],
         ylim=(len(classes) - 0.5, -0.5), xlim=(0, 1.2 * top),
         xlabel="CV of directions with 95 % interval\ngray: shuffled labels (band), uniform on the sphere (line)",
     )  # fmt: skip
-    right.set_title("Classes: CV and the dimension it stands for")
+    right.set_title("Classes: CV, and its dimension on the sphere / normal")
     right.grid(axis="x")
     return figure
+
+
+def _whole(dim: float) -> str:
+    return f"{dim:.0f}" if math.isfinite(dim) else "none"
 
 
 def _draw_cv_curves(axes: Any, scan: GeometryScan) -> None:
@@ -138,39 +138,23 @@ def norms_and_cosines(scan: GeometryScan) -> Figure:
     """Histograms of the norms, beside normal rows, and of the cosines of pairs, beside uniform directions."""
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    norms, spread = scan.curves.norms, scan["norm_spread"]
-    middle, reach = (norms.min() + norms.max()) / 2, np.ptp(norms) / 2
-    reach = max(reach, 0.02 * middle, 1e-3 * (middle == 0))
-    left.hist(
-        norms,
-        bins=60,
-        range=(middle - reach, middle + reach),
-        density=True,
-        color=ACCENT,
-        alpha=0.85,
-        label="measured",
-    )
-    expected = scan["norm_mean"].baselines[0].value
-    if math.isfinite(spread.value) and spread.baselines[0].value > 1e-6:
-        deviation = spread.baselines[0].value * expected
-        at = np.linspace(max(0, expected - 4 * deviation), expected + 4 * deviation, 200)
-        density = np.exp(-0.5 * ((at - expected) / deviation) ** 2) / (deviation * math.sqrt(2 * math.pi))
-        left.plot(at, density, color=CONTRAST, lw=2, label="normal rows of this covariance")
-        _legend_below(left)
-    left.set(xlabel=f"norm (mean {norms.mean():.3g}, spread {spread.value:.3f})", ylabel="density")
-    left.set_title("Norms of the rows")
+    _draw_norms(left, scan)
     if not len(scan.curves.cosines):
         _empty(right, "No pair of rows has a cosine")
         return figure
+    cosines = scan.curves.cosines
+    reach = min(1.0, 0.05 + 1.1 * float(np.quantile(np.abs(cosines), 0.999)))
     right.hist(
-        scan.curves.cosines, bins=160, range=(-1, 1), density=True, color=ACCENT, alpha=0.85, label="measured"
+        cosines, bins=80, range=(-reach, reach), density=True, color=ACCENT, alpha=0.85, label="measured"
     )
     if scan.num_features > 1:
         grid = np.linspace(-1, 1, 801)[1:-1]
         label = f"uniform on the sphere, D = {scan.num_features}"
         right.plot(grid, sphere_cosine_density(grid, scan.num_features), color=CONTRAST, lw=2, label=label)
     right.set(
-        xlabel=f"cosine of pairs (mean {scan['mean_cosine'].value:.3f})", ylabel="density", xlim=(-1, 1)
+        xlabel=f"cosine of pairs (mean {scan['mean_cosine'].value:.3f})",
+        ylabel="density",
+        xlim=(-reach, reach),
     )
     right.set_title("Self-similarity")
     _legend_below(right)
@@ -215,6 +199,23 @@ def _draw_dimension(axes: Any, row: int, measurement: Measurement) -> None:
     axes.annotate(
         f"{measurement.value:.1f}", (measurement.value, row), (0, 8), textcoords="offset points", ha="center"
     )
+
+
+def _draw_norms(axes: Any, scan: GeometryScan) -> None:
+    norms, spread = scan.curves.norms, scan["norm_spread"]
+    if np.ptp(norms) > 1e-6 * norms.max():
+        axes.hist(norms, bins=60, density=True, color=ACCENT, alpha=0.85, label="measured")
+    else:
+        axes.axvline(norms[0], color=ACCENT, lw=3, label="measured: one norm for all rows")
+    expected = scan["norm_mean"].baselines[0].value
+    deviation = spread.baselines[0].value * expected
+    if deviation > 1e-6 * expected:
+        at = np.linspace(max(0, expected - 4 * deviation), expected + 4 * deviation, 200)
+        density = np.exp(-0.5 * ((at - expected) / deviation) ** 2) / (deviation * math.sqrt(2 * math.pi))
+        axes.plot(at, density, color=CONTRAST, lw=2, label="normal rows of this covariance")
+    axes.set(xlabel=f"norm (mean {norms.mean():.3g}, spread {spread.value:.3f})", ylabel="density")
+    axes.set_title("Norms of the rows")
+    _legend_below(axes)
 
 
 def _legend_below(axes: Any) -> None:

@@ -218,5 +218,5 @@ def _matched_dims(scatters: list[np.ndarray], dims: list[int]) -> list[int]:
     if len(set(dims)) > 1:
         residual_CC = np.array([[scatter[dim:].sum() for dim in dims] for scatter in scatters])
         dims = [dims[column] for column in linear_sum_assignment(residual_CC)[1]]
-    ranks = [np.count_nonzero(scatter > NOISE_FLOOR**2 * scatter.max(initial=0)) for scatter in scatters]
+    ranks = [int(np.count_nonzero(scatter > NOISE_FLOOR**2 * scatter.max(initial=0))) for scatter in scatters]
     return [min(dim, rank) for dim, rank in zip(dims, ranks, strict=True)]
