@@ -44,12 +44,12 @@ CASES: dict[str, dict[str, Any]] = {
     "planes": {"kinds": ("plane",) * 5, "dims": (1, 2, 4, 8, 16), "center_distance": 0.0, "noise": 0.01},
     "spheres": {"kinds": ("sphere",) * 5, "dims": (1, 2, 4, 8, 16), "center_distance": 3.0, "noise": 0.01},
 }
-# Method, criterion, rows: a choice by stability makes 60 fits a candidate.
+# Method, criterion, rows: a choice by stability makes 100 fits a candidate.
 CHOICES: tuple[tuple[StrataMethod, str, int], ...] = (
     ("mixture_of_ppca", "heldout", 1500),
     ("gaussian_mixture", "heldout", 1500),
     ("kmeans", "stability", 600),
-    ("k_subspaces", "stability", 600),
+    ("k_subspaces", "stability", 400),
 )
 CANDIDATES = tuple(range(1, 8))
 

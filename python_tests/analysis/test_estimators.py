@@ -8,13 +8,24 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.estimator_checks import check_estimator
 
-from stratcore.analysis import FiberBundleTest, ManifoldTest, NoiseFloorDimension, PCADimension
+from stratcore.analysis import (
+    FiberBundleTest,
+    KSubspaces,
+    ManifoldTest,
+    MixtureOfPPCA,
+    NoiseFloorDimension,
+    PCADimension,
+    SphericalKMeans,
+)
 
 ESTIMATORS: list[BaseEstimator] = [
     FiberBundleTest(),
+    KSubspaces(random_state=0),
     ManifoldTest(),
+    MixtureOfPPCA(random_state=0),
     NoiseFloorDimension(noise_variance=0.01),
     PCADimension(),
+    SphericalKMeans(3, random_state=0),
 ]
 
 

@@ -8,9 +8,12 @@ from stratcore.analysis import (
     expert_basis,
     expert_distances,
     geodesic_distance,
+    match_atoms,
     mutual_coherence,
     principal_angles,
     random_chordal_distance,
+    random_distances,
+    welch_bound,
 )
 
 
@@ -65,6 +68,41 @@ def test_matching_is_optimal_where_greedy_is_not():
     assert atom_matching_distance(a, b) == pytest.approx(1 - (0.8 + np.sqrt(0.19)) / 2, abs=1e-12)
 
 
+def test_matched_pairs_are_named_with_their_signs():
+    rng = np.random.default_rng(0)
+    atoms = rng.standard_normal((16, 12))
+    order, signs = rng.permutation(12)[:8], rng.choice([-1, 1], size=8)
+    found = match_atoms(atoms, 3 * atoms[:, order] * signs)
+    pairs = dict(zip(found.atoms_b, found.atoms_a, strict=True))
+    assert [pairs[column] for column in range(8)] == order.tolist()
+    assert [found.signs[found.atoms_b.index(column)] for column in range(8)] == signs.tolist()
+    assert found.distance == pytest.approx(0, abs=1e-12) and found.mean_max_cosine_b == pytest.approx(1)
+    assert found.recovered_share == pytest.approx(8 / 12) and found.mean_max_cosine_a < 1
+
+
+def test_mean_largest_cosine_need_not_be_one_to_one():
+    a, b = np.eye(3)[:, [0, 0, 1]] + 0.0, np.eye(3)
+    found = match_atoms(a, b)
+    assert found.mean_max_cosine_a == 1 and found.mean_max_cosine_b == pytest.approx(2 / 3)
+    assert found.distance == pytest.approx(1 / 3)
+
+
+def test_welch_bound_is_reached_by_the_three_lines_of_the_plane():
+    angles = np.arange(3) * np.pi / 3
+    assert mutual_coherence(np.stack([np.cos(angles), np.sin(angles)])) == pytest.approx(welch_bound(2, 3))
+    assert welch_bound(8, 8) == 0
+
+
+def test_random_distances_agree_with_the_formula_for_unlike_ranks():
+    found = random_distances(30, 40, (4, 10), draws=150)
+    assert found.chordal.value == pytest.approx(np.sqrt(1 - 10 / 30), abs=0.01)
+    assert found.chordal.low < found.chordal.value < found.chordal.high
+    assert found.geodesic.value > found.chordal.value and found.coherence.low > found.welch_bound
+    same = random_distances(30, 40, (4, 4), draws=150)
+    assert same.chordal.value == pytest.approx(random_chordal_distance(30, 4), abs=0.01)
+    assert same == random_distances(30, 40, (4, 4), draws=150)
+
+
 def test_coherence_is_the_largest_cosine():
     assert mutual_coherence(np.eye(4)) == 0
     assert mutual_coherence(np.array([[1, -np.cos(0.3)], [0, np.sin(0.3)]])) == pytest.approx(np.cos(0.3))
@@ -103,6 +141,8 @@ def test_expert_distances_are_symmetric_and_name_dead_experts():
     [
         (lambda: expert_basis(np.eye(3), 0), "rank: expected at least 1"),
         (lambda: mutual_coherence(np.zeros((3, 2))), "finite and not zero"),
+        (lambda: match_atoms(np.eye(3), np.eye(4)), "dictionary_b: expected atoms of 3 features, got 4"),
+        (lambda: random_distances(5, 8, (2, 6)), r"ranks in \[1, 5\] and >= 1, got \(2, 6\)"),
     ],
 )
 def test_rejects(call, words):

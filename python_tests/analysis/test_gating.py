@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 
 from stratcore.analysis import (
+    Resampling,
     assignment_histogram,
     gate_statistics,
     mean_gate,
     sample_entropy,
+    sparsity_against_untrained,
     weighted_sparsity,
 )
 
@@ -54,6 +56,79 @@ def test_weighted_sparsity_of_each_stratum():
     first, second = weighted_sparsity(np.eye(7)[[0, 0, 6, 5]], LEVELS, ["a", "a", "b", "b"])
     assert (first.stratum, first.num_rows, first.weighted_sparsity) == ("a", 2, 8.0)
     assert second.weighted_sparsity == 30.0
+
+
+def _random_gate(scale, seed, per=80):
+    """Softmax of a random linear map of five clusters: a gate that was never trained."""
+    rng = np.random.default_rng(seed)
+    x = 2 * np.repeat(rng.standard_normal((5, 32)), per, axis=0) + rng.standard_normal((5 * per, 32))
+    logits = scale * x @ rng.standard_normal((32, 7)) / np.sqrt(32)
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return p / p.sum(axis=1, keepdims=True), np.repeat(np.arange(5), per)
+
+
+def test_even_gate_differs_nowhere():
+    found = sparsity_against_untrained(np.full((30, 7), 1 / 7), LEVELS, np.repeat([0, 1, 2], 10), [1, 2, 3])
+    assert (found.untrained, found.num_different) == (20.0, 0)
+    assert found.dimension_correlation is None and found.dimension_p_value is None
+    assert found.answer == "No stratum's weighted sparsity differs from 20, the value of an untrained gate."
+
+
+def test_random_gate_differs_by_its_rows_but_not_from_its_exchanged_levels():
+    """The artefact: the strata of a gate that was never trained lie apart from 20 and from each other."""
+    p, strata = _random_gate(0.2, seed=0)
+    found = sparsity_against_untrained(p, LEVELS, strata, [4, 8, 12, 16, 24])
+    assert found.num_different >= 3
+    for each, plain in zip(found.strata, weighted_sparsity(p, LEVELS, strata), strict=True):
+        assert (
+            each.weighted_sparsity == plain.weighted_sparsity
+            and each.low < plain.weighted_sparsity < each.high
+        )
+        assert each.difference == pytest.approx(each.weighted_sparsity - 20)
+        assert each.differs == (not each.low <= 20 <= each.high)
+        assert each.exchanged_low < 20 < each.exchanged_high
+    assert "by more than the same gate shows by chance" in found.answer
+
+
+def test_random_gates_pass_the_test_of_dimension_as_often_as_they_should():
+    values = [
+        sparsity_against_untrained(
+            *_with_levels(_random_gate(1.0, seed, per=10)), [4, 8, 12, 16, 24]
+        ).dimension_p_value
+        for seed in range(120)
+    ]
+    assert sum(value <= 0.1 for value in values) <= 20  # 12 expected, standard deviation 3.3
+
+
+def _with_levels(gate):
+    return gate[0], LEVELS, gate[1]
+
+
+def test_gate_that_gives_large_strata_more_atoms_is_found():
+    strata = np.repeat(np.arange(5), 20)
+    p = 0.8 * np.eye(7)[np.array([0, 1, 3, 5, 6])[strata]] + 0.2 / 7
+    found = sparsity_against_untrained(p, LEVELS, strata, [4, 8, 12, 16, 24])
+    assert found.dimension_correlation == pytest.approx(1) and found.dimension_p_value == pytest.approx(
+        1 / 120
+    )
+    assert [each.differs for each in found.strata] == [True, True, False, True, True]
+    backwards = sparsity_against_untrained(p, LEVELS, strata, [24, 16, 12, 8, 4])
+    assert backwards.dimension_correlation == pytest.approx(-1) and backwards.dimension_p_value == 1
+
+
+def test_more_than_seven_experts_take_random_orders():
+    p = np.random.default_rng(0).dirichlet(np.ones(12), size=60)
+    few = Resampling(num_resamples=200, seed=4)
+    first, again = (
+        sparsity_against_untrained(p, np.arange(1, 13), np.repeat([0, 1, 2], 20), None, few) for _ in "ab"
+    )
+    assert first == again and first.untrained == 6.5
+    assert all(each.exchanged_low < 6.5 < each.exchanged_high for each in first.strata)
+
+
+def test_one_row_has_no_interval():
+    found = sparsity_against_untrained(np.eye(7)[[0, 0, 6]], LEVELS, ["a", "a", "b"])
+    assert np.isnan(found.strata[1].low) and not found.strata[1].differs
 
 
 def test_histogram_keeps_experts_without_rows():

@@ -105,9 +105,10 @@ def check_dims(dims: Any, num_clusters: int, num_features: int) -> list[int] | N
     """
     if dims is None:
         return None
-    listed = [dims] * num_clusters if isinstance(dims, Integral) else list(dims)
+    listed: list[Any] = [dims] * num_clusters if isinstance(dims, Integral) else list(dims)
     most = num_features - 1
-    if len(listed) != num_clusters or not all(isinstance(d, Integral) and 0 <= d <= most for d in listed):
+    whole = all(isinstance(dim, Integral) for dim in listed)
+    if len(listed) != num_clusters or not whole or not 0 <= min(listed) <= max(listed) <= most:
         raise ValueError(f"dims: expected {num_clusters} dimensions from 0 to {most}, got {dims}")
     return [int(d) for d in listed]
 

@@ -62,7 +62,8 @@ class KSubspaces(ClusterMixin, BaseEstimator):
         dims_: d_c, [C]; below what was asked where a cluster has fewer rows.
         labels_: [N].
         inertia_: sum of the squared residuals. Unit: length^2.
-        noise_variance_: variance of the residual in each of its dimensions. Unit: length^2.
+        noise_variance_: mean squared residual in each of its dimensions, below the noise's own by a share of about
+            (d + 1) C / N. Unit: length^2.
         n_iter_: steps of the start that was kept.
         converged_: whether these ended with labels that stay.
 
@@ -217,5 +218,5 @@ def _matched_dims(scatters: list[np.ndarray], dims: list[int]) -> list[int]:
     if len(set(dims)) > 1:
         residual_CC = np.array([[scatter[dim:].sum() for dim in dims] for scatter in scatters])
         dims = [dims[column] for column in linear_sum_assignment(residual_CC)[1]]
-    ranks = [np.count_nonzero(scatter > NOISE_FLOOR**2 * scatter.max(initial=0)) for scatter in scatters]
+    ranks = [int(np.count_nonzero(scatter > NOISE_FLOOR**2 * scatter.max(initial=0))) for scatter in scatters]
     return [min(dim, rank) for dim, rank in zip(dims, ranks, strict=True)]

@@ -18,7 +18,8 @@ from stratcore.analysis.resampling import Interval, mean_interval
 from stratcore.analysis.strata.fit import DENSITY_METHODS, StrataMethod, fit_strata
 from stratcore.analysis.strata.stability import subsample_agreement
 
-_REFERENCES = 10
+_REFERENCES = 20
+_LEAST = 0.01  # disagreement that counts as none
 _EQUAL = 1e-3  # difference of corrected agreements that is none
 
 
@@ -73,7 +74,7 @@ def choose_num_strata(
     by no more than one standard error of the difference, paired by row.
 
     `stability`: the adjusted Rand index a between the strata of two random parts of the rows (80 %), corrected as
-    (a - r) / (1 - r) by its mean r over ten clouds of one Gaussian with the same mean and covariance: few strata
+    (a - r) / (1 - r) by its mean r over twenty clouds of one Gaussian with the same mean and covariance: few strata
     are stable without any cause. The interval is that for one more such cloud (Bonferroni over the candidates), so
     a number whose lower end is not above 0 is no more stable than chance. The choice is the most stable of the
     others, the larger of equals; one stratum where there are none.
@@ -91,21 +92,18 @@ def choose_num_strata(
     Raises:
         ValueError: a method without a density or without a number of strata, or candidates out of range.
 
-    Cost: `heldout` 5 K fits, `stability` 60 K.
+    Cost: `heldout` 5 K fits, `stability` 100 K.
     """
     x_ND = as_matrix("X", X)
-    if method in ("dbscan", "given"):
-        raise ValueError(f"method: {method!r} has no number of strata to choose")
-    if criterion not in ("heldout", "stability"):
-        raise ValueError(f"criterion: expected 'heldout' or 'stability', got {criterion!r}")
-    if criterion == "heldout" and method not in DENSITY_METHODS:
-        raise ValueError(f"criterion: 'heldout' needs {' or '.join(DENSITY_METHODS)}, got {method!r}")
+    _check_rule(method, criterion)
     repeats = repeats if repeats is not None else {"heldout": 5, "stability": 10}[criterion]
     if repeats < 2 or len(x_ND) < 2 * repeats:
         raise ValueError(f"repeats: expected 2 to {len(x_ND) // 2} (half the rows), got {repeats}")
-    counts = sorted({cluster_count("candidates", count, len(x_ND) // 2) for count in candidates})
-    if not counts:
-        raise ValueError("candidates: expected at least one number of strata")
+    counts = sorted({cluster_count("candidates", count, len(x_ND)) for count in candidates})
+    if not counts or counts[-1] > len(x_ND) // 2:
+        raise ValueError(
+            f"candidates: expected some from 1 to {len(x_ND) // 2} (half the rows), got {counts}"
+        )
     score = _by_likelihood if criterion == "heldout" else _by_stability
     scores, best, chosen = score(x_ND, method, counts, repeats, seed, level, options or {})
     return StrataChoice(
@@ -117,6 +115,15 @@ def choose_num_strata(
         one_stratum=chosen == 1,
         answer=_answer(criterion, scores, best, chosen),
     )
+
+
+def _check_rule(method: str, criterion: str) -> None:
+    if method in ("dbscan", "given"):
+        raise ValueError(f"method: {method!r} has no number of strata to choose")
+    if criterion not in ("heldout", "stability"):
+        raise ValueError(f"criterion: expected 'heldout' or 'stability', got {criterion!r}")
+    if criterion == "heldout" and method not in DENSITY_METHODS:
+        raise ValueError(f"criterion: 'heldout' needs {' or '.join(DENSITY_METHODS)}, got {method!r}")
 
 
 def reference_rows(X: ArrayLike, seed: int | Sequence[int] = 0) -> np.ndarray:
@@ -174,11 +181,14 @@ def _by_stability(
             [subsample_agreement(null, method, count, pairs=2, **settings) for null in nulls]
         )
         quantile = student_t.ppf(1 - (1 - level) / 2 / len(larger), _REFERENCES - 1)
-        half = float(quantile * _excess_error(agreement_P, reference_R2))
+        chance_low, chance_high = _chance_range(agreement_P, reference_R2, quantile)
         agreement, reference = float(agreement_P.mean()), float(reference_R2.mean())
         room = max(1 - reference, 1e-9)
-        excess = agreement - reference
-        interval = Interval(value=excess / room, low=(excess - half) / room, high=(excess + half) / room)
+        interval = Interval(
+            value=(agreement - reference) / room,
+            low=(agreement - chance_high) / room,
+            high=(agreement - chance_low) / room,
+        )
         error = float(agreement_P.std(ddof=1) / np.sqrt(pairs)) / room
         scores.append(_score(count, interval, 0.0, error, agreement=agreement, reference=reference))
     top = max(score.score.value for score in scores)
@@ -190,17 +200,17 @@ def _by_stability(
     return scores, best, max(score.num_strata for score in real if score.deficit <= least + _EQUAL)
 
 
-def _excess_error(agreement_P: np.ndarray, reference_R2: np.ndarray) -> float:
-    """Standard error of the agreement of one more cloud without strata, minus the mean of the reference.
+def _chance_range(agreement_P: np.ndarray, reference_R2: np.ndarray, quantile: float) -> tuple[float, float]:
+    """Range of the agreement of one more cloud without strata, widened by the error of the rows' own.
 
-    Clouds differ in how stable they are, beyond the differences between the pairs of one cloud: the variance of
-    the first kind is what the means over pairs vary more than the second explains.
+    Taken on the logarithm of the disagreement, where clouds vary alike whether they are stable or not.
     """
-    means_R = reference_R2.mean(axis=1)
-    by_pair = float(reference_R2.var(axis=1, ddof=1).mean())
-    by_cloud = max(float(means_R.var(ddof=1)) - by_pair / 2, 0.0)
-    own = float(agreement_P.var(ddof=1)) / len(agreement_P)
-    return float(np.sqrt(by_cloud + means_R.var(ddof=1) / len(means_R) + own))
+    disagreement_R = np.log(1 + _LEAST - reference_R2.mean(axis=1))
+    own = 1 + _LEAST - float(agreement_P.mean())
+    own_variance = float(agreement_P.var(ddof=1)) / len(agreement_P) / own**2
+    variance = float(disagreement_R.var(ddof=1)) * (1 + 1 / len(disagreement_R)) + own_variance
+    center, half = disagreement_R.mean(), quantile * np.sqrt(variance)
+    return float(1 + _LEAST - np.exp(center + half)), float(1 + _LEAST - np.exp(center - half))
 
 
 def _score(
