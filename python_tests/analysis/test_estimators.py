@@ -7,9 +7,14 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.estimator_checks import check_estimator
 
-from stratcore.analysis import NoiseFloorDimension, PCADimension
+from stratcore.analysis import KSVD, NoiseFloorDimension, OnlineDictionaryLearning, PCADimension
 
-ESTIMATORS: list[BaseEstimator] = [PCADimension(), NoiseFloorDimension(noise_variance=0.01)]
+ESTIMATORS: list[BaseEstimator] = [
+    KSVD(),
+    NoiseFloorDimension(noise_variance=0.01),
+    OnlineDictionaryLearning(),
+    PCADimension(),
+]
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)

@@ -9,7 +9,9 @@ from typing import Any
 from python_tests.recipes.small_run import SMALL, save_small_table
 from stratcore.cli import train
 
-BASE = [f"base.{setting}" for setting in (*SMALL, "stage.steps=4", "model.query_dim=8", "model.energy_rank=2")]
+BASE = [
+    f"base.{setting}" for setting in (*SMALL, "stage.steps=4", "model.query_dim=8", "model.energy_rank=2")
+]
 
 
 def small_trials(folder: Path, recipe: str, *settings: str) -> dict[str, Any]:

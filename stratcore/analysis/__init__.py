@@ -74,6 +74,20 @@ _NAMES = {
     "resampling": ("Resampling",),
     "results": ("SCHEMA_VERSION", "Results", "validate_results", "write_results"),
     "schema": ("check_schema", "to_plain", "write_json"),
+    "sparse_coding": (
+        "KSVD",
+        "LassoResult",
+        "OnlineDictionaryLearning",
+        "alista",
+        "alista_weight",
+        "batch_orthogonal_matching_pursuit",
+        "fista",
+        "ista",
+        "iterative_hard_thresholding",
+        "least_squares_codes",
+        "lipschitz_constant",
+        "orthogonal_matching_pursuit",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -8,14 +8,20 @@ from typing import Any
 
 from stratcore.recipes.compare_dictionaries import CompareDictionariesRun, compare_dictionaries
 from stratcore.recipes.dictionary_moe import DictionaryMoERun, dictionary_moe, dictionary_moe_seed
+from stratcore.recipes.search_dictionary_moe import SearchDictionaryMoERun, search_dictionary_moe
+from stratcore.recipes.transfer_dictionary_moe import TransferDictionaryMoERun, transfer_dictionary_moe
 
 RECIPES: dict[str, Callable[[], Any]] = {
     "dictionary_moe": dictionary_moe,
     "dictionary_moe_seed": dictionary_moe_seed,
     "compare_dictionaries": compare_dictionaries,
+    "search_dictionary_moe": search_dictionary_moe,
+    "transfer_dictionary_moe": transfer_dictionary_moe,
 }
 _EXECUTORS = {  # loaded on use: they import the models
     CompareDictionariesRun: "stratcore.recipes.compare_dictionaries_run",
+    SearchDictionaryMoERun: "stratcore.recipes.search_dictionary_moe",
+    TransferDictionaryMoERun: "stratcore.recipes.transfer_dictionary_moe",
     DictionaryMoERun: "stratcore.recipes.dictionary_moe_run",
 }
 
@@ -23,10 +29,14 @@ __all__ = [
     "RECIPES",
     "CompareDictionariesRun",
     "DictionaryMoERun",
+    "SearchDictionaryMoERun",
+    "TransferDictionaryMoERun",
     "compare_dictionaries",
     "dictionary_moe",
     "dictionary_moe_seed",
     "executor_of",
+    "search_dictionary_moe",
+    "transfer_dictionary_moe",
 ]
 
 
