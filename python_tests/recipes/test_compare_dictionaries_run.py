@@ -13,7 +13,7 @@ from stratcore.recipes.compare_dictionaries import METHODS
 from stratcore.recipes.compare_dictionaries_run import _penalty_share, summarize
 
 pytestmark = pytest.mark.usefixtures("single_thread")
-SMALL = ("seeds=[0,1]", "sparsities=[3]", "rounds=3")
+SMALL = ("seeds=[0,1]", "sparsities=[3]", "rounds=2")
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_unknown_and_single_domains_are_refused(
     assert line == "domains: expected some of letters, numbers, signs, got 'poems'"
     np.save(tmp_path / "rows.npy", small_table().embeddings)
     line = refusal(capfd, [*words, "base.data.source=rows.npy"])
-    assert "at least two domains" in line
+    assert "at least 2 domains are needed, got 1" in line
     assert not (tmp_path / "run").exists()
 
 

@@ -54,8 +54,8 @@ def execute(
     """Trains and scores both mixtures for every seed and domain; returns the run folder.
 
     Raises:
-        DataError: the rows cannot be used.
-        ValueError: an unknown domain, fewer than two domains, or more than one process.
+        DataError: the rows cannot be used, or are of one domain.
+        ValueError: an unknown domain, or more than one process.
     """
     from stratcore.data import require_domains
     from stratcore.recipes.dictionary_moe_results import environment
@@ -97,8 +97,6 @@ def _domains(run: TransferDictionaryMoERun, table: EmbeddingTable) -> list[str]:
     unknown = [name for name in run.domains if name not in table.domain_names]
     if unknown:
         raise ValueError(f"domains: expected some of {', '.join(table.domain_names)}, got {unknown[0]!r}")
-    if len(table.domain_names) < 2:
-        raise ValueError(f"{table.source}: expected at least two domains to leave one out, got one")
     return list(run.domains or table.domain_names)
 
 
