@@ -68,13 +68,12 @@ def test_a_large_penalty_makes_every_code_zero() -> None:
 
 
 def test_weights_of_alista_are_the_least_coherent_ones() -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)
     _, _, dictionary = planted()
     weight = alista_weight(dictionary)
     np.testing.assert_allclose((weight * dictionary).sum(1), 1, atol=1e-12)
     energy = ((weight @ dictionary.T) ** 2).sum()
-    # 20 x 50: 127.4 with the dictionary itself as the weight, diagonal included; 50^2 / 20 = 125 at the very least
-    # for tight frames of equal length, less here because the weights may differ in length.
+    # 127.4, and 176.5 with the dictionary itself as the weight.
     assert energy < ((dictionary @ dictionary.T) ** 2).sum() - 20
     for _ in range(20):
         step = rng.standard_normal(dictionary.shape)
@@ -89,7 +88,7 @@ def test_weights_of_a_dictionary_that_does_not_span() -> None:
     np.testing.assert_allclose(weight @ dictionary.T, np.eye(8), atol=1e-10)
 
 
-@pytest.mark.parametrize(("atoms", "dim", "k", "bar"), [(100, 50, 4, -45), (256, 64, 4, -40)])
+@pytest.mark.parametrize(("atoms", "dim", "k", "bar"), [(100, 50, 4, -50), (250, 100, 4, -70)])
 def test_untrained_alista_finds_planted_codes(atoms: int, dim: int, k: int, bar: float) -> None:
     x, codes, dictionary = planted(rows=300, atoms=atoms, dim=dim, k=k, decibel=300)
 
