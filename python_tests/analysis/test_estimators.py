@@ -9,31 +9,42 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.estimator_checks import check_estimator
 
 from stratcore.analysis import (
+    KSVD,
     FiberBundleTest,
     KSubspaces,
+    LevinaBickel,
+    LocalPCA,
     ManifoldTest,
     MixtureOfPPCA,
     NoiseFloorDimension,
+    OnlineDictionaryLearning,
     PCADimension,
+    SimplexCVDimension,
     SphericalKMeans,
+    TwoNN,
 )
 
 ESTIMATORS: list[BaseEstimator] = [
-    FiberBundleTest(),
+    FiberBundleTest(window=(3, 30)),
+    KSVD(),
     KSubspaces(random_state=0),
-    ManifoldTest(),
+    LevinaBickel(n_neighbors=3),
+    LocalPCA(n_neighbors=3),
+    ManifoldTest(window=(3, 30)),
     MixtureOfPPCA(random_state=0),
     NoiseFloorDimension(noise_variance=0.01),
+    OnlineDictionaryLearning(),
     PCADimension(),
+    SimplexCVDimension(num_simplices=100),
     SphericalKMeans(3, random_state=0),
+    TwoNN(),
 ]
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)
 def test_contract(estimator):
-    check_estimator(
-        estimator, on_skip=None
-    )  # what scikit-learn skips by itself needs an environment variable
+    # What scikit-learn skips by itself needs an environment variable.
+    check_estimator(estimator, on_skip=None)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)

@@ -135,7 +135,7 @@ _NAMES = {
     ),
     "report": ("plain_answer", "write_page", "write_report"),
     "resampling": ("Interval", "Resampling", "mean_interval"),
-    "results": ("SCHEMA_VERSION", "Results", "validate_results", "write_results"),
+    "results": ("SCHEMA_VERSION", "Results", "to_plain", "validate_results", "write_results"),
     "schema": ("check_schema", "to_plain", "write_json"),
     "sparse_coding": (
         "KSVD",

@@ -9,11 +9,15 @@ from typing import Any
 from stratcore.recipes.analysis import AnalysisRun, advanced, multi_domain, notebook, stratification
 from stratcore.recipes.compare_dictionaries import CompareDictionariesRun, compare_dictionaries
 from stratcore.recipes.dictionary_moe import DictionaryMoERun, dictionary_moe, dictionary_moe_seed
+from stratcore.recipes.search_dictionary_moe import SearchDictionaryMoERun, search_dictionary_moe
+from stratcore.recipes.transfer_dictionary_moe import TransferDictionaryMoERun, transfer_dictionary_moe
 
 RECIPES: dict[str, Callable[[], Any]] = {
     "dictionary_moe": dictionary_moe,
     "dictionary_moe_seed": dictionary_moe_seed,
     "compare_dictionaries": compare_dictionaries,
+    "search_dictionary_moe": search_dictionary_moe,
+    "transfer_dictionary_moe": transfer_dictionary_moe,
 }
 ANALYSES: dict[str, Callable[[], AnalysisRun]] = {
     "stratification": stratification,
@@ -24,6 +28,8 @@ ANALYSES: dict[str, Callable[[], AnalysisRun]] = {
 _EXECUTORS: dict[type, str] = {  # loaded on use: they import the models
     AnalysisRun: "stratcore.recipes.analysis_run",
     CompareDictionariesRun: "stratcore.recipes.compare_dictionaries_run",
+    SearchDictionaryMoERun: "stratcore.recipes.search_dictionary_moe",
+    TransferDictionaryMoERun: "stratcore.recipes.transfer_dictionary_moe",
     DictionaryMoERun: "stratcore.recipes.dictionary_moe_run",
 }
 
@@ -33,6 +39,8 @@ __all__ = [
     "AnalysisRun",
     "CompareDictionariesRun",
     "DictionaryMoERun",
+    "SearchDictionaryMoERun",
+    "TransferDictionaryMoERun",
     "advanced",
     "compare_dictionaries",
     "dictionary_moe",
@@ -40,7 +48,9 @@ __all__ = [
     "executor_of",
     "multi_domain",
     "notebook",
+    "search_dictionary_moe",
     "stratification",
+    "transfer_dictionary_moe",
 ]
 
 

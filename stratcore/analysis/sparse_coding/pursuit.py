@@ -33,7 +33,7 @@ def orthogonal_matching_pursuit(X: Any, dictionary: Any, k: int, *, device: Any 
         ValueError: k > M, an atom of zeros, shapes that do not fit, NaN or infinity.
 
     Numerics: the chosen atoms are orthonormalized twice a step (no Gram matrix, so the condition of the
-    support is not squared). Equal correlations go to the lower index.
+    support is not squared). Correlations that are equal to the last bit go to the lower index.
     Cost: k matrix products [N, D] x [D, M]; blocks of rows bound the memory.
     Source: Pati, Rezaiifar and Krishnaprasad 1993.
     """
