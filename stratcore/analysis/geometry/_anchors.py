@@ -54,9 +54,11 @@ def unit_anchors(anchors: Any, dim: int) -> np.ndarray:
 
 
 def anchor_measurements(
-    rows: Rows, anchor_AD: np.ndarray, order: int, rng: np.random.Generator
+    rows: Rows, anchor_AD: np.ndarray | None, order: int, rng: np.random.Generator
 ) -> list[Measurement]:
     """Entropy, Gini coefficient, dead share and largest share of the anchors; CV of the anchors themselves."""
+    if anchor_AD is None:
+        return []
     num, dim = anchor_AD.shape
     count = len(rows.u_ND)
     if not count:

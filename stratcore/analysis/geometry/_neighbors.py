@@ -1,4 +1,6 @@
-"""Nearest neighbors by cosine, in blocks: leave-one-out accuracy, hubs; and the cosine gap between classes.
+"""Nearest neighbors by cosine: leave-one-out accuracy, hubs; and the cosine gap between classes.
+
+Of unit rows the nearest by distance is the nearest by cosine.
 
 Legend: N rows, D features, m neighbors, C classes.
 """
@@ -12,26 +14,11 @@ import numpy as np
 from stratcore.analysis.geometry._directions import SPHERE, TWIN, against, simulated
 from stratcore.analysis.geometry._rows import GaussianTwin, Rows, directions
 from stratcore.analysis.geometry.results import Baseline, Measurement
+from stratcore.analysis.neighbors import nearest_neighbors
 
-_BLOCK = 1024
 HUB_ROWS = 2000
 HUB_NEIGHBORS = 10
 SHUFFLES = 200
-
-
-def nearest_by_cosine(u_ND: np.ndarray, num_neighbors: int) -> np.ndarray:
-    """Rows of largest cosine to each row, itself left out, [N, m] in no order; of one, ties to the lower row."""
-    found = np.empty((len(u_ND), num_neighbors), dtype=np.int64)
-    for start in range(0, len(u_ND), _BLOCK):
-        cosine = u_ND[start : start + _BLOCK] @ u_ND.T
-        own = np.arange(len(cosine))
-        cosine[own, start + own] = -np.inf
-        found[start : start + _BLOCK] = (
-            cosine.argmax(axis=1)[:, None]
-            if num_neighbors == 1
-            else np.argpartition(cosine, -num_neighbors, axis=1)[:, -num_neighbors:]
-        )
-    return found
 
 
 # ---- hubs
@@ -39,7 +26,7 @@ def nearest_by_cosine(u_ND: np.ndarray, num_neighbors: int) -> np.ndarray:
 
 def _hubness(u_ND: np.ndarray) -> float:
     """Skewness of how often a row is among the ten nearest of another."""
-    counts = np.bincount(nearest_by_cosine(u_ND, HUB_NEIGHBORS).ravel(), minlength=len(u_ND)).astype(float)
+    counts = np.bincount(nearest_neighbors(u_ND, HUB_NEIGHBORS).indices.ravel(), minlength=len(u_ND)) * 1.0
     deviation = counts.std()
     return float(((counts - counts.mean()) ** 3).mean() / deviation**3) if deviation > 0 else 0.0
 
@@ -85,7 +72,7 @@ def label_measurements(rows: Rows, rng: np.random.Generator) -> list[Measurement
 
 
 def _accuracy(rows: Rows, code_N: np.ndarray, rng: np.random.Generator) -> Measurement:
-    nearest_N = nearest_by_cosine(rows.u_ND, 1)[:, 0]
+    nearest_N = nearest_neighbors(rows.u_ND, 1).indices[:, 0]
     count = len(code_N)
     value = float((code_N[nearest_N] == code_N).mean())
     shuffled = []

@@ -46,7 +46,7 @@ class ClassCV:
     """CV of simplex volumes of one class's directions, and the dimension of random rows with the same CV.
 
     dim is that of uniform rows on the whole sphere, with its interval. A class that fills only a small cap looks flat
-    from inside: its rows are closer to normal ones, whose dimension with this CV is normal_dim, some three times dim.
+    from inside: its rows are closer to normal ones, whose dimension with this CV is normal_dim, a few times dim.
     """
 
     label: str

@@ -18,7 +18,7 @@ from stratcore.analysis.geometry._directions import (
     spectrum_measurements,
 )
 from stratcore.analysis.geometry._neighbors import hubness_measurements, label_measurements
-from stratcore.analysis.geometry._rows import Rows, fit_twin, take_rows
+from stratcore.analysis.geometry._rows import GaussianTwin, Rows, fit_twin, take_rows
 from stratcore.analysis.geometry._simplices import (
     class_measurements,
     cv_measurements,
@@ -46,21 +46,19 @@ def scan_geometry(
         labels: class of each row, [N]; None leaves the figures of classes out.
         anchors: [A, D], of any length but 0; None leaves the figures of anchors out.
         seed: of every draw; the same seed gives the same bits.
-        max_rows: rows that are looked at; of more, as many at random (each is checked for NaN first).
+        max_rows: rows that are looked at; of more, as many at random (all are checked for NaN).
         num_simplices: simplices of the CV of all rows.
         order: of the simplices, 1 to 8; 4 is the pentachoron.
         top_k: numbers of leading principal components whose energy is reported.
 
     Returns:
-        GeometryScan. Figures that the rows do not allow (one class, fewer rows than a simplex has vertices, fewer
-        dimensions than its order) are NaN and say why.
+        GeometryScan. Figures that the rows do not allow (one class, too few rows or dimensions) are NaN and say why.
 
     Raises:
-        ValueError: X, labels or anchors ill-shaped or not finite, fewer than 2 rows, numbers beyond 1e+-100, or an
-            option out of range.
+        ValueError: an array ill-shaped or not finite, fewer than 2 rows, numbers beyond 1e+-100, a bad option.
 
-    Cost: O(n^2 D) for the nearest neighbors, in blocks of 1,024 rows, and O(n D min(n, D)) for the spectrum, with
-    n = min(N, max_rows); no n x n matrix. Source: the health scans of the source documents, with baselines.
+    Cost: O(n^2 D) for neighbors, in blocks, and O(n D min(n, D)) for the spectrum, with n = min(N, max_rows).
+    Source: the health scans of the source documents.
     """
     _check_options(num_simplices, order, top_k)
     rng = np.random.default_rng(seed)
@@ -68,38 +66,48 @@ def scan_geometry(
     anchor_AD = None if anchors is None else unit_anchors(anchors, rows.x_ND.shape[1])
     twin = fit_twin(rows.x_ND)
     cosines = sample_cosines(rows.u_ND, rng)
-    by_class, class_cv = class_measurements(rows, order, rng)
-    measurements: list[Measurement] = [
+    whole = (
         *norm_measurements(rows, twin, rng),
         *cosine_measurements(rows, cosines, rng),
         *spectrum_measurements(rows, twin.eigenvalues, top_k, rng),
         *cv_measurements(rows, twin, num_simplices, order, rng),
-        *by_class,
         *rounding_measurements(rows, order, rng),
         *hubness_measurements(rows, twin, rng),
-        *label_measurements(rows, rng),
-        *([] if anchor_AD is None else anchor_measurements(rows, anchor_AD, order, rng)),
-    ]
-    count, dim = rows.x_ND.shape
-    scale = float(twin.eigenvalues.sum()) / dim
+    )
+    by_class, class_cv = class_measurements(rows, order, rng)
+    by_label = label_measurements(rows, rng)
+    by_anchor = anchor_measurements(rows, anchor_AD, order, rng)
     return GeometryScan(
-        num_rows=rows.total,
-        num_features=dim,
-        num_scanned=count,
-        num_zero_rows=count - len(rows.u_ND),
-        num_duplicate_rows=rows.num_duplicates,
-        num_constant_columns=rows.num_constant,
+        **_counts(rows),
         order=order,
         seed=seed,
-        measurements=tuple(measurements),
+        measurements=(*whole, *by_class, *by_label, *by_anchor),
         class_cv=class_cv,
-        curves=ScanCurves(
-            norms=rows.norm_N,
-            cosines=cosines,
-            eigenvalues=twin.eigenvalues[: min(dim, count - 1)],
-            isotropic_eigenvalues=marchenko_pastur_eigenvalues(count, dim) * scale,
-        ),
+        curves=_curves(rows, twin, cosines),
         notes=_notes(rows),
+    )
+
+
+def _counts(rows: Rows) -> dict[str, int]:
+    count, dim = rows.x_ND.shape
+    return {
+        "num_rows": rows.total,
+        "num_features": dim,
+        "num_scanned": count,
+        "num_zero_rows": count - len(rows.u_ND),
+        "num_duplicate_rows": rows.num_duplicates,
+        "num_constant_columns": rows.num_constant,
+    }
+
+
+def _curves(rows: Rows, twin: GaussianTwin, cosines: np.ndarray) -> ScanCurves:
+    count, dim = rows.x_ND.shape
+    mean_variance = float(twin.eigenvalues.sum()) / dim
+    return ScanCurves(
+        norms=rows.norm_N,
+        cosines=cosines,
+        eigenvalues=twin.eigenvalues[: min(dim, count - 1)],
+        isotropic_eigenvalues=marchenko_pastur_eigenvalues(count, dim) * mean_variance,
     )
 
 

@@ -92,7 +92,7 @@ def simplex_cv_plot(scan: GeometryScan) -> Figure:
         ylim=(len(classes) - 0.5, -0.5), xlim=(0, 1.2 * top),
         xlabel="CV of directions with 95 % interval\ngray: shuffled labels (band), uniform on the sphere (line)",
     )  # fmt: skip
-    right.set_title("Classes: CV, and its dimension on the sphere / normal")
+    right.set_title("Classes: CV (dimension: sphere / normal)")
     right.grid(axis="x")
     return figure
 
