@@ -209,7 +209,7 @@ def _layout(name: str, where: str, which: Which) -> _Wanted:
     try:
         config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
         architecture = next(iter(getattr(config, "architectures", None) or ()), "")
-        family = getattr(transformers, architecture, None)
+        family: Any = getattr(transformers, architecture, None)
         known = isinstance(family, type) and issubclass(family, transformers.PreTrainedModel)
         with torch.device("meta"):  # shapes and names, no memory
             module = family(config) if known else transformers.AutoModel.from_config(config)
