@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stratcore.analysis.fiber_bundle.change_point import Scan, Side, null_law, scan
+from stratcore.analysis.fiber_bundle.change_point import Scan, scan
 from stratcore.analysis.fiber_bundle.corrections import Correction, corrected_p_values
 from stratcore.analysis.fiber_bundle.estimators import (
     FiberBundleTest,
@@ -13,6 +13,7 @@ from stratcore.analysis.fiber_bundle.estimators import (
     neighborhood_test,
 )
 from stratcore.analysis.fiber_bundle.reference import reference_test
+from stratcore.analysis.fiber_bundle.scan_law import NullLaw, Side, null_law
 from stratcore.analysis.fiber_bundle.source_rule import source_rule
 from stratcore.analysis.fiber_bundle.spacings import (
     NeighborhoodTest,
@@ -27,6 +28,7 @@ __all__ = [
     "ManifoldTest",
     "Method",
     "NeighborhoodTest",
+    "NullLaw",
     "RejectionCount",
     "Scan",
     "Side",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import ttest_ind
 
-from stratcore.analysis.fiber_bundle.change_point import Side
+from stratcore.analysis.fiber_bundle.scan_law import Side
 from stratcore.analysis.fiber_bundle.spacings import NeighborhoodTest
 
 _CHUNK = 4096  # points at a time
