@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from stratcore import analysis
-from stratcore.analysis.dimension_table import dimension_table
 from stratcore.analysis.geometry import describe_scan, scan_geometry
 from stratcore.analysis.plots import gate_heatmap, save_figures
 from stratcore.analysis.plots import stratification as figures
@@ -24,6 +23,7 @@ from stratcore.analysis.stratification_results import (
     write_analysis,
 )
 from stratcore.recipes.analysis import AnalysisRun
+from stratcore.recipes.analysis_dimensions import stratum_estimates
 from stratcore.recipes.analysis_results import data_result, experts_result, perplexity_result
 from stratcore.recipes.analysis_rows import AnalyzedRows, load_analyzed_rows
 from stratcore.recipes.analysis_strata import FoundStrata, find_strata
@@ -98,12 +98,8 @@ def execute(
     with clock.step("tests"):
         tests, notes = run_tests(neighborhoods, run.tests, strata.labels)
     with clock.step("dimensions"):
-        dimensions = dimension_table(
-            rows.x,
-            strata.labels if strata.result["num_strata"] > 1 else None,
-            variance=run.variance,
-            calibrated=run.calibrated,
-            seed=run.seed,
+        dimensions = stratum_estimates(
+            rows.x, strata.labels, variance=run.variance, calibrated=run.calibrated, seed=run.seed
         )
     with clock.step("geometry"):
         geometry = scan_geometry(rows.x, rows.domain, seed=run.seed)
