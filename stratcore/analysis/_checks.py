@@ -56,7 +56,7 @@ def as_labels(name: str, value: ArrayLike, num_rows: int) -> np.ndarray:
     return labels_N
 
 
-def cluster_count(name: str, value: int, num_rows: int) -> int:
+def cluster_count(name: str, value: Any, num_rows: int) -> int:
     """Return a number of clusters.
 
     Raises:

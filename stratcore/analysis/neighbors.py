@@ -61,11 +61,9 @@ def nearest_neighbors(
     Raises:
         ValueError: too few rows, a row that is not finite, an index or a period out of range.
 
-    Numerics: candidates come from float32 products of the centered rows, k and some more of them; their
-    distances are recomputed in float64 from differences. A bound on the rounding of the product certifies
-    that no other row can belong to them; rows without certificate are searched with float64 products, and, if
-    that does not settle it (many equal distances), by differences over all rows. The answer is that of a full
-    search in float64.
+    Numerics: that of a full search in float64. Candidates come from float32 products, some more than k; their
+    distances are recomputed from differences, and a bound on the rounding certifies that no other row can belong
+    to them. Rows without certificate are searched by float64 products, then by differences over all rows.
     Determinism: yes, and independent of `block_rows`.
     Cost: 2 Q N D float32 operations and Q (k + k / 8 + 16) D float64 ones; a torus: 4 Q N D float64 ones.
     """
@@ -210,5 +208,5 @@ def _block_rows(num_rows: int, device: torch.device) -> int:
 def _period(period: ArrayLike | float, num_features: int, device: torch.device) -> Tensor:
     period_D = np.broadcast_to(np.asarray(period, dtype=np.float64), (num_features,))
     if not (np.isfinite(period_D) & (period_D > 0)).all():
-        raise ValueError(f"period: expected finite numbers > 0, got {period}")
+        raise ValueError(f"period: expected finite numbers > 0, got {period!r}")
     return torch.from_numpy(period_D.copy()).to(device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from stratcore import analysis
-from stratcore.analysis.geometry import describe_scan, scan_geometry
 from stratcore.analysis.plots import gate_heatmap, save_figures
 from stratcore.analysis.plots import stratification as figures
 from stratcore.analysis.stratification_report import write_analysis_report
@@ -78,10 +77,8 @@ def execute(
         ValueError: options that do not fit the rows.
     """
     clock = Clock(progress)
-    device = (
-        torch.device("cuda" if torch.cuda.is_available() else "cpu") if run.device == "auto" else run.device
-    )
-    device = torch.device(device)
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if run.device == "auto" else run.device
+    device = torch.device(name)
     torch.manual_seed(run.seed)
     if run.mixture is not None and run.data.run is None:
         before_training()
@@ -89,10 +86,42 @@ def execute(
             run = _with_trained_mixture(run, folder, command)
     with clock.step("rows"):
         rows = load_analyzed_rows(run, folder, device)
-    resampling = analysis.Resampling(num_resamples=run.resamples, seed=run.seed)
     with clock.step("neighbors"):
         neighborhoods = find_neighborhoods(rows.x, run.tests, device)
     before_training()
+    found = _analyze(run, rows, neighborhoods, clock)
+    results = {
+        "schema_version": ANALYSIS_SCHEMA_VERSION,
+        "recipe": run.recipe,
+        "command": command,
+        "environment": environment(device),
+        "configuration": asdict(run),
+        "seeds": [run.seed],
+        **found.results,
+        "seconds": clock.seconds,
+    }
+    _write(run, folder, results, _figures(run, found, results))
+    return folder
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What an analysis found, and its parts of results.json."""
+
+    rows: AnalyzedRows
+    neighborhoods: Neighborhoods
+    strata: FoundStrata
+    tests: list[RowTest]
+    results: dict[str, Any]
+
+    @property
+    def manifold_test(self) -> RowTest | None:
+        """Our test of any change, where it was asked for."""
+        return next((test for test in self.tests if _is_ours(test, "manifold")), None)
+
+
+def _analyze(run: AnalysisRun, rows: AnalyzedRows, neighborhoods: Neighborhoods, clock: Clock) -> Found:
+    resampling = analysis.Resampling(num_resamples=run.resamples, seed=run.seed)
     with clock.step("strata"):
         strata = find_strata(rows, run.strata, run.seed, resampling)
     with clock.step("tests"):
@@ -102,7 +131,7 @@ def execute(
             rows.x, strata.labels, variance=run.variance, calibrated=run.calibrated, seed=run.seed
         )
     with clock.step("geometry"):
-        geometry = scan_geometry(rows.x, rows.domain, seed=run.seed)
+        geometry = analysis.scan_geometry(rows.x, rows.domain, seed=run.seed)
     with clock.step("experts and perplexity"):
         experts = experts_result(rows, strata.labels, resampling)
         perplexity = perplexity_result(
@@ -110,29 +139,23 @@ def execute(
         )
     data = data_result(rows)
     data["notes"] += [*strata.notes, *notes]
-    manifold = next((test for test in tests if _is_ours(test, "manifold")), None)
-    results: dict[str, Any] = {
-        "schema_version": ANALYSIS_SCHEMA_VERSION,
-        "recipe": run.recipe,
-        "command": command,
-        "environment": environment(device),
-        "configuration": asdict(run),
-        "seeds": [run.seed],
-        "data": data,
-        "tests": [test.result for test in tests],
-        "singular_points": []
-        if manifold is None
-        else singular_points(manifold, neighborhoods, rows.names, strata.labels, run.tests.points),
-        "dimensions": dimensions,
-        "strata": strata.result,
-        "geometry": {each.name: each for each in geometry.measurements},
-        "geometry_words": describe_scan(geometry),
-        "experts": experts,
-        "perplexity": perplexity,
-        "seconds": clock.seconds,
-    }
-    _write(run, folder, results, _figures(run, rows, neighborhoods, strata, tests, results))
-    return folder
+    found = Found(rows, neighborhoods, strata, tests, {})
+    manifold = found.manifold_test
+    points = []
+    if manifold is not None:
+        points = singular_points(manifold, neighborhoods, rows.names, strata.labels, run.tests.points)
+    found.results.update(
+        data=data,
+        tests=[test.result for test in tests],
+        singular_points=points,
+        dimensions=dimensions,
+        strata=strata.result,
+        geometry={each.name: each for each in geometry.measurements},
+        geometry_words=analysis.describe_scan(geometry),
+        experts=experts,
+        perplexity=perplexity,
+    )
+    return found
 
 
 def _is_ours(test: RowTest, null: str) -> bool:
@@ -160,14 +183,8 @@ def _with_trained_mixture(run: AnalysisRun, folder: Path, command: str) -> Analy
     return replace(run, data=replace(run.data, run=below))
 
 
-def _figures(
-    run: AnalysisRun,
-    rows: AnalyzedRows,
-    neighborhoods: Neighborhoods,
-    strata: FoundStrata,
-    tests: list[RowTest],
-    results: Mapping[str, Any],
-) -> dict[str, Any]:
+def _figures(run: AnalysisRun, found: Found, results: Mapping[str, Any]) -> dict[str, Any]:
+    rows, neighborhoods, strata = found.rows, found.neighborhoods, found.strata
     plain = analysis.to_plain(results)
     points_N3, shares = _view(rows.x)
     groups = {} if rows.domain is None else {"domain": rows.domain}
@@ -176,7 +193,7 @@ def _figures(
         groups["expert"] = rows.experts.chosen
     p_values = {
         test.result["name"]: test.found.p_value[neighborhoods.place]
-        for test in tests
+        for test in found.tests
         if test.result["procedure"] == "spacings"
     }
     drawn = {
@@ -187,7 +204,7 @@ def _figures(
     if p_values:
         drawn["p_value_map"] = figures.p_value_map(points_N3, p_values, shares)
         drawn["p_value_ranks"] = figures.p_value_ranks(p_values, run.tests.level)
-    manifold = next((test for test in tests if _is_ours(test, "manifold")), None)
+    manifold = found.manifold_test
     curves = [] if manifold is None else curves_of(manifold, neighborhoods, rows.names, run.seed)
     if curves:
         drawn["growth_curves"] = figures.growth_curves(curves)
