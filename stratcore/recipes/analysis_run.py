@@ -81,9 +81,8 @@ def execute(
     device = torch.device(name)
     torch.manual_seed(run.seed)
     if run.mixture is not None and run.data.run is None:
-        before_training()
         with clock.step("training the mixture"):
-            run = _with_trained_mixture(run, folder, command)
+            run = _with_trained_mixture(run, folder, command, before_training)
     with clock.step("rows"):
         rows = load_analyzed_rows(run, folder, device)
     with clock.step("neighbors"):
@@ -162,7 +161,9 @@ def _is_ours(test: RowTest, null: str) -> bool:
     return test.result["procedure"] == "spacings" and test.result["null"] == null
 
 
-def _with_trained_mixture(run: AnalysisRun, folder: Path, command: str) -> AnalysisRun:
+def _with_trained_mixture(
+    run: AnalysisRun, folder: Path, command: str, before_training: Callable[[], object]
+) -> AnalysisRun:
     """Train the named mixture on the same rows, into a folder below, and analyze that run instead."""
     from stratcore.recipes import RECIPES, executor_of
 
@@ -176,6 +177,7 @@ def _with_trained_mixture(run: AnalysisRun, folder: Path, command: str) -> Analy
     def record() -> None:
         from stratcore.recipes.settings import dump
 
+        before_training()
         below.mkdir(parents=True, exist_ok=True)
         (below / "config.yaml").write_text(dump(trained), encoding="utf-8")
 
