@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -56,13 +55,13 @@ def as_labels(name: str, value: ArrayLike, num_rows: int) -> np.ndarray:
     return labels_N
 
 
-def cluster_count(name: str, value: int, num_rows: int) -> int:
+def cluster_count(name: str, value: Any, num_rows: int) -> int:
     """Return a number of clusters.
 
     Raises:
         ValueError: not a whole number from 1 to the number of rows.
     """
-    if not isinstance(value, Integral) or not 1 <= value <= num_rows:
+    if not isinstance(value, int | np.integer) or not 1 <= value <= num_rows:
         raise ValueError(f"{name}: expected 1 to {num_rows} (the rows), got {value}")
     return int(value)
 

@@ -131,6 +131,7 @@ def _linear(x_ND: np.ndarray, name: str, variance: float, seed: int) -> tuple[fl
     resampling = Resampling(num_resamples=100, seed=seed)
     rng = resampling.generator()
     draws = [rng.integers(len(x_ND), size=len(x_ND)) for _ in range(resampling.num_resamples)]
-    spread = np.std([estimate(x_ND[draw]) for draw in draws if np.ptp(x_ND[draw], axis=0).any()])
+    spread = float(np.std([estimate(x_ND[draw]) for draw in draws if np.ptp(x_ND[draw], axis=0).any()]))
     value, z = estimate(x_ND), NormalDist().inv_cdf((1 + resampling.level) / 2)
-    return value, max(1.0, value - z * spread), value + z * spread, ""
+    low = value - z * spread
+    return value, (low if low > 1 else 1.0), value + z * spread, ""

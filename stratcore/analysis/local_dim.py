@@ -301,8 +301,9 @@ class SimplexCVDimension(BaseEstimator):
                 f"{x_ND.shape[1]} feature(s))"
             )
         independent = max(2, len(x_MD) // (self.order + 1))
-        options = {"num_simplices": independent, "confidence": self.level}
-        estimate = effective_dim_from_cv(self.cv_, self.order, **options)
+        estimate = effective_dim_from_cv(
+            self.cv_, self.order, num_simplices=independent, confidence=self.level
+        )
         if math.isnan(estimate.dim):
             low = high = float(self.order)
             estimate = EffectiveDimension(low, low, high if math.isnan(estimate.high) else estimate.high)

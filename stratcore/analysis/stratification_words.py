@@ -149,7 +149,7 @@ def _singular_sentence(r: Mapping[str, Any]) -> str:
     if not own:
         return ""
     bundle, manifold = own.get("fiber bundle"), own.get("manifold")
-    count = format_count((bundle or manifold)["num_tested"])
+    count = format_count(next(iter(own.values()))["num_tested"])
     parts = []
     if bundle is not None:
         parts.append(

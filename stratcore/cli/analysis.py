@@ -6,7 +6,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stratcore.cli.command import Parser, execute_run, open_folder
@@ -57,7 +57,7 @@ def target_settings(target: str, texts: Sequence[str]) -> list[str]:
     return _as_words(settings)
 
 
-def _as_words(settings: dict[str, object]) -> list[str]:
+def _as_words(settings: Mapping[str, object]) -> list[str]:
     """Settings as on the command line; JSON is YAML."""
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 

@@ -35,7 +35,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     from stratcore.recipes import RECIPES
 
     listing = "\n".join(
-        f"  {name:22}{(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()
+        f"  {name:25}{(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()
     )
     parser = Parser(
         prog=PROGRAM,

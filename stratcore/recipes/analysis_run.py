@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,6 @@ import numpy as np
 import torch
 
 from stratcore import analysis
-from stratcore.analysis.dimension_table import dimension_table
-from stratcore.analysis.geometry import describe_scan, scan_geometry
 from stratcore.analysis.plots import gate_heatmap, save_figures
 from stratcore.analysis.plots import stratification as figures
 from stratcore.analysis.stratification_report import write_analysis_report
@@ -24,6 +22,7 @@ from stratcore.analysis.stratification_results import (
     write_analysis,
 )
 from stratcore.recipes.analysis import AnalysisRun
+from stratcore.recipes.analysis_dimensions import stratum_estimates
 from stratcore.recipes.analysis_results import data_result, experts_result, perplexity_result
 from stratcore.recipes.analysis_rows import AnalyzedRows, load_analyzed_rows
 from stratcore.recipes.analysis_strata import FoundStrata, find_strata
@@ -78,35 +77,60 @@ def execute(
         ValueError: options that do not fit the rows.
     """
     clock = Clock(progress)
-    device = (
-        torch.device("cuda" if torch.cuda.is_available() else "cpu") if run.device == "auto" else run.device
-    )
-    device = torch.device(device)
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if run.device == "auto" else run.device
+    device = torch.device(name)
     torch.manual_seed(run.seed)
     if run.mixture is not None and run.data.run is None:
-        before_training()
         with clock.step("training the mixture"):
-            run = _with_trained_mixture(run, folder, command)
+            run = _with_trained_mixture(run, folder, command, before_training)
     with clock.step("rows"):
         rows = load_analyzed_rows(run, folder, device)
-    resampling = analysis.Resampling(num_resamples=run.resamples, seed=run.seed)
     with clock.step("neighbors"):
         neighborhoods = find_neighborhoods(rows.x, run.tests, device)
     before_training()
+    found = _analyze(run, rows, neighborhoods, clock)
+    results = {
+        "schema_version": ANALYSIS_SCHEMA_VERSION,
+        "recipe": run.recipe,
+        "command": command,
+        "environment": environment(device),
+        "configuration": asdict(run),
+        "seeds": [run.seed],
+        **found.results,
+        "seconds": clock.seconds,
+    }
+    _write(run, folder, results, _figures(run, found, results))
+    return folder
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What an analysis found, and its parts of results.json."""
+
+    rows: AnalyzedRows
+    neighborhoods: Neighborhoods
+    strata: FoundStrata
+    tests: list[RowTest]
+    results: dict[str, Any]
+
+    @property
+    def manifold_test(self) -> RowTest | None:
+        """Our test of any change, where it was asked for."""
+        return next((test for test in self.tests if _is_ours(test, "manifold")), None)
+
+
+def _analyze(run: AnalysisRun, rows: AnalyzedRows, neighborhoods: Neighborhoods, clock: Clock) -> Found:
+    resampling = analysis.Resampling(num_resamples=run.resamples, seed=run.seed)
     with clock.step("strata"):
         strata = find_strata(rows, run.strata, run.seed, resampling)
     with clock.step("tests"):
         tests, notes = run_tests(neighborhoods, run.tests, strata.labels)
     with clock.step("dimensions"):
-        dimensions = dimension_table(
-            rows.x,
-            strata.labels if strata.result["num_strata"] > 1 else None,
-            variance=run.variance,
-            calibrated=run.calibrated,
-            seed=run.seed,
+        dimensions = stratum_estimates(
+            rows.x, strata.labels, variance=run.variance, calibrated=run.calibrated, seed=run.seed
         )
     with clock.step("geometry"):
-        geometry = scan_geometry(rows.x, rows.domain, seed=run.seed)
+        geometry = analysis.scan_geometry(rows.x, rows.domain, seed=run.seed)
     with clock.step("experts and perplexity"):
         experts = experts_result(rows, strata.labels, resampling)
         perplexity = perplexity_result(
@@ -114,36 +138,32 @@ def execute(
         )
     data = data_result(rows)
     data["notes"] += [*strata.notes, *notes]
-    manifold = next((test for test in tests if _is_ours(test, "manifold")), None)
-    results: dict[str, Any] = {
-        "schema_version": ANALYSIS_SCHEMA_VERSION,
-        "recipe": run.recipe,
-        "command": command,
-        "environment": environment(device),
-        "configuration": asdict(run),
-        "seeds": [run.seed],
-        "data": data,
-        "tests": [test.result for test in tests],
-        "singular_points": []
-        if manifold is None
-        else singular_points(manifold, neighborhoods, rows.names, strata.labels, run.tests.points),
-        "dimensions": dimensions,
-        "strata": strata.result,
-        "geometry": {each.name: each for each in geometry.measurements},
-        "geometry_words": describe_scan(geometry),
-        "experts": experts,
-        "perplexity": perplexity,
-        "seconds": clock.seconds,
-    }
-    _write(run, folder, results, _figures(run, rows, neighborhoods, strata, tests, results))
-    return folder
+    found = Found(rows, neighborhoods, strata, tests, {})
+    manifold = found.manifold_test
+    points = []
+    if manifold is not None:
+        points = singular_points(manifold, neighborhoods, rows.names, strata.labels, run.tests.points)
+    found.results.update(
+        data=data,
+        tests=[test.result for test in tests],
+        singular_points=points,
+        dimensions=dimensions,
+        strata=strata.result,
+        geometry={each.name: each for each in geometry.measurements},
+        geometry_words=analysis.describe_scan(geometry),
+        experts=experts,
+        perplexity=perplexity,
+    )
+    return found
 
 
 def _is_ours(test: RowTest, null: str) -> bool:
     return test.result["procedure"] == "spacings" and test.result["null"] == null
 
 
-def _with_trained_mixture(run: AnalysisRun, folder: Path, command: str) -> AnalysisRun:
+def _with_trained_mixture(
+    run: AnalysisRun, folder: Path, command: str, before_training: Callable[[], object]
+) -> AnalysisRun:
     """Train the named mixture on the same rows, into a folder below, and analyze that run instead."""
     from stratcore.recipes import RECIPES, executor_of
 
@@ -157,6 +177,7 @@ def _with_trained_mixture(run: AnalysisRun, folder: Path, command: str) -> Analy
     def record() -> None:
         from stratcore.recipes.settings import dump
 
+        before_training()
         below.mkdir(parents=True, exist_ok=True)
         (below / "config.yaml").write_text(dump(trained), encoding="utf-8")
 
@@ -164,14 +185,8 @@ def _with_trained_mixture(run: AnalysisRun, folder: Path, command: str) -> Analy
     return replace(run, data=replace(run.data, run=below))
 
 
-def _figures(
-    run: AnalysisRun,
-    rows: AnalyzedRows,
-    neighborhoods: Neighborhoods,
-    strata: FoundStrata,
-    tests: list[RowTest],
-    results: Mapping[str, Any],
-) -> dict[str, Any]:
+def _figures(run: AnalysisRun, found: Found, results: Mapping[str, Any]) -> dict[str, Any]:
+    rows, neighborhoods, strata = found.rows, found.neighborhoods, found.strata
     plain = analysis.to_plain(results)
     points_N3, shares = _view(rows.x)
     groups = {} if rows.domain is None else {"domain": rows.domain}
@@ -180,7 +195,7 @@ def _figures(
         groups["expert"] = rows.experts.chosen
     p_values = {
         test.result["name"]: test.found.p_value[neighborhoods.place]
-        for test in tests
+        for test in found.tests
         if test.result["procedure"] == "spacings"
     }
     drawn = {
@@ -191,7 +206,7 @@ def _figures(
     if p_values:
         drawn["p_value_map"] = figures.p_value_map(points_N3, p_values, shares)
         drawn["p_value_ranks"] = figures.p_value_ranks(p_values, run.tests.level)
-    manifold = next((test for test in tests if _is_ours(test, "manifold")), None)
+    manifold = found.manifold_test
     curves = [] if manifold is None else curves_of(manifold, neighborhoods, rows.names, run.seed)
     if curves:
         drawn["growth_curves"] = figures.growth_curves(curves)

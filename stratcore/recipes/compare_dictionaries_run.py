@@ -312,6 +312,7 @@ def execute(
                         log.add(trial(setting, method, rows["test"].x.double().numpy()))
         assert log is not None  # there is at least one seed
         source = data.table.source
+        summary = list(summarize(run, log.rows))
         results = {
             "recipe": run.recipe,
             "about": f"{source}: {len(data.split.train)} training and {len(data.split.test)} held-out rows, "
@@ -321,7 +322,7 @@ def execute(
             "configuration": asdict(run),
             "seeds": list(run.seeds),
             "trials": log.rows,
-            "summary": list(summarize(run, log.rows)),
+            "summary": summary,
         }
-    write_trials(folder, results, tables(run, results["summary"]), answer(results["summary"]), CAVEATS)
+    write_trials(folder, results, tables(run, summary), answer(summary), CAVEATS)
     return folder

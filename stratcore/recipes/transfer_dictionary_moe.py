@@ -118,7 +118,7 @@ def splits(
         others = part[table.domain[part] != index]
         without.append(others)
         control.append(np.sort(rng.permutation(part)[: len(others)]))
-    return Split(*without, test), Split(*control, test)
+    return Split(without[0], without[1], test), Split(control[0], control[1], test)
 
 
 def _prepared(

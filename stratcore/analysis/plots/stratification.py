@@ -94,7 +94,7 @@ def p_value_map(points_N3: np.ndarray, p_values: Mapping[str, np.ndarray], share
     """Rows at their first two components, colored by the p-value of each test; untested rows in gray."""
     figure = Figure(figsize=(0.6 + 5.2 * len(p_values), 4.8), layout="constrained")
     panels = figure.subplots(1, len(p_values), sharex=True, sharey=True, squeeze=False)[0]
-    shown = None
+    shown: Any = None
     for axes, (test, p_N) in zip(panels, p_values.items(), strict=True):
         tested_N = np.isfinite(p_N)
         axes.scatter(*rarefied(points_N3[~tested_N, :2]).T, s=6, c="#D5D9DE", lw=0)

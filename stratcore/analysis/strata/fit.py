@@ -79,7 +79,7 @@ class StrataFit:
         Raises:
             ValueError: the method has no rule for other rows (DBSCAN, agglomerative, given labels).
         """
-        if not hasattr(self.estimator, "predict"):
+        if self.estimator is None or not hasattr(self.estimator, "predict"):
             raise ValueError(f"method {self.method!r}: has no rule for rows that it was not fitted on")
         return self.estimator.predict(as_matrix("X", X))
 
@@ -123,7 +123,7 @@ def fit_strata(
         raise ValueError("labels: expected with method='given' and with no other")
     if dims is not None and method not in ("k_subspaces", "mixture_of_ppca"):
         raise ValueError(f"dims: expected None for {method!r}, got {dims}")
-    if method == "given":
+    if labels is not None:
         return _result(method, seed, as_labels("labels", labels, len(x_ND)), None)
     count = 0 if own else cluster_count("num_strata", num_strata, len(x_ND))
     if method == "agglomerative" and len(x_ND) > MAX_AGGLOMERATIVE_ROWS:

@@ -151,8 +151,8 @@ def _by_likelihood(
         held = order[fold::folds]
         train_ND = np.delete(x_ND, held, axis=0)
         for k, count in enumerate(counts):
-            fitted = fit_strata(train_ND, method, count, seed=seed, **options)
-            density_KN[k, held] = fitted.estimator.score_samples(x_ND[held])
+            fitted: Any = fit_strata(train_ND, method, count, seed=seed, **options).estimator
+            density_KN[k, held] = fitted.score_samples(x_ND[held])
     best = int(density_KN.mean(axis=1).argmax())
     scores = []
     for count, density_N in zip(counts, density_KN, strict=True):
@@ -175,7 +175,7 @@ def _by_stability(
     nulls = [reference_rows(x_ND, seed=[seed, r]) for r in range(_REFERENCES)]
     scores = [_score(1, Interval(value=0.0, low=0.0, high=0.0), 0.0, 0.0, agreement=1.0, reference=1.0)]
     for count in larger:
-        settings = {"seed": seed, "options": options}
+        settings: dict[str, Any] = {"seed": seed, "options": options}
         agreement_P = subsample_agreement(x_ND, method, count, pairs=pairs, **settings)
         reference_R2 = np.stack(
             [subsample_agreement(null, method, count, pairs=2, **settings) for null in nulls]
