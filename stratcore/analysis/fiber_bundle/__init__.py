@@ -12,7 +12,7 @@ from stratcore.analysis.fiber_bundle.estimators import (
     fitting_window,
     neighborhood_test,
 )
-from stratcore.analysis.fiber_bundle.reference import reference_test
+from stratcore.analysis.fiber_bundle.reference import PublishedStrata, published_strata, reference_test
 from stratcore.analysis.fiber_bundle.scan_law import NullLaw, Side, null_law
 from stratcore.analysis.fiber_bundle.source_rule import source_rule
 from stratcore.analysis.fiber_bundle.spacings import (
@@ -29,6 +29,7 @@ __all__ = [
     "Method",
     "NeighborhoodTest",
     "NullLaw",
+    "PublishedStrata",
     "RejectionCount",
     "Scan",
     "Side",
@@ -37,6 +38,7 @@ __all__ = [
     "fixed_split_p_values",
     "neighborhood_test",
     "null_law",
+    "published_strata",
     "reference_test",
     "scan",
     "source_rule",
