@@ -35,7 +35,7 @@ ESTIMATORS: list[BaseEstimator] = [
     NoiseFloorDimension(noise_variance=0.01),
     OnlineDictionaryLearning(),
     PCADimension(),
-    SimplexCVDimension(num_simplices=100),
+    SimplexCVDimension(order=1, num_simplices=100),
     SphericalKMeans(3, random_state=0),
     TwoNN(),
 ]
