@@ -18,7 +18,7 @@ def source_rule(
     *,
     radius_range: tuple[float, float] = (0.01, 20.0),
     num_radii: int = 200,
-    width: int = 20,
+    width: int = 10,
     alpha: float = 0.05,
 ) -> NeighborhoodTest:
     """Welch t-tests of slopes on an even grid of radii; any window with p < alpha and a larger mean rejects.
