@@ -70,7 +70,7 @@ def test_corrections_differ_and_none_leaves_the_p_values():
 
 @pytest.mark.parametrize("method", ["reference", "source"])
 def test_other_procedures_reject_by_their_own_rules(method):
-    points = plane_union_line(400).points
+    points = 3 * plane_union_line(400).points
     found = ManifoldTest(method=method, window=(10, 200)).fit(points)
     assert found.rejected_.any()
     np.testing.assert_array_equal(found.adjusted_p_values_, found.p_values_)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stratcore.analysis.fiber_bundle.change_point import Scan, Side, null_law, scan
+from stratcore.analysis.fiber_bundle.change_point import Scan, scan
 from stratcore.analysis.fiber_bundle.corrections import Correction, corrected_p_values
 from stratcore.analysis.fiber_bundle.estimators import (
     FiberBundleTest,
@@ -12,7 +12,8 @@ from stratcore.analysis.fiber_bundle.estimators import (
     fitting_window,
     neighborhood_test,
 )
-from stratcore.analysis.fiber_bundle.reference import reference_test
+from stratcore.analysis.fiber_bundle.reference import PublishedStrata, published_strata, reference_test
+from stratcore.analysis.fiber_bundle.scan_law import NullLaw, Side, null_law
 from stratcore.analysis.fiber_bundle.source_rule import source_rule
 from stratcore.analysis.fiber_bundle.spacings import (
     NeighborhoodTest,
@@ -27,6 +28,8 @@ __all__ = [
     "ManifoldTest",
     "Method",
     "NeighborhoodTest",
+    "NullLaw",
+    "PublishedStrata",
     "RejectionCount",
     "Scan",
     "Side",
@@ -35,6 +38,7 @@ __all__ = [
     "fixed_split_p_values",
     "neighborhood_test",
     "null_law",
+    "published_strata",
     "reference_test",
     "scan",
     "source_rule",

@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 
 from stratcore.analysis._checks import as_labels, estimator_matrix
-from stratcore.analysis.fiber_bundle.change_point import Side
 from stratcore.analysis.fiber_bundle.corrections import Correction, corrected_p_values
 from stratcore.analysis.fiber_bundle.reference import reference_test
+from stratcore.analysis.fiber_bundle.scan_law import Side
 from stratcore.analysis.fiber_bundle.source_rule import source_rule
 from stratcore.analysis.fiber_bundle.spacings import NeighborhoodTest, spacings_test
 from stratcore.analysis.neighbors import nearest_neighbors

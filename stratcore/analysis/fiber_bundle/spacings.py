@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import f
 
-from stratcore.analysis.fiber_bundle.change_point import Side, scan
+from stratcore.analysis.fiber_bundle.change_point import scan
+from stratcore.analysis.fiber_bundle.scan_law import Side
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
