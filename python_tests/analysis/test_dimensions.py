@@ -1,43 +1,56 @@
 import numpy as np
 import pytest
 
-from stratcore.analysis import LevinaBickel, PCADimension, dimension_table
-from stratcore.analysis.manifolds import sphere
+from stratcore.analysis import DimensionRow, dimension_table
+from stratcore.analysis._manifolds import sphere
+
+NAMES = [
+    "PCA, 75 % of variance",
+    "participation ratio",
+    "effective rank",
+    "MLE, calibrated",
+    "TwoNN",
+    "MLE, k = 20",
+    "local PCA, k = 100",
+    "simplex CV",
+]
 
 
-def _strata():
+def _cloud():
     rng = np.random.default_rng(0)
-    ball = np.pad(sphere(rng, 300, 4), ((0, 0), (0, 3)))
-    plane = np.pad(rng.standard_normal((300, 2)), ((0, 0), (0, 6))) + 20
-    rows = np.concatenate([ball, plane, np.ones((30, 8))])
-    return rows, np.repeat(["ball", "plane", "point"], [300, 300, 30])
+    plane = np.pad(rng.standard_normal((500, 2)), ((0, 0), (0, 6))) + 9
+    ball = np.pad(sphere(rng, 500, 5), ((0, 0), (0, 2)))
+    return np.concatenate([ball, plane, plane[:2]]), np.repeat(["b", "a", "c"], [500, 500, 2])
 
 
-def test_every_number_has_an_interval_or_a_reason():
-    rows, labels = _strata()
-    table = dimension_table(rows, labels, calibrated=False, variance=0.9)
-    assert [row.stratum for row in table[::7]] == ["ball", "plane", "point"]
-    values = {(row.stratum, row.estimator): row for row in table}
+def test_table_of_strata():
+    rows, labels = _cloud()
+    table = dimension_table(rows, labels)
+    assert all(isinstance(row, DimensionRow) for row in table)
+    assert [row.estimator for row in table] == NAMES * 4
+    assert list(dict.fromkeys(row.stratum for row in table)) == ["all rows", "a", "b", "c"]
+    found = {(row.stratum, row.estimator): row for row in table}
+    assert found["b", "MLE, calibrated"].value == pytest.approx(5, rel=0.05)
+    assert found["b", "participation ratio"].value == pytest.approx(6, rel=0.02)
+    assert found["a", "participation ratio"].value == pytest.approx(2, rel=0.02)
+    assert found["a", "local PCA, k = 100"].value == 2
     for row in table:
-        if row.stratum == "point":
-            assert np.isnan(row.value) and row.warning
-        else:
-            assert row.low <= row.value <= row.high, row
-    assert values["ball", "pca"].value == PCADimension(0.9).fit(rows[:300]).dimension_ == 5
-    assert values["plane", "participation_ratio"].value == pytest.approx(2, abs=0.05)
-    assert values["ball", "levina_bickel"].value == LevinaBickel().fit(rows[:300]).dimension_
-    assert values["plane", "two_nn"].value == pytest.approx(2, rel=0.15)
-    assert values["ball", "simplex_cv"].value == pytest.approx(5, rel=0.1)
+        if row.stratum == "c":
+            assert row.num_rows == 2
+            assert row.value is None and row.low is None and "distinct rows" in row.warning
+        elif row.value is not None and row.low is not None and row.high is not None:
+            assert row.low <= row.value <= row.high
+    assert table == dimension_table(rows, labels)
 
 
-def test_calibrated_rows_follow_the_raw_ones_and_are_nearer():
-    rows, labels = _strata()
-    raw, calibrated = dimension_table(rows[labels == "ball"], estimators=["levina_bickel"])
-    assert (raw.stratum, calibrated.estimator) == ("all", "levina_bickel_calibrated")
-    assert abs(calibrated.value - 4) < abs(raw.value - 4)
-    assert calibrated.low <= 4 <= calibrated.high
+def test_without_labels_and_calibration():
+    rows, _ = _cloud()
+    table = dimension_table(rows, variance=0.9, calibrated=False)
+    assert [row.estimator for row in table] == ["PCA, 90 % of variance", *NAMES[1:3], *NAMES[4:]]
 
 
-def test_rejects():
-    with pytest.raises(ValueError, match="estimators: expected some of pca, .*got 'hill'"):
-        dimension_table(np.eye(3), estimators=["hill"])
+def test_bad_input():
+    with pytest.raises(ValueError, match="variance: expected a share"):
+        dimension_table(np.eye(4), variance=0)
+    with pytest.raises(ValueError, match="labels: expected a label for each of 4 rows"):
+        dimension_table(np.eye(4), [1, 2])

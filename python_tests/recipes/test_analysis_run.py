@@ -40,7 +40,7 @@ def test_results_fit_their_schema_and_the_data(analysis_results):
     assert perplexity["num_rows"] == ROWS - 1
     assert perplexity["by_stratum"]["explained"]["p_value"] < 0.05
     assert analysis_results["experts"] is None
-    for estimator in ("TwoNN", "Levina-Bickel"):
+    for estimator in ("TwoNN", "MLE, k = 20"):
         values = {
             row["stratum"]: row["value"]
             for row in analysis_results["dimensions"]

@@ -12,23 +12,7 @@ from typing import Any
 _NAMES = {
     "association": ("Association", "GroupMedian", "group_association", "rank_correlation"),
     "calibrated_dim": ("CalibratedDimension",),
-    "clustering": (
-        "Agreement",
-        "BinnedAgreement",
-        "ClusterBaseline",
-        "Estimate",
-        "adjusted_rand_index",
-        "agreement",
-        "cluster_baselines",
-        "cluster_labels",
-        "concentration",
-        "contingency",
-        "normalized_mutual_information",
-        "purity",
-        "quantile_bins",
-        "silhouette",
-        "within_bins",
-    ),
+    "clustering": ("ClusterBaseline", "cluster_baselines", "cluster_labels"),
     "collapse": (
         "EXIT_COLLAPSED",
         "EXIT_HEALTHY",
@@ -135,7 +119,7 @@ _NAMES = {
     ),
     "report": ("plain_answer", "write_page", "write_report"),
     "resampling": ("Interval", "Resampling", "mean_interval"),
-    "results": ("SCHEMA_VERSION", "Results", "to_plain", "validate_results", "write_results"),
+    "results": ("SCHEMA_VERSION", "Results", "validate_results", "write_results"),
     "schema": ("check_schema", "to_plain", "write_json"),
     "sparse_coding": (
         "KSVD",

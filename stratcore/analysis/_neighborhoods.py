@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.spatial.distance import pdist
+
+_QUANTILES = (1e-3, 1e-2, 1e-1)
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,3 +86,50 @@ def shape_statistics(means: np.ndarray) -> np.ndarray:
     skewness = np.arcsinh(third / second**1.5 * np.sqrt(concentration))
     kurtosis = np.arcsinh((fourth / second**2 - 3) * concentration)
     return np.stack([np.log(concentration), cosine, skewness, kurtosis], axis=-1)
+
+
+def pair_statistics(x_PD: np.ndarray) -> np.ndarray:
+    """[9] numbers from the distances of all pairs: at three quantiles q of them, (plain, curved, radius).
+
+    Within the radius r_q that holds a share q of the pairs, the density of distances is taken as r^(d - 1), plain, or
+    as r^(d - 1) exp(a r^2), curved: a holds the first order of what curvature and boundary do to the volume of a
+    ball. Both d by maximum likelihood; the radius is relative to the root mean square distance.
+    """
+    distances = pdist(x_PD)
+    scale = np.sqrt((distances @ distances) / len(distances))
+    largest = max(8, int(_QUANTILES[-1] * len(distances)))
+    near = np.sort(np.partition(distances, largest)[:largest])
+    statistics = []
+    for quantile in _QUANTILES:
+        inside = near[: max(8, int(quantile * len(distances)))]
+        logs = np.log(inside / inside[-1])
+        statistics += [-1 / logs.mean(), _curved_dimension(logs), inside[-1] / scale]
+    return np.array(statistics)
+
+
+def _curved_dimension(logs: np.ndarray) -> float:
+    """Maximum likelihood d of the density r^(d - 1) exp(a r^2) on (0, 1], from log r; by Newton steps."""
+    nodes = (_NODES + 1) / 2
+    r = nodes ** max(1e-3, min(1.0, -2 * logs.mean()))  # nodes where the distances are
+    log_weight = np.log(_WEIGHTS) + np.log(r) - np.log(nodes)
+    functions = np.stack([np.log(r), r**2])
+    means = np.array([logs.mean(), np.exp(2 * logs).mean()])
+    theta = np.array([-1 / logs.mean() - 1, 0.0])
+
+    def deviance(theta: np.ndarray) -> float:
+        exponent = theta @ functions + log_weight
+        return float(exponent.max() + np.log(np.exp(exponent - exponent.max()).sum()) - theta @ means)
+
+    for _ in range(50):
+        exponent = theta @ functions + log_weight
+        density = np.exp(exponent - exponent.max())
+        density /= density.sum()
+        expected = functions @ density
+        information = (functions * density) @ functions.T - np.outer(expected, expected)
+        step = np.linalg.solve(information + 1e-14 * np.trace(information) * np.eye(2), means - expected)
+        while deviance(theta + step) > deviance(theta) and np.abs(step).max() > 1e-6:
+            step = step / 2
+        theta = theta + step
+        if np.abs(step).max() < 1e-6:
+            break
+    return float(theta[0] + 1)

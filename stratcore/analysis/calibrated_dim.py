@@ -1,12 +1,12 @@
 """Dimension debiased by closed manifolds simulated at the size of the cloud, with the error of doing so.
 
-Legend: M distinct rows, D features, K neighbors, S simulated manifolds, F features of a cloud.
+Legend: M distinct rows, D features, C centers, K neighbors, S simulated manifolds, F features of a cloud, Q queries.
 
 Above dimension 10 the nearest of a few thousand rows are far away: on a unit sphere S^40 they stand at 60 degrees,
 and every estimator reads what the manifold does there. Two manifolds of one dimension then differ by more than two
 dimensions do on one manifold. So the correction is read not from the estimate alone but from the shape of the
-neighborhoods (`shape_statistics`) too, by kriging between twelve families of manifolds; and its error is what is
-left on a family that was not among them.
+neighborhoods (`shape_statistics`) and the distances of all pairs (`pair_statistics`), by kriging between families
+of manifolds; and its error is what is left on a family that was not among them.
 """
 
 from __future__ import annotations
@@ -15,36 +15,27 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import clone
 
-from stratcore.analysis._neighborhoods import neighborhoods, shape_statistics
-from stratcore.analysis.local_dim import (
-    LevinaBickel,
-    LocalPCA,
-    NeighborEstimator,
-    SimplexCVDimension,
-    TwoNN,
-    inverse_dimensions,
-    pca_dimensions,
-)
-from stratcore.analysis.manifolds import calibration_manifolds
+from stratcore.analysis._manifolds import calibration_manifolds
+from stratcore.analysis._neighborhoods import neighborhoods, pair_statistics, shape_statistics
+from stratcore.analysis.local_dim import NeighborEstimator, inverse_dimensions
 from stratcore.analysis.neighbors import nearest_neighbors
 
 NEIGHBORS = 50
-_CENTERS = 500
-# Of log estimate, log(concentration / estimate), cosine, skewness, kurtosis, log(estimate at K / at K / 5). Chosen
-# to make the errors on left-out families small, for 2,500 rows.
-_SCALES = np.array([9.6, 0.6, 0.75, 0.7, 0.6, 1.6])
-_AMPLITUDE, _NOISE, _LINEAR = 0.11, 0.007, 4.0
+MLE_NEIGHBORS = 20
+LARGEST_ROWS = 5000
+_CENTERS, _PAIR_ROWS, _DRAWS = 400, 2000, 64
+# Length scales of the features, in the order of `_features`, and the variances of the process: chosen to make the
+# errors on left-out families small at 2,500 rows.
+_SCALES = np.array([690.0, 0.51, 0.19, 0.56, 1.0, 5.3, 0.94, 0.30, 0.146, 5800.0, 32.0])
+_AMPLITUDE, _NOISE, _LINEAR = 0.068, 0.052**2, 3.16
 # How far the error on one left-out family speaks of that on another cloud, in the same features.
-_ERROR_SCALES = np.array([0.3, 0.1, 0.05, 0.3, 0.3, 0.1])
+_ERROR_SCALES = np.array([0.3, 0.1, 0.05, 0.5, 0.5, 0.1, 0.2, 0.1, 0.2, 0.5, 0.3])
 # Too uneven a curvature for any correction here: they count for the error, not for the correction.
 _ERROR_ONLY = ("sphere and torus",)
-_DRAWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,34 +62,29 @@ class Calibration:
         return correction, np.sqrt(error**2 + local)
 
 
-@lru_cache(maxsize=32)
-def calibration(
-    estimator: str, num_neighbors: int, num_rows: int, leave_out: frozenset[str], seed: int
-) -> Calibration:
-    """Simulates every family at `num_rows` rows and measures what `estimator` says of it.
-
-    Args:
-        estimator: name of the class, see `CalibratedDimension`.
-        num_neighbors: its neighbors, 0 where it has none.
-        num_rows: rows of each manifold.
-        leave_out: families not to simulate.
-        seed: of the simulation.
-
-    Cost: some 140 manifolds; 12 s at 2,500 rows on one core. Kept for the process.
-    """
+@lru_cache(maxsize=8)
+def _simulate(num_rows: int, seed: int) -> list[tuple[str, int, np.ndarray, float]]:
+    """Family, dimension, features [F] and spread of the cosine of every manifold at `num_rows` rows."""
     rows = []
     for index, (family, members) in enumerate(calibration_manifolds().items()):
         for number, (dimension, sample) in enumerate(members):
-            if family in leave_out:
-                continue
             x_MD = sample(np.random.default_rng([seed, index, number]), num_rows)
-            means, spread, estimate = _measure(x_MD, estimator, num_neighbors)
-            if estimate is not None:
-                rows.append((family, dimension, _features(means, estimate), estimate, spread))
-    family_S, dimension_S, features_S, estimate_S, spread_S = (
-        np.array(column) for column in zip(*rows, strict=True)
-    )
-    correction_S = np.log(dimension_S / estimate_S)
+            centers = min(num_rows, max(100, min(_CENTERS, 2**23 // num_rows)))
+            values_C7 = _neighborhood_values(x_MD, *_neighbors_of_first(x_MD, centers, NEIGHBORS))
+            features = _features(values_C7.mean(axis=0), pair_statistics(x_MD[:_PAIR_ROWS]))
+            rows.append((family, dimension, features, float(values_C7[:, 2].std())))
+    return rows
+
+
+@lru_cache(maxsize=16)
+def calibration(num_rows: int, leave_out: frozenset[str] = frozenset(), seed: int = 0) -> Calibration:
+    """The simulated manifolds at `num_rows` rows, but the families to leave out, with what the MLE says of them.
+
+    Kept for the process, as is the simulation that all `leave_out` share.
+    """
+    rows = [row for row in _simulate(num_rows, seed) if row[0] not in leave_out]
+    family_S, dimension_S, features_S, spread_S = (np.array(column) for column in zip(*rows, strict=True))
+    correction_S = np.log(dimension_S) - features_S[:, 0]
     residual_S = np.empty(len(rows))
     known_S = ~np.isin(family_S, _ERROR_ONLY)
     for family in np.unique(family_S):
@@ -116,40 +102,36 @@ def calibration(
 
 
 class CalibratedDimension(NeighborEstimator):
-    """An estimate of the dimension, debiased by simulated closed manifolds with as many rows.
+    """The maximum likelihood estimate (K = 20) of the dimension, debiased by simulated manifolds of as many rows.
 
     Args:
-        estimator: a `LevinaBickel`, `TwoNN`, `LocalPCA` or `SimplexCVDimension`; None: `LevinaBickel()`.
         leave_out: families of `calibration_manifolds` not to use, to judge the calibration on them.
         level: of the interval.
         random_state: seed of the simulation and of the bootstrap, an int.
         device: where neighbors are searched; None leaves the choice to `nearest_neighbors`.
 
     Attributes:
-        dimension_, interval_, standard_error_: the estimate; the interval holds the bootstrap over rows and the
+        dimension_, low_, high_, standard_error_: the estimate; the interval holds the bootstrap over rows and the
             error of the calibration.
         raw_dimension_: before the correction.
         calibration_error_: standard error of log dimension_ on manifolds that were not simulated.
         displaced_share_: rows whose neighbors lie more to one side than on a closed manifold.
-        warning_: what forbids a sharper answer, in words, or "".
+        warning_: what forbids a sharper answer, in words, or None.
         num_duplicates_: rows that are copies of another one; they are left out.
 
-    Numerics: at 2,500 rows the error is within 5 % up to dimension 10 and 10 % up to 40 on manifolds whose
-    neighborhoods are not much more curved in some directions than in others; on flat tori, where they are, it grows
-    to 35 % from dimension 10 on. Boundary, noise and uneven density bias the answer; `warning_` names them.
+    Numerics: boundary, noise and uneven density bias the answer; `warning_` names them. Of more than 5,000 distinct
+    rows a random 5,000 are used.
     Determinism: a function of the rows and `random_state`.
-    Cost: the simulation, once for a number of rows (to 5 %), estimator and seed: 12 s at 2,500 rows.
+    Cost: the simulation, once for a number of rows (to 5 %) and seed.
     """
 
     def __init__(
         self,
-        estimator: NeighborEstimator | SimplexCVDimension | None = None,
         leave_out: Collection[str] = (),
         level: float = 0.95,
         random_state: int = 0,
         device: str | None = None,
     ) -> None:
-        self.estimator = estimator
         self.leave_out = leave_out
         self.level = level
         self.random_state = random_state
@@ -157,54 +139,41 @@ class CalibratedDimension(NeighborEstimator):
 
     def fit(self, X: ArrayLike, y: object = None) -> CalibratedDimension:
         """Fit on rows [N, D], more than 50 of them distinct; `y` is ignored."""
-        base = LevinaBickel() if self.estimator is None else clone(self.estimator)
-        if not isinstance(base, (LevinaBickel, TwoNN, LocalPCA, SimplexCVDimension)):
-            raise TypeError(
-                "estimator: expected LevinaBickel, TwoNN, LocalPCA or SimplexCVDimension, "
-                f"got {type(base).__name__}"
-            )
         unknown = set(self.leave_out) - set(calibration_manifolds())
         if unknown:
             raise ValueError(f"leave_out: expected families of calibration_manifolds, got {sorted(unknown)}")
         x_MD, _ = self._distinct(X, NEIGHBORS)
-        base.fit(x_MD)
+        rng = np.random.default_rng(self.random_state)
+        if len(x_MD) > LARGEST_ROWS:
+            x_MD = x_MD[rng.choice(len(x_MD), LARGEST_ROWS, replace=False)]
         found = nearest_neighbors(x_MD, NEIGHBORS, device=self.device)
-        values_M6 = neighborhoods(x_MD, found.distances, found.indices).stack()
-        self.raw_dimension_ = base.dimension_
-        relative = getattr(base, "standard_error_", 0.0) / base.dimension_
-        num_neighbors = getattr(base, "n_neighbors", 0)
+        values_M7 = _neighborhood_values(x_MD, found.distances, found.indices)
+        pairs = pair_statistics(x_MD[rng.permutation(len(x_MD))[:_PAIR_ROWS]])
         # A number of rows to two digits: the calibration changes with its logarithm over the dimension.
         rounded = int(float(f"{len(x_MD):.1e}"))
-        table = calibration(
-            type(base).__name__, num_neighbors, rounded, frozenset(self.leave_out), self.random_state
-        )
-        self._correct(table, values_M6, relative)
-        return self
-
-    def _correct(self, table: Calibration, values_M6: np.ndarray, relative_error: float) -> None:
-        rng = np.random.default_rng(self.random_state)
-        num_rows = len(values_M6)
-        counts = rng.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=_DRAWS)
-        means = np.concatenate([values_M6.mean(axis=0)[None], counts @ values_M6 / num_rows])
-        shifts = np.concatenate([[0.0], relative_error * rng.standard_normal(_DRAWS)])
-        estimates = self.raw_dimension_ * np.exp(shifts)
-        correction, error = table.predict(_features(means, estimates))
-        logs = np.log(estimates) + correction
+        table = calibration(rounded, frozenset(self.leave_out), self.random_state)
+        counts = rng.multinomial(len(x_MD), np.full(len(x_MD), 1 / len(x_MD)), size=_DRAWS)
+        means = np.concatenate([values_M7.mean(axis=0)[None], counts @ values_M7 / len(x_MD)])
+        features = np.stack([_features(mean, pairs) for mean in means])
+        correction, error = table.predict(features)
+        logs = features[:, 0] + correction
+        self.raw_dimension_ = math.exp(features[0, 0])
         self.calibration_error_ = float(error[0])
         dimension = math.exp(logs[0])
         self._set(dimension, dimension * math.hypot(float(logs[1:].std()), float(error[0])))
-        self.displaced_share_ = _displaced_share(table, values_M6[:, 2], dimension)
+        self.displaced_share_ = _displaced_share(table, values_M7[:, 2], dimension)
         self.warning_ = self._words(table, means[0])
+        return self
 
-    def _words(self, table: Calibration, mean_6: np.ndarray) -> str:
+    def _words(self, table: Calibration, mean_7: np.ndarray) -> str | None:
         words = []
         if self.displaced_share_ > 0.05:
             share = f"{100 * self.displaced_share_:.0f} %"
             words.append(
                 f"boundary, noise or uneven density: the neighbors of {share} of the rows lie to one side"
             )
-        elif mean_6[0] < 0.9 * mean_6[1]:
-            words.append("noise: the dimension falls with the distance")
+        elif mean_7[0] < 0.9 * mean_7[1]:
+            words.append("noise or uneven curvature: the dimension falls with the distance")
         if self.calibration_error_ > (0.05 if self.dimension_ <= 10 else 0.10):
             words.append(
                 "curvature: manifolds that look alike at this number of rows differ in dimension by "
@@ -212,27 +181,13 @@ class CalibratedDimension(NeighborEstimator):
             )
         if self.dimension_ > 1.1 * table.dimension.max():
             words.append(f"beyond the simulated dimensions, up to {table.dimension.max()}")
-        return "; ".join(words)
+        return "; ".join(words) or None
 
 
-def _measure(x_MD: np.ndarray, estimator: str, num_neighbors: int) -> tuple[np.ndarray, float, float | None]:
-    """Mean neighborhood [6], spread of the cosine, and the estimate (None where it is undefined) of a simulation."""
-    centers = min(len(x_MD), max(100, min(_CENTERS, 2**23 // len(x_MD))))
-    most = max(NEIGHBORS, num_neighbors)
-    distances_CK, neighbors_CK = _neighbors_of_first(x_MD, centers, most)
-    values_C6 = neighborhoods(x_MD, distances_CK[:, :NEIGHBORS], neighbors_CK[:, :NEIGHBORS]).stack()
-    if estimator == "LevinaBickel":
-        estimate = 1 / inverse_dimensions(distances_CK[:, :num_neighbors]).mean()
-    elif estimator == "TwoNN":
-        estimate = 1 / np.log(distances_CK[:, 1] / distances_CK[:, 0]).mean()
-    elif estimator == "LocalPCA":
-        estimate = pca_dimensions(x_MD, neighbors_CK[:, :num_neighbors], 0.95).mean()
-    else:
-        try:
-            estimate = SimplexCVDimension().fit(x_MD).dimension_
-        except ValueError:
-            return values_C6.mean(axis=0), 0.0, None
-    return values_C6.mean(axis=0), float(values_C6[:, 2].std()), float(estimate)
+def _neighborhood_values(x_MD: np.ndarray, distances_CK: np.ndarray, neighbors_CK: np.ndarray) -> np.ndarray:
+    """Fields of `Neighborhoods` and the inverse of the local MLE, [C, 7]."""
+    inverse_C = inverse_dimensions(distances_CK[:, :MLE_NEIGHBORS])
+    return np.column_stack([neighborhoods(x_MD, distances_CK, neighbors_CK).stack(), inverse_C])
 
 
 def _neighbors_of_first(x_MD: np.ndarray, centers: int, num_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
@@ -246,12 +201,22 @@ def _neighbors_of_first(x_MD: np.ndarray, centers: int, num_neighbors: int) -> t
     return np.take_along_axis(exact_CK, order, 1), np.take_along_axis(nearest_CK, order, 1)
 
 
-def _features(means: np.ndarray, estimates: Any) -> np.ndarray:
-    """Features [..., F] of means over centers [..., 6] and estimates [...]."""
-    shape = shape_statistics(means)
-    logs = np.log(estimates)
-    scale = np.log(means[..., 0] / means[..., 1])
-    return np.stack([logs, shape[..., 0] - logs, *np.moveaxis(shape[..., 1:], -1, 0), scale], axis=-1)
+def _features(mean_7: np.ndarray, pairs_9: np.ndarray) -> np.ndarray:
+    """Features [F] from the means over centers [7] and the pair statistics [9]; the first is log of the MLE."""
+    log_mle = -np.log(mean_7[6])
+    shape = shape_statistics(mean_7[:6])
+    (_, _, radius_3), (plain_2, curved_2, radius_2), (plain_1, curved_1, _) = pairs_9.reshape(3, 3)
+    return np.array([
+        log_mle,
+        shape[0] - log_mle,
+        *shape[1:],
+        np.log(mean_7[0] / mean_7[1]),
+        np.log(max(curved_2, 1.0) / plain_2),
+        np.log(plain_2 / plain_1),
+        radius_2,
+        np.log(max(curved_1, 1.0) / plain_1),
+        radius_3,
+    ])  # fmt: skip
 
 
 def _distance(a_QF: np.ndarray, b_SF: np.ndarray, scales_F: np.ndarray) -> np.ndarray:
@@ -262,12 +227,12 @@ def _krige(x_SF: np.ndarray, y_S: np.ndarray, query_QF: np.ndarray) -> tuple[np.
     """Mean and standard deviation of a Gaussian process with a linear trend, at the queries."""
 
     def covariance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        trend = _LINEAR * (1 + a @ b.T)
+        trend = _LINEAR * (1 + (a / _SCALES) @ (b / _SCALES).T)
         return _AMPLITUDE * np.exp(-0.5 * _distance(a, b, _SCALES)) + trend
 
     noisy_SS = covariance(x_SF, x_SF) + _NOISE * np.eye(len(x_SF))
     cross_QS = covariance(query_QF, x_SF)
-    own_Q = _AMPLITUDE + _LINEAR * (1 + (query_QF**2).sum(axis=1))
+    own_Q = _AMPLITUDE + _LINEAR * (1 + ((query_QF / _SCALES) ** 2).sum(axis=1))
     solved = np.linalg.solve(noisy_SS, np.column_stack([y_S, cross_QS.T]))
     variance_Q = own_Q - np.einsum("qs,sq->q", cross_QS, solved[:, 1:])
     return cross_QS @ solved[:, 0], np.sqrt(np.maximum(variance_Q, 0))

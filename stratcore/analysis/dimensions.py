@@ -1,137 +1,159 @@
-"""Every estimate of the dimension of every stratum, each with an interval, in one table of typed rows."""
+"""Every dimension of a cloud side by side: of all rows and of each stratum, with intervals.
+
+Legend: N rows, D features.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
 
 from stratcore.analysis._checks import as_labels, as_matrix
 from stratcore.analysis.calibrated_dim import CalibratedDimension
 from stratcore.analysis.intrinsic_dim import effective_rank, participation_ratio
-from stratcore.analysis.local_dim import DANCo, LevinaBickel, LocalPCA, SimplexCVDimension, TwoNN
+from stratcore.analysis.local_dim import LevinaBickel, LocalPCA, SimplexCVDimension, TwoNN, distinct_rows
 from stratcore.analysis.resampling import Resampling
 
-LINEAR = ("pca", "effective_rank", "participation_ratio")
-CALIBRATED = {
-    "two_nn": TwoNN,
-    "levina_bickel": LevinaBickel,
-    "local_pca": LocalPCA,
-    "simplex_cv": SimplexCVDimension,
-}
-ESTIMATORS = (*LINEAR, *CALIBRATED, "danco")
+ALL_ROWS = "all rows"
+_LEAST_ROWS = 3
+_PCA_ROWS = 4000  # rows of a resample: more say nothing new of an eigenvalue's share
 
 
 @dataclass(frozen=True, kw_only=True)
 class DimensionRow:
-    """One estimate. estimator ends in "_calibrated" for `CalibratedDimension`.
+    """One estimate of one stratum.
 
-    value, low, high are NaN where the stratum gives none, and `warning` says why; low and high alone are NaN where
-    the estimator has no interval (DANCo).
+    Args:
+        stratum: "all rows" or the label.
+        num_rows: rows of the stratum.
+        estimator: the name a reader knows it by.
+        value: the dimension; None where it could not be estimated.
+        low, high: 95 % interval; None where there is none.
+        warning: what limits the value, or why there is none.
     """
 
     stratum: str
     num_rows: int
     estimator: str
-    value: float
-    low: float
-    high: float
-    warning: str
+    value: float | None
+    low: float | None
+    high: float | None
+    warning: str | None
 
 
 def dimension_table(
     X: ArrayLike,
     labels: ArrayLike | None = None,
     *,
-    estimators: Sequence[str] = (*LINEAR, *CALIBRATED),
-    calibrated: bool = True,
     variance: float = 0.75,
+    calibrated: bool = True,
     seed: int = 0,
 ) -> list[DimensionRow]:
-    """Estimates the dimension of each stratum by each estimator.
+    """Dimensions of all rows and of each stratum by every estimator.
 
     Args:
-        X: rows, [N, D].
-        labels: stratum of each row, [N], any sortable dtype; None: one stratum "all".
-        estimators: of `ESTIMATORS`. The first three are linear: the dimension of the span.
-        calibrated: whether the four from neighborhoods are followed by their calibrated value.
-        variance: of `PCADimension`.
-        seed: of simulation and bootstrap.
+        X: rows, [N, D], NumPy or torch.
+        labels: stratum of each row, [N], any sortable dtype; None: all rows only.
+        variance: share of the variance that counts a principal component, in (0, 1].
+        calibrated: whether `CalibratedDimension` is among them; it costs a simulation per number of rows.
+        seed: of the resamples, the simplices and the simulation.
 
     Returns:
-        Rows in the order of strata, then estimators. Intervals at 95 %; those of the linear ones are
-        the value with twice the spread of a bootstrap over rows, whose own center falls short.
+        The rows of "all rows" first, then those of the sorted labels. Within a stratum: the three linear ones
+        (upper bounds where the stratum is curved), the calibrated one, then the others.
 
     Raises:
-        ValueError: an unknown estimator, or what `as_matrix` says of the rows.
-        ModuleNotFoundError: "danco" without scikit-dimension.
+        ValueError: a share out of range, a row that is not finite, labels that do not fit the rows.
 
-    Cost: the calibration simulates once for each size of stratum and estimator, 12 s at 2,500 rows.
+    Determinism: a function of the rows, the labels and `seed`.
     """
-    unknown = [name for name in estimators if name not in ESTIMATORS]
-    if unknown:
-        raise ValueError(f"estimators: expected some of {', '.join(ESTIMATORS)}, got {unknown[0]!r}")
+    if not 0 < variance <= 1:
+        raise ValueError(f"variance: expected a share in (0, 1], got {variance}")
     x_ND = as_matrix("X", X)
-    labels_N = np.full(len(x_ND), "all") if labels is None else as_labels("labels", labels, len(x_ND))
-    table = []
-    for stratum in np.unique(labels_N):
-        rows = x_ND[labels_N == stratum]
-        for name in estimators:
-            for mode in (name, f"{name}_calibrated")[: 1 + (calibrated and name in CALIBRATED)]:
-                value, low, high, warning = _estimate(rows, mode, variance, seed)
-                table.append(
-                    DimensionRow(
-                        stratum=str(stratum),
-                        num_rows=len(rows),
-                        estimator=mode,
-                        value=value,
-                        low=low,
-                        high=high,
-                        warning=warning,
-                    )
-                )
+    table = list(_stratum_rows(ALL_ROWS, x_ND, variance, calibrated, seed))
+    if labels is not None:
+        labels_N = as_labels("labels", labels, len(x_ND))
+        for label in np.unique(labels_N):
+            table += _stratum_rows(str(label), x_ND[labels_N == label], variance, calibrated, seed)
     return table
 
 
-def _estimate(x_ND: np.ndarray, mode: str, variance: float, seed: int) -> tuple[float, float, float, str]:
+def _stratum_rows(
+    stratum: str, x_ND: np.ndarray, variance: float, calibrated: bool, seed: int
+) -> Iterator[DimensionRow]:
+    def row(
+        name: str,
+        value: float | None,
+        low: float | None = None,
+        high: float | None = None,
+        warning: str | None = None,
+    ) -> DimensionRow:
+        numbers = (
+            None if number is None or math.isnan(number) else float(number) for number in (value, low, high)
+        )
+        value, low, high = numbers
+        return DimensionRow(
+            stratum=stratum,
+            num_rows=len(x_ND),
+            estimator=name,
+            value=value,
+            low=low,
+            high=high,
+            warning=warning,
+        )
+
+    for name, linear in _linear(x_ND, variance, seed).items():
+        yield row(name, *linear) if isinstance(linear, tuple) else row(name, None, warning=linear)
+    for name, estimator in _estimators(calibrated, seed):
+        try:
+            found = estimator.fit(x_ND)
+        except ValueError as error:
+            yield row(name, None, warning=str(error))
+            continue
+        yield row(name, found.dimension_, found.low_, found.high_, getattr(found, "warning_", None))
+
+
+def _estimators(calibrated: bool, seed: int) -> Iterator[tuple[str, BaseEstimator]]:
+    if calibrated:
+        yield "MLE, calibrated", CalibratedDimension(random_state=seed)
+    yield "TwoNN", TwoNN()
+    yield "MLE, k = 20", LevinaBickel(k=20)
+    yield "local PCA, k = 100", LocalPCA(k=100)
+    yield "simplex CV", SimplexCVDimension(random_state=seed)
+
+
+def _linear(x_ND: np.ndarray, variance: float, seed: int) -> dict[str, tuple[float, float, float] | str]:
+    """Value and interval of each linear dimension, or why there is none."""
+    names = (f"PCA, {100 * variance:g} % of variance", "participation ratio", "effective rank")
     try:
-        if mode in LINEAR:
-            return _linear(x_ND, mode, variance, seed)
-        if mode == "danco":
-            return DANCo(random_state=seed).fit(x_ND).dimension_, float("nan"), float("nan"), ""
-        name = mode.removesuffix("_calibrated")
-        estimator = CALIBRATED[name]()
-        if name != mode:
-            estimator = CalibratedDimension(estimator, random_state=seed)
-        found = estimator.fit(x_ND)
-    except ValueError as error:
-        return float("nan"), float("nan"), float("nan"), str(error)
-    return found.dimension_, *found.interval_, getattr(found, "warning_", "")
+        distinct_rows(x_ND, _LEAST_ROWS - 1)
+    except ValueError:
+        return dict.fromkeys(names, f"expected at least {_LEAST_ROWS} distinct rows, got {len(x_ND)} rows")
+    options = Resampling(num_resamples=50, seed=seed)
+    rng, (num_rows, num_features) = options.generator(), x_ND.shape
+    centered_ND = x_ND - x_ND.mean(axis=0)
+    values = _spectrum_dimensions(centered_ND, variance)
+    size = min(num_rows, _PCA_ROWS)
+    draws = [
+        _spectrum_dimensions(centered_ND[rng.integers(num_rows, size=size)], variance)
+        for _ in range(options.num_resamples if num_features <= 256 else 20)
+    ]
+    intervals = [options.interval(np.array(column)) for column in zip(*draws, strict=True)]
+    # A resample repeats rows, so its spectrum is narrower: the interval is widened to hold the value.
+    return {
+        name: (value, min(low, value), max(high, value))
+        for name, value, (low, high) in zip(names, values, intervals, strict=True)
+    }
 
 
-def _linear(x_ND: np.ndarray, name: str, variance: float, seed: int) -> tuple[float, float, float, str]:
-    """The estimate from the eigenvalues of the covariance with its bootstrap over rows."""
-    if len(x_ND) < 2 or not np.ptp(x_ND, axis=0).any():
-        raise ValueError(f"X: expected at least 2 distinct rows, got {len(x_ND)} equal")
-
-    def estimate(rows: np.ndarray) -> float:
-        rows = rows - rows.mean(axis=0)
-        gram = rows.T @ rows if rows.shape[1] <= len(rows) else rows @ rows.T
-        values = np.maximum(np.linalg.eigvalsh(gram)[::-1], 0)
-        if name == "effective_rank":
-            return effective_rank(values)
-        if name == "participation_ratio":
-            return participation_ratio(values)
-        shares = values.cumsum() / values.sum()
-        return float(np.searchsorted(shares, variance - 1e-12) + 1)
-
-    resampling = Resampling(num_resamples=100, seed=seed)
-    rng = resampling.generator()
-    draws = [rng.integers(len(x_ND), size=len(x_ND)) for _ in range(resampling.num_resamples)]
-    spread = float(np.std([estimate(x_ND[draw]) for draw in draws if np.ptp(x_ND[draw], axis=0).any()]))
-    value, z = estimate(x_ND), NormalDist().inv_cdf((1 + resampling.level) / 2)
-    low = value - z * spread
-    return value, (low if low > 1 else 1.0), value + z * spread, ""
+def _spectrum_dimensions(x_ND: np.ndarray, variance: float) -> tuple[float, float, float]:
+    centered = x_ND - x_ND.mean(axis=0)
+    product = centered.T @ centered if centered.shape[0] >= centered.shape[1] else centered @ centered.T
+    values = np.linalg.eigvalsh(product)[::-1].clip(min=0)
+    held = np.cumsum(values / values.sum()) < variance - 1e-12
+    return float(held.sum() + 1), participation_ratio(values), effective_rank(values)

@@ -22,7 +22,7 @@ from sklearn.base import BaseEstimator
 
 from stratcore.analysis._checks import estimator_matrix
 from stratcore.analysis.neighbors import nearest_neighbors
-from stratcore.ops import EffectiveDimension, effective_dim_from_cv, simplex_cv
+from stratcore.ops import effective_dim_from_cv, simplex_cv
 
 
 class NeighborEstimator(BaseEstimator):
@@ -45,7 +45,7 @@ class NeighborEstimator(BaseEstimator):
         spread = math.exp(z * standard_error / dimension)
         self.dimension_ = float(dimension)
         self.standard_error_ = float(standard_error)
-        self.interval_ = (float(dimension / spread), float(dimension * spread))
+        self.low_, self.high_ = float(dimension / spread), float(dimension * spread)
 
 
 def distinct_rows(x_ND: np.ndarray, num_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,18 +86,18 @@ def mean_error(values_M: np.ndarray, neighbors_MK: np.ndarray) -> float:
 class TwoNN(NeighborEstimator):
     """Dimension from the ratio mu = r_2 / r_1 of the distances to the second and the first neighbor.
 
-        likelihood:  d = (m - 1) / (sum_{i <= m} log mu_(i) + (M - m) log mu_(m)),    m = floor(M (1 - discard))
-        fit:         d = slope through 0 of -log(1 - i / M) over log mu_(i), i <= m
+        mle:     d = (m - 1) / (sum_{i <= m} log mu_(i) + (M - m) log mu_(m)),    m = floor(M (1 - discard))
+        linear:  d = slope through 0 of -log(1 - i / M) over log mu_(i), i <= m
 
     Args:
-        method: "likelihood" or "fit".
-        discard: share of the largest ratios to leave out, in [0, 1); None: 0 for the likelihood, where they count
-            as censored, and .1 for the fit, as its authors have it.
+        method: "mle" or "linear".
+        discard_fraction: share of the largest ratios to leave out, in [0, 1); None: 0 for the
+            likelihood, where they count as censored, and .1 for the linear fit, as its authors have it.
         level: of the interval.
         device: where neighbors are searched; None leaves the choice to `nearest_neighbors`.
 
     Attributes:
-        dimension_, interval_, standard_error_: the estimate. For the fit the error is that of the likelihood.
+        dimension_, low_, high_, standard_error_: the estimate. For "linear" the error is that of the likelihood.
         num_duplicates_: rows that are copies of another one; they are left out.
 
     Numerics: the likelihood is unbiased where the cloud is flat and even.
@@ -106,23 +106,29 @@ class TwoNN(NeighborEstimator):
 
     def __init__(
         self,
-        method: str = "likelihood",
-        discard: float | None = None,
+        method: str = "mle",
+        discard_fraction: float | None = None,
         level: float = 0.95,
         device: str | None = None,
     ) -> None:
         self.method = method
-        self.discard = discard
+        self.discard_fraction = discard_fraction
         self.level = level
         self.device = device
 
     def fit(self, X: ArrayLike, y: object = None) -> TwoNN:
         """Fit on rows [N, D] of which at least 3 differ; `y` is ignored."""
-        if self.method not in ("likelihood", "fit"):
-            raise ValueError(f"method: expected 'likelihood' or 'fit', got {self.method!r}")
-        discard = {"likelihood": 0.0, "fit": 0.1}[self.method] if self.discard is None else self.discard
-        if not 0 <= discard < 1 or (self.method == "fit" and discard == 0):
-            raise ValueError(f"discard: expected a share in [0, 1), above 0 for the fit, got {discard}")
+        if self.method not in ("mle", "linear"):
+            raise ValueError(f"method: expected 'mle' or 'linear', got {self.method!r}")
+        discard = (
+            {"mle": 0.0, "linear": 0.1}[self.method]
+            if self.discard_fraction is None
+            else self.discard_fraction
+        )
+        if not 0 <= discard < 1 or (self.method == "linear" and discard == 0):
+            raise ValueError(
+                f"discard_fraction: expected a share in [0, 1), above 0 for the linear fit, got {discard}"
+            )
         x_MD, _ = self._distinct(X, 2)
         found = nearest_neighbors(x_MD, 2, device=self.device)
         log_ratios_M = np.log(found.distances[:, 1] / found.distances[:, 0])
@@ -139,7 +145,7 @@ class TwoNN(NeighborEstimator):
             raise ValueError(
                 "X: every row has its two nearest neighbors at one distance; no dimension follows"
             )
-        if self.method == "fit":
+        if self.method == "linear":
             heights = -np.log1p(-np.arange(1, kept + 1) / num_rows)
             dimension = float(smallest @ heights / (smallest @ smallest))
         else:
@@ -152,46 +158,47 @@ class TwoNN(NeighborEstimator):
 class LevinaBickel(NeighborEstimator):
     """Maximum likelihood estimate of the dimension from the distances r_1 <= ... <= r_K to K neighbors.
 
-        d(x) = (K - 1) / sum_{j < K} log(r_K / r_j),    d = 1 / mean_x(1 / d(x))
+        d(x) = (K - 2) / S(x),    d = (K - 1) / mean_x S(x),    S(x) = sum_{j < K} log(r_K / r_j)
 
     Args:
-        n_neighbors: K >= 2.
+        k: K >= 3.
         level: of the interval.
         device: where neighbors are searched; None leaves the choice to `nearest_neighbors`.
 
     Attributes:
-        dimension_, interval_, standard_error_: the global estimate, the harmonic mean over rows.
-        local_dimension_: d(x) of each row, [N]; copies of a row share its value. Infinite where all K neighbors
+        dimension_, low_, high_, standard_error_: the global estimate, the harmonic mean over rows.
+        pointwise_: d(x) of each row, [N]; copies of a row share its value. Infinite where all K neighbors
             are at one distance.
         num_duplicates_: rows that are copies of another one; they are left out of the global estimate.
 
-    Numerics: K - 1 makes the harmonic mean consistent; a single d(x) is on average (K - 1) / (K - 2) too large.
-    Source: Levina and Bickel 2004; MacKay and Ghahramani 2005 (harmonic mean). Equal to scikit-dimension's MLE.
+    Numerics: K - 2 makes a single d(x) unbiased where the cloud is flat and even, K - 1 the harmonic mean over rows.
+    Source: Levina and Bickel 2004; MacKay and Ghahramani 2005 (harmonic mean). Equal to scikit-dimension's MLE: the
+    global number to comb="mle", the local ones to unbiased=True.
     """
 
-    def __init__(self, n_neighbors: int = 20, level: float = 0.95, device: str | None = None) -> None:
-        self.n_neighbors = n_neighbors
+    def __init__(self, k: int = 20, level: float = 0.95, device: str | None = None) -> None:
+        self.k = k
         self.level = level
         self.device = device
 
     def fit(self, X: ArrayLike, y: object = None) -> LevinaBickel:
-        """Fit on rows [N, D], more than n_neighbors of them distinct; `y` is ignored."""
-        if self.n_neighbors < 2:
-            raise ValueError(f"n_neighbors: expected at least 2, got {self.n_neighbors}")
-        x_MD, row_N = self._distinct(X, self.n_neighbors)
-        found = nearest_neighbors(x_MD, self.n_neighbors, device=self.device)
+        """Fit on rows [N, D], more than k of them distinct; `y` is ignored."""
+        if self.k < 3:
+            raise ValueError(f"k: expected at least 3, got {self.k}")
+        x_MD, row_N = self._distinct(X, self.k)
+        found = nearest_neighbors(x_MD, self.k, device=self.device)
         inverse_M = inverse_dimensions(found.distances)
         if not inverse_M.any():
             raise ValueError("X: every row has all its neighbors at one distance; no dimension follows")
         with np.errstate(divide="ignore"):
-            self.local_dimension_ = (1 / inverse_M)[row_N]
+            self.pointwise_ = ((self.k - 2) / (self.k - 1) / inverse_M)[row_N]
         dimension = 1 / inverse_M.mean()
         self._set(dimension, mean_error(inverse_M, found.indices) * dimension**2)
         return self
 
 
 def inverse_dimensions(distances_MK: np.ndarray) -> np.ndarray:
-    """1 / d(x) of `LevinaBickel` for each row of sorted distances."""
+    """S(x) / (K - 1) of `LevinaBickel` for each row of sorted distances."""
     logs_MK = np.log(distances_MK)
     return (logs_MK[:, -1:] - logs_MK[:, :-1]).mean(axis=1)
 
@@ -200,14 +207,14 @@ class LocalPCA(NeighborEstimator):
     """Number of principal components that hold a share of the variance among the neighbors of a row.
 
     Args:
-        variance: share of the variance to hold, in (0, 1].
-        n_neighbors: K >= 2; the row itself does not count. The answer is at most K - 1.
+        k: K >= 2; the row itself does not count. The answer is at most K - 1.
+        share: of the variance to hold, in (0, 1].
         level: of the interval.
         device: where neighbors are searched; None leaves the choice to `nearest_neighbors`.
 
     Attributes:
-        dimension_, interval_, standard_error_: the mean over the distinct rows.
-        local_dimension_: the number for each row, [N], float64.
+        dimension_, low_, high_, standard_error_: the mean over the distinct rows.
+        pointwise_: the number for each row, [N], float64.
         num_duplicates_: rows that are copies of another one.
 
     Numerics: shares are compared with a slack of 1e-12.
@@ -216,31 +223,31 @@ class LocalPCA(NeighborEstimator):
 
     def __init__(
         self,
-        variance: float = 0.95,
-        n_neighbors: int = 100,
+        k: int = 100,
+        share: float = 0.95,
         level: float = 0.95,
         device: str | None = None,
     ) -> None:
-        self.variance = variance
-        self.n_neighbors = n_neighbors
+        self.share = share
+        self.k = k
         self.level = level
         self.device = device
 
     def fit(self, X: ArrayLike, y: object = None) -> LocalPCA:
-        """Fit on rows [N, D], more than n_neighbors of them distinct; `y` is ignored."""
-        if not 0 < self.variance <= 1:
-            raise ValueError(f"variance: expected a share in (0, 1], got {self.variance}")
-        if self.n_neighbors < 2:
-            raise ValueError(f"n_neighbors: expected at least 2, got {self.n_neighbors}")
-        x_MD, row_N = self._distinct(X, self.n_neighbors)
-        found = nearest_neighbors(x_MD, self.n_neighbors, device=self.device)
-        local_M = pca_dimensions(x_MD, found.indices, self.variance)
-        self.local_dimension_ = local_M[row_N]
+        """Fit on rows [N, D], more than k of them distinct; `y` is ignored."""
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share: expected a share in (0, 1], got {self.share}")
+        if self.k < 2:
+            raise ValueError(f"k: expected at least 2, got {self.k}")
+        x_MD, row_N = self._distinct(X, self.k)
+        found = nearest_neighbors(x_MD, self.k, device=self.device)
+        local_M = pca_dimensions(x_MD, found.indices, self.share)
+        self.pointwise_ = local_M[row_N]
         self._set(float(local_M.mean()), mean_error(local_M, found.indices))
         return self
 
 
-def pca_dimensions(x_MD: np.ndarray, neighbors_CK: np.ndarray, variance: float) -> np.ndarray:
+def pca_dimensions(x_MD: np.ndarray, neighbors_CK: np.ndarray, share: float) -> np.ndarray:
     """Components that hold a share of the variance in each neighborhood, [C], float64."""
     dimensions = []
     chunk = max(1, 2**24 // (neighbors_CK.shape[1] * max(x_MD.shape[1], neighbors_CK.shape[1])))
@@ -250,7 +257,7 @@ def pca_dimensions(x_MD: np.ndarray, neighbors_CK: np.ndarray, variance: float) 
         wide = block_CKD.shape[2] > block_CKD.shape[1]
         gram = block_CKD @ block_CKD.mT if wide else block_CKD.mT @ block_CKD
         shares = torch.linalg.eigvalsh(gram).flip(-1).clamp(min=0).cumsum(-1)
-        held = shares / shares[:, -1:] < variance - 1e-12
+        held = shares / shares[:, -1:] < share - 1e-12
         dimensions.append((held.sum(-1) + 1).double().numpy())
     return np.concatenate(dimensions)
 
@@ -270,10 +277,9 @@ class SimplexCVDimension(BaseEstimator):
         random_state: seed of the draws, an int.
 
     Attributes:
-        dimension_, interval_: the estimate. The interval counts N / (k + 1) independent simplices, which is
+        dimension_, low_, high_: the estimate. The interval counts N / (k + 1) independent simplices, which is
             cautious; an end is NaN where no dimension is consistent with the CV.
-        cv_: the CV itself. Where it is larger than that of uniform points in `order` dimensions, as in clusters, the
-            answer is `order`, the least there is.
+        cv_: the CV itself.
         num_duplicates_: rows that are copies of another one; they are left out.
     """
 
@@ -288,6 +294,8 @@ class SimplexCVDimension(BaseEstimator):
     def fit(self, X: ArrayLike, y: object = None) -> SimplexCVDimension:
         """Fit on rows [N, D], more than `order` of them distinct; `y` is ignored."""
         x_ND = estimator_matrix(self, X, min_rows=2)
+        if self.n_features_in_ == 1:
+            raise ValueError("X: expected at least 2 columns for directions that vary, got n_features = 1")
         x_MD, _ = distinct_rows(x_ND, self.order)
         self.num_duplicates_ = len(x_ND) - len(x_MD)
         centered = x_MD - x_MD.mean(axis=0)
@@ -295,20 +303,19 @@ class SimplexCVDimension(BaseEstimator):
         rows = torch.from_numpy(centered[norms > 0] / norms[norms > 0, None])
         found = simplex_cv(rows, k=self.order, num_simplices=self.num_simplices, seed=self.random_state)
         self.cv_ = float(found.cv)
-        if not self.cv_ > 0:
-            raise ValueError(
-                f"X: the rows span no simplices of order {self.order}; try a lower order (got "
-                f"{x_ND.shape[1]} feature(s))"
+        estimate = None
+        if self.cv_ > 0:
+            independent = max(2, len(x_MD) // (self.order + 1))
+            estimate = effective_dim_from_cv(
+                self.cv_, self.order, num_simplices=independent, confidence=self.level
             )
-        independent = max(2, len(x_MD) // (self.order + 1))
-        estimate = effective_dim_from_cv(
-            self.cv_, self.order, num_simplices=independent, confidence=self.level
-        )
-        if math.isnan(estimate.dim):
-            low = high = float(self.order)
-            estimate = EffectiveDimension(low, low, high if math.isnan(estimate.high) else estimate.high)
+        if estimate is None or math.isnan(estimate.dim):
+            raise ValueError(
+                f"X: simplices of order {self.order} vary more (CV {self.cv_:.4g}) than uniform points of any "
+                f"dimension from {self.order} on; try a lower order"
+            )
         self.dimension_ = estimate.dim
-        self.interval_ = (estimate.low, estimate.high)
+        self.low_, self.high_ = estimate.low, estimate.high
         return self
 
 
@@ -316,7 +323,7 @@ class DANCo(BaseEstimator):
     """Dimension from angle and norm concentration, as scikit-dimension computes it.
 
     Args:
-        n_neighbors: neighbors of each row.
+        k: neighbors of each row.
         random_state: seed of its simulated calibration.
 
     Attributes:
@@ -326,12 +333,12 @@ class DANCo(BaseEstimator):
     Source: Ceruti et al. 2012. Needs the optional package scikit-dimension.
     """
 
-    def __init__(self, n_neighbors: int = 10, random_state: int = 0) -> None:
-        self.n_neighbors = n_neighbors
+    def __init__(self, k: int = 10, random_state: int = 0) -> None:
+        self.k = k
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: object = None) -> DANCo:
-        """Fit on rows [N, D], more than n_neighbors of them distinct; `y` is ignored.
+        """Fit on rows [N, D], more than k of them distinct; `y` is ignored.
 
         Raises:
             ModuleNotFoundError: scikit-dimension is not installed.
@@ -342,8 +349,8 @@ class DANCo(BaseEstimator):
             message = "DANCo needs scikit-dimension: pip install 'stratcore[dimension]'"
             raise ModuleNotFoundError(message, name=error.name) from error
         x_ND = estimator_matrix(self, X, min_rows=2)
-        x_MD, _ = distinct_rows(x_ND, self.n_neighbors)
+        x_MD, _ = distinct_rows(x_ND, self.k)
         self.num_duplicates_ = len(x_ND) - len(x_MD)
-        reference = Reference(k=self.n_neighbors, random_state=self.random_state).fit(x_MD)
+        reference = Reference(k=self.k, random_state=self.random_state).fit(x_MD)
         self.dimension_ = float(reference.dimension_)
         return self

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stratcore.analysis.dimensions import ALL_ROWS
 from stratcore.analysis.narrative import format_count, format_number, format_percent
 from stratcore.analysis.schema import to_plain
 from stratcore.analysis.stratification_results import AnalysisResults
 
-ALL_ROWS = "all rows"
 CALIBRATED = ", calibrated"
 
 ANALYSIS_CAPTIONS = {

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stratcore.cli.command import Parser, execute_run, open_folder
+from stratcore.cli.scan import scan
 from stratcore.recipes.settings import UsageError, dump, load_run
 
 PROGRAM = "python -m stratcore.analyze"
@@ -20,6 +21,8 @@ def analyze(argv: Sequence[str]) -> int:
     """Runs `python -m stratcore.analyze` with these arguments and returns the exit code."""
     from stratcore.recipes import ANALYSES
 
+    if argv and argv[0] == "scan":
+        return scan(argv[1:])
     try:
         arguments = _parse(argv)
         target = [] if arguments.target is None else target_settings(arguments.target, arguments.texts)
@@ -76,6 +79,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         epilog=f"workflows:\n{listing}\n\ntargets: the folder of a trained run; a file of embeddings "
         f"({', '.join(TABLES)});\n  a Hugging Face model (folder, .gguf file or hub name), with --texts for "
         "embeddings of texts,\n  without for its token embeddings; nothing: the bundled embeddings.\n\n"
+        f"{PROGRAM} scan FILE describes the geometry of a file of embeddings\n  and ends with exit code 3 if "
+        "they have collapsed.\n\n"
         f"keys: --print_config shows them all; for example\n  {PROGRAM} embeddings.npy tests.window=[10,200] seed=1",
     )
     parser.add_argument(

@@ -22,7 +22,7 @@ from stratcore.analysis.stratification_results import (
     write_analysis,
 )
 from stratcore.recipes.analysis import AnalysisRun
-from stratcore.recipes.analysis_dimensions import stratum_estimates
+from stratcore.recipes.analysis_dimensions import stratum_dimensions_table
 from stratcore.recipes.analysis_results import data_result, experts_result, perplexity_result
 from stratcore.recipes.analysis_rows import AnalyzedRows, load_analyzed_rows
 from stratcore.recipes.analysis_strata import FoundStrata, find_strata
@@ -126,7 +126,7 @@ def _analyze(run: AnalysisRun, rows: AnalyzedRows, neighborhoods: Neighborhoods,
     with clock.step("tests"):
         tests, notes = run_tests(neighborhoods, run.tests, strata.labels)
     with clock.step("dimensions"):
-        dimensions = stratum_estimates(
+        dimensions = stratum_dimensions_table(
             rows.x, strata.labels, variance=run.variance, calibrated=run.calibrated, seed=run.seed
         )
     with clock.step("geometry"):

@@ -5,6 +5,7 @@ Legend: N rows, d dimension. Rows are uniform with respect to the volume unless 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -69,6 +70,13 @@ def projective(rng: np.random.Generator, num_rows: int, size: int) -> np.ndarray
     return np.concatenate([p.real, p.imag], axis=1)
 
 
+def veronese(rng: np.random.Generator, num_rows: int, dimension: int) -> np.ndarray:
+    """Rows on the real projective space of a dimension, as projectors (upper triangle, isometric)."""
+    x_ND = sphere(rng, num_rows, dimension)
+    i, j = np.triu_indices(dimension + 1)
+    return x_ND[:, i] * x_ND[:, j] * np.where(i == j, 1.0, math.sqrt(2))
+
+
 def calibration_manifolds() -> dict[str, list[tuple[int, Sampler]]]:
     """The families that calibration knows, each with (dimension, sampler) in the order of dimensions."""
     dims = (1, 2, 3, 4, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64)
@@ -92,14 +100,18 @@ def calibration_manifolds() -> dict[str, list[tuple[int, Sampler]]]:
             (p * (m - p), partial(grassmann, size=m, frames=p))
             for m, p in ((4, 2), (6, 2), (6, 3), (8, 3), (8, 4), (10, 4), (14, 4))
         ],
+        "real projective": [(d, partial(veronese, dimension=d)) for d in dims[1:-4]],
+        "complex projective": [
+            (2 * m, partial(projective, size=m)) for m in (1, 2, 3, 4, 5, 7, 10, 13, 16, 20)
+        ],
     }
-    products = {
-        1: dims,
-        2: (1, 2, 3, 4, 5, 7, 10, 13, 16, 20, 25, 32),
-        3: (1, 2, 3, 5, 7, 10, 13, 17, 21),
-        5: (2, 3, 4, 6, 8, 10, 13),
-    }
-    for a, counts in products.items():
+    factors = (
+        (1, dims),
+        (2, (1, 2, 3, 4, 5, 7, 10, 13, 16, 20, 25, 32)),
+        (3, (1, 2, 3, 5, 7, 10, 13, 17, 21)),
+        (5, (2, 3, 4, 6, 8, 10, 13)),
+    )
+    for a, counts in factors:
         name = "torus" if a == 1 else f"spheres S^{a}"
         families[name] = [(a * m, partial(spheres, dimensions=[a] * m)) for m in counts]
     return families
