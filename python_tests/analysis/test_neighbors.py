@@ -111,9 +111,16 @@ def test_the_error_of_the_product_keeps_below_its_bound():
     assert ((rounded - exact).abs() <= bound).all()
 
 
-def test_reduced_precision_of_the_process_changes_nothing():
+def test_reduced_precision_of_the_process_changes_nothing(monkeypatch):
     x_ND = torch.randn(600, 40) + 30
     expected = nearest_neighbors(x_ND, 20)
+    seen, addmm = [], torch.addmm
+
+    def watched(*factors, **options):
+        seen.append((torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu")))
+        return addmm(*factors, **options)
+
+    monkeypatch.setattr(torch, "addmm", watched)
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -121,6 +128,7 @@ def test_reduced_precision_of_the_process_changes_nothing():
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+    assert seen == [("highest", False)]
     np.testing.assert_array_equal(found.indices, expected.indices)
     np.testing.assert_array_equal(found.distances, expected.distances)
 
