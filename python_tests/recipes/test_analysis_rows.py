@@ -14,6 +14,7 @@ from python_tests.recipes.small_analysis import ROWS, run, table
 from stratcore.data import DataError
 from stratcore.recipes.analysis import AnalysisRows
 from stratcore.recipes.analysis_rows import load_analyzed_rows
+from stratcore.recipes.trained_run import load_trained_run
 
 CPU = torch.device("cpu")
 
@@ -46,6 +47,22 @@ def test_a_reduction_keeps_its_share(tmp_path):
     assert rows.variance_kept == pytest.approx(rows.x.var(axis=0).sum() / whole.var(axis=0).sum())
     with pytest.raises(ValueError, match="data.reduce: expected at most 8 components of 240 rows"):
         load_analyzed_rows(replace(options, data=replace(options.data, reduce=9)), tmp_path, CPU)
+
+
+def test_rows_of_a_trained_run_come_in_the_order_of_its_table(trained_folder, tmp_path):
+    trained = load_trained_run(trained_folder)
+    rows = load_analyzed_rows(
+        run(tmp_path, perplexity=None, data=AnalysisRows(run=trained_folder)), tmp_path, CPU
+    )
+    whole = trained.data.table.embeddings.astype(np.float64)
+    np.testing.assert_allclose(rows.x, trained.data.pca.transform(whole), atol=1e-9)
+    assert np.array_equal(np.flatnonzero(~rows.experts.held_out), np.sort(trained.data.split.train))
+    names = np.array(trained.data.table.domain_names)[trained.data.table.domain]
+    assert np.array_equal(rows.domain, names)
+    x = (rows.x - trained.data.center) / trained.data.scale
+    with torch.no_grad():
+        gate = trained.model(torch.from_numpy(x.astype(np.float32))).probabilities
+    np.testing.assert_allclose(rows.experts.gate, gate.numpy(), atol=1e-5)
 
 
 def test_a_model_without_texts_gives_its_tokens(tmp_path):

@@ -26,8 +26,8 @@ ANALYSIS_CAPTIONS = {
     ),
     "p_value_map": (
         "Where neighborhoods change dimension",
-        "Dark points have small p-values. The left maps are tests of known size; the rule of the source "
-        "documents rejects nearly everything, smooth or not.",
+        "Dark points have small p-values, gray ones cannot be tested. Left a rise of the dimension with the radius, "
+        "right any change. Both tests have the size they name where the data are flat.",
     ),
     "p_value_ranks": (
         "All p-values, sorted",

@@ -136,12 +136,13 @@ def _rows_of_run(folder: Path, device: torch.device) -> AnalyzedRows:
     from stratcore.training.tasks import Rows
 
     trained = load_trained_run(folder, device)
-    table, split = trained.data.table, trained.data.split
-    parts = ("train", "validation", "test")
-    rows = _rows_of_table(table.select(np.concatenate([getattr(split, part) for part in parts])))
-    x = torch.cat([trained.data.rows(part).x for part in parts])
+    split, parts = trained.data.split, ("train", "validation", "test")
+    order = np.concatenate([getattr(split, part) for part in parts])
+    rows = _rows_of_table(trained.data.table.select(np.sort(order)))
+    back = np.argsort(order)  # from the order of the parts to that of the table
+    x = torch.cat([trained.data.rows(part).x for part in parts])[back]
     found = evaluate(trained.model, Rows(x, torch.zeros(len(x), dtype=torch.long)), trained.data, device)
-    held_out = np.repeat([False, True, True], [len(getattr(split, part)) for part in parts])
+    held_out = np.repeat([False, True, True], [len(getattr(split, part)) for part in parts])[back]
     experts = ExpertRows(
         gate=found.gate,
         chosen=found.chosen,
@@ -151,7 +152,7 @@ def _rows_of_run(folder: Path, device: torch.device) -> AnalyzedRows:
         energy=found.energy,
         checkpoint=str(trained.checkpoint),
     )
-    reduced = np.concatenate([trained.data.reduced(part) for part in parts])
+    reduced = np.concatenate([trained.data.reduced(part) for part in parts])[back]
     kept = None
     if trained.data.pca is not None:
         kept = float(reduced.var(axis=0).sum() / rows.x.var(axis=0).sum())

@@ -186,7 +186,7 @@ def _first_change(
     if reach is not None:
         p_PW = np.where(slopes.radius_PV[:, position_W + 2 * width - 1] <= reach, p_PW, np.nan)
     hit_PW = p_PW < alpha
-    rejected_P = np.asarray(hit_PW.any(axis=1))
+    rejected_P: np.ndarray = np.asarray(hit_PW.any(axis=1))
     index_P = np.where(rejected_P, position_W[hit_PW.argmax(axis=1)], 0)
     known_P = np.isfinite(p_PW).any(axis=1)
     place_V = np.arange(len(slopes.log_rank_V))
