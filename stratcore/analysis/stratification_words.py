@@ -165,8 +165,8 @@ def _singular_sentence(r: Mapping[str, Any]) -> str:
     if source is not None and source["num_tested"]:
         share = format_percent(source["num_rejected"] / source["num_tested"])
         sentence += (
-            f" The rule of the source documents rejects {share} of the same points; it rejects 81 to 100 % on "
-            "perfectly smooth manifolds."
+            f" The rule of the source documents rejects {share} of the same points; on smooth manifolds it "
+            "rejects half of the points at least, mostly all."
         )
     return sentence
 
