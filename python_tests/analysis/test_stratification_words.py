@@ -20,7 +20,8 @@ def test_the_answer_leads_with_singular_points(results):
     assert answer[0] == (
         "There are singular points: of 100 points, at 2 the dimension rises with the radius (fiber bundle rejected; "
         "family-wise error 0.05) and at 4 it changes at all (manifold rejected). The rule of the source documents "
-        "rejects 90.0\u00a0% of the same points; on smooth manifolds it rejects half of the points at least, mostly all."
+        "rejects 90.0\u00a0% of the same points; on smooth manifolds it rejects half of the points at least, mostly "
+        "all."
     )
     assert answer[1].startswith(
         "The rows have about 12.0 dimensions (MLE, calibrated, 95 % interval 11.0 to 13.0; a"
