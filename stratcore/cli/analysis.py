@@ -32,7 +32,7 @@ def analyze(argv: Sequence[str]) -> int:
             print(dump(run), end="")
             return 0
         folder = open_folder(arguments.output, run.recipe, resume=False)
-        return execute_run(run, folder, False, shlex.join([PROGRAM, *argv]))
+        return execute_run(run, folder, False, shlex.join([*PROGRAM.split(), *argv]))
     except (ValueError, OSError) as error:
         print(f"stratcore: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -25,7 +25,7 @@ def train(argv: Sequence[str]) -> int:
             print(dump(run), end="")
             return 0
         folder = open_folder(arguments.output, run.recipe, arguments.resume)
-        return execute_run(run, folder, arguments.resume, shlex.join([PROGRAM, *argv]))
+        return execute_run(run, folder, arguments.resume, shlex.join([*PROGRAM.split(), *argv]))
     except (ValueError, OSError) as error:
         print(f"stratcore: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
