@@ -12,7 +12,7 @@ from stratcore.analysis import (
     TwoNN,
 )
 from stratcore.analysis._manifolds import sphere, spheres
-from stratcore.analysis.local_dim import distinct_rows
+from stratcore.analysis.local_dim import enough_distinct_rows
 
 
 def clouds():
@@ -110,7 +110,7 @@ def test_copies_of_rows_change_nothing_and_are_counted():
 
 def test_distinct_rows_keep_the_order_of_first_copies():
     rows = np.array([[2.0, 1], [0, 0], [2, 1], [-0.0, 0], [1, 5]])
-    distinct, index = distinct_rows(rows, 2)
+    distinct, index = enough_distinct_rows(rows, 2)
     np.testing.assert_array_equal(distinct, [[2, 1], [0, 0], [1, 5]])
     np.testing.assert_array_equal(index, [0, 1, 0, 1, 2])
 

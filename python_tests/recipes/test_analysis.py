@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
+from stratcore.analysis.strata.fit import StrataMethod
 from stratcore.recipes import ANALYSES
-from stratcore.recipes.analysis import AnalysisRows, AnalysisRun
+from stratcore.recipes.analysis import AnalysisRows, AnalysisRun, Clustering
+from stratcore.recipes.settings import UsageError, load_run
+
+
+def test_strata_by_any_clustering_that_there_is():
+    assert (*get_args(Clustering), "given") == get_args(StrataMethod)
+    with pytest.raises(UsageError, match=r"strata\.method"):
+        load_run(ANALYSES, None, None, ["strata.method=kmean"])
 
 
 @pytest.mark.parametrize("name", ANALYSES)

@@ -15,7 +15,7 @@ from stratcore.analysis.stratification_results import AnalysisResults
 from stratcore.cli import analyze
 from stratcore.recipes import RECIPES
 from stratcore.recipes.analysis import AnalysisRows
-from stratcore.recipes.analysis_run import execute
+from stratcore.recipes.analysis_run import Clock, execute
 
 
 def test_files_of_an_analysis(analysis_folder):
@@ -60,6 +60,17 @@ def test_same_seed_same_numbers(analysis_results, tmp_path):
         if key == "perplexity":
             own, other = own | {"source": ""}, other | {"source": ""}
         assert own == other, key
+
+
+def test_a_terminal_is_told_the_steps(monkeypatch, capsys):
+    with Clock().step("rows"):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    clock = Clock()
+    with clock.step("neighbors"):
+        pass
+    assert capsys.readouterr().err == "neighbors ...\n" and set(clock.seconds) == {"neighbors"}
 
 
 @pytest.mark.parametrize("name", ["notebook", "multi_domain"])

@@ -35,6 +35,10 @@ def test_weights_replace_what_was_there(trained_folder):
 
 
 def test_folders_that_are_no_trained_run(tmp_path, trained_folder):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text("recipe: compare_dictionaries")
+    with pytest.raises(ValueError, match="trains one dictionary mixture, got compare_dictionaries"):
+        load_trained_run(tmp_path / "other")
     with pytest.raises(FileNotFoundError, match="holds no config.yaml"):
         load_trained_run(tmp_path)
     (tmp_path / "config.yaml").write_bytes((trained_folder / "config.yaml").read_bytes())

@@ -16,7 +16,13 @@ from sklearn.base import BaseEstimator
 from stratcore.analysis._checks import as_labels, as_matrix
 from stratcore.analysis.calibrated_dim import CalibratedDimension
 from stratcore.analysis.intrinsic_dim import effective_rank, participation_ratio
-from stratcore.analysis.local_dim import LevinaBickel, LocalPCA, SimplexCVDimension, TwoNN, distinct_rows
+from stratcore.analysis.local_dim import (
+    LevinaBickel,
+    LocalPCA,
+    SimplexCVDimension,
+    TwoNN,
+    enough_distinct_rows,
+)
 from stratcore.analysis.resampling import Resampling
 
 ALL_ROWS = "all rows"
@@ -131,7 +137,7 @@ def _linear(x_ND: np.ndarray, variance: float, seed: int) -> dict[str, tuple[flo
     """Value and interval of each linear dimension, or why there is none."""
     names = (f"PCA, {100 * variance:g} % of variance", "participation ratio", "effective rank")
     try:
-        distinct_rows(x_ND, _LEAST_ROWS - 1)
+        enough_distinct_rows(x_ND, _LEAST_ROWS - 1)
     except ValueError:
         return dict.fromkeys(names, f"expected at least {_LEAST_ROWS} distinct rows, got {len(x_ND)} rows")
     options = Resampling(num_resamples=50, seed=seed)

@@ -21,7 +21,7 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 
 from stratcore.analysis._checks import estimator_matrix
-from stratcore.analysis.neighbors import nearest_neighbors
+from stratcore.analysis.neighbors import distinct_rows, nearest_neighbors
 from stratcore.ops import effective_dim_from_cv, simplex_cv
 
 
@@ -35,7 +35,7 @@ class NeighborEstimator(BaseEstimator):
         if not 0 < self.level < 1:
             raise ValueError(f"level: expected a share in (0, 1), got {self.level}")
         x_ND = estimator_matrix(self, X, min_rows=2)
-        x_MD, row_N = distinct_rows(x_ND, num_neighbors)
+        x_MD, row_N = enough_distinct_rows(x_ND, num_neighbors)
         self.num_duplicates_ = len(x_ND) - len(x_MD)
         return x_MD, row_N
 
@@ -48,20 +48,19 @@ class NeighborEstimator(BaseEstimator):
         self.low_, self.high_ = float(dimension / spread), float(dimension * spread)
 
 
-def distinct_rows(x_ND: np.ndarray, num_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct rows in the order of their first copies, [M, D], and the distinct row of each row, [N].
+def enough_distinct_rows(x_ND: np.ndarray, num_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
+    """`distinct_rows`, more of them than the neighbors that are asked for.
 
     Raises:
-        ValueError: no more distinct rows than neighbors are asked for.
+        ValueError: there are no more.
     """
-    _, first, row_N = np.unique(x_ND + 0.0, axis=0, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    if len(first) <= num_neighbors:
+    x_MD, row_N = distinct_rows(x_ND)
+    if len(x_MD) <= num_neighbors:
         raise ValueError(
             f"X: expected more than {num_neighbors} distinct rows for {num_neighbors} neighbors, "
-            f"got {len(first)} among {len(x_ND)} rows"
+            f"got {len(x_MD)} among {len(x_ND)} rows"
         )
-    return x_ND[first[order]], np.argsort(order)[row_N.reshape(-1)]
+    return x_MD, row_N
 
 
 def mean_error(values_M: np.ndarray, neighbors_MK: np.ndarray) -> float:
@@ -296,7 +295,7 @@ class SimplexCVDimension(BaseEstimator):
         x_ND = estimator_matrix(self, X, min_rows=2)
         if self.n_features_in_ == 1:
             raise ValueError("X: expected at least 2 columns for directions that vary, got n_features = 1")
-        x_MD, _ = distinct_rows(x_ND, self.order)
+        x_MD, _ = enough_distinct_rows(x_ND, self.order)
         self.num_duplicates_ = len(x_ND) - len(x_MD)
         centered = x_MD - x_MD.mean(axis=0)
         norms = np.linalg.norm(centered, axis=1)
@@ -349,7 +348,7 @@ class DANCo(BaseEstimator):
             message = "DANCo needs scikit-dimension: pip install 'stratcore[dimension]'"
             raise ModuleNotFoundError(message, name=error.name) from error
         x_ND = estimator_matrix(self, X, min_rows=2)
-        x_MD, _ = distinct_rows(x_ND, self.k)
+        x_MD, _ = enough_distinct_rows(x_ND, self.k)
         self.num_duplicates_ = len(x_ND) - len(x_MD)
         reference = Reference(k=self.k, random_state=self.random_state).fit(x_MD)
         self.dimension_ = float(reference.dimension_)

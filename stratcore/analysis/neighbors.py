@@ -38,6 +38,13 @@ class Neighbors:
     indices: np.ndarray
 
 
+def distinct_rows(x_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct rows in the order of their first copies, [M, D], and the distinct row of each row, [N]."""
+    _, first, row_N = np.unique(x_ND + 0.0, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return x_ND[first[order]], np.argsort(order)[row_N.reshape(-1)]
+
+
 def nearest_neighbors(
     X: Any,
     k: int,

@@ -8,6 +8,16 @@ from typing import Literal
 
 from stratcore.recipes.rows import RowOptions
 
+Clustering = Literal[  # those of `stratcore.analysis.fit_strata`, which it is too much to import for a --help
+    "kmeans",
+    "spherical_kmeans",
+    "gaussian_mixture",
+    "dbscan",
+    "agglomerative",
+    "k_subspaces",
+    "mixture_of_ppca",
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisRows(RowOptions):
@@ -78,7 +88,7 @@ class StrataOptions:
         most: rows drawn for the choice and the fit; the others get the stratum that the fit predicts.
     """
 
-    method: str = "mixture_of_ppca"
+    method: Clustering = "mixture_of_ppca"
     number: int | None = None
     candidates: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10)
     criterion: Literal["heldout", "stability"] = "heldout"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from stratcore import analysis
+from stratcore.analysis.neighbors import distinct_rows
 from stratcore.recipes.analysis_rows import AnalyzedRows
 
 
@@ -25,7 +26,7 @@ def data_result(rows: AnalyzedRows) -> dict[str, Any]:
         "num_features": rows.num_features,
         "num_analyzed_features": rows.x.shape[1],
         "variance_kept": rows.variance_kept,
-        "num_duplicates": len(rows.x) - len(np.unique(rows.x, axis=0)),
+        "num_duplicates": len(rows.x) - len(distinct_rows(rows.x)[0]),
         "domains": domains,
         "notes": list(rows.notes),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,20 +35,20 @@ from stratcore.recipes.analysis_tests import (
     run_tests,
     singular_points,
 )
-from stratcore.recipes.dictionary_moe_results import environment
+from stratcore.recipes.environment import environment
 
 
 class Clock:
-    """Seconds of each named step, told as they pass where a terminal listens."""
+    """Seconds of each named step; a terminal is told the names as they come."""
 
-    def __init__(self, progress: Callable[[str], object]) -> None:
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._progress = progress
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Time a step."""
-        self._progress(name)
+        if sys.stderr.isatty():
+            print(f"{name} ...", file=sys.stderr, flush=True)
         began = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - began
@@ -60,7 +61,6 @@ def execute(
     resume: bool = False,
     command: str,
     before_training: Callable[[], object] = lambda: None,
-    progress: Callable[[str], object] = lambda _: None,
 ) -> Path:
     """Analyzes and reports; returns the folder.
 
@@ -70,13 +70,12 @@ def execute(
         resume: not for an analysis.
         command: as typed, for the report.
         before_training: called once options are found good, before anything long or lasting; makes the folder.
-        progress: told the name of each step.
 
     Raises:
         DataError: rows that cannot be used, in one line.
         ValueError: options that do not fit the rows.
     """
-    clock = Clock(progress)
+    clock = Clock()
     name = ("cuda" if torch.cuda.is_available() else "cpu") if run.device == "auto" else run.device
     device = torch.device(name)
     torch.manual_seed(run.seed)

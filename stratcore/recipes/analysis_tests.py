@@ -17,7 +17,7 @@ from stratcore.analysis.fiber_bundle import (
     neighborhood_test,
     spacings_of,
 )
-from stratcore.analysis.neighbors import nearest_neighbors
+from stratcore.analysis.neighbors import distinct_rows, nearest_neighbors
 from stratcore.analysis.plots.stratification import GrowthCurve
 from stratcore.recipes.analysis import TestOptions
 
@@ -62,16 +62,13 @@ class RowTest:
 
 def find_neighborhoods(x_ND: np.ndarray, options: TestOptions, device: torch.device) -> Neighborhoods:
     """Search the neighbors that the tests need; copies of a row count once."""
-    distinct_PD, first_P, row_N = np.unique(x_ND, axis=0, return_index=True, return_inverse=True)
-    order_P = np.argsort(first_P)
-    place_P = np.empty_like(order_P)
-    place_P[order_P] = np.arange(len(order_P))
+    distinct_PD, place_N = distinct_rows(x_ND)
     window = fitting_window(options.window, len(distinct_PD), x_ND.shape[1])
     wanted = max(window[1], options.published_window[1])
     if "source" in options.procedures and len(distinct_PD) <= _MOST_ROWS_OF_SOURCE:
         wanted = max(wanted, _SOURCE_NEIGHBORS)
-    found = nearest_neighbors(distinct_PD[order_P], min(wanted, len(distinct_PD) - 1), device=device)
-    return Neighborhoods(found.distances, place_P[row_N.reshape(-1)], window)
+    found = nearest_neighbors(distinct_PD, min(wanted, len(distinct_PD) - 1), device=device)
+    return Neighborhoods(found.distances, place_N, window)
 
 
 def run_tests(

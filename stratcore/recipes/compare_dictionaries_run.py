@@ -28,7 +28,6 @@ from stratcore.recipes.compare_dictionaries import CompareDictionariesRun
 from stratcore.recipes.compare_dictionaries_results import CAVEATS, answer, summarize, tables
 from stratcore.recipes.dictionary_moe import DictionaryMoERun
 from stratcore.recipes.dictionary_moe_data import prepare
-from stratcore.recipes.dictionary_moe_results import environment
 from stratcore.recipes.dictionary_moe_run import (
     Trained,
     count_parameters,
@@ -36,6 +35,7 @@ from stratcore.recipes.dictionary_moe_run import (
     single_dictionaries_of,
     train,
 )
+from stratcore.recipes.environment import environment
 from stratcore.recipes.trials import TrialLog, write_trials
 from stratcore.training import Runtime
 from stratcore.training.tasks import ObjectiveOptions, Rows

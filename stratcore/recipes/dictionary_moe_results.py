@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from stratcore.models.dictionary_moe import DictionaryMoE
 from stratcore.recipes.dictionary_moe import DictionaryMoERun
 from stratcore.recipes.dictionary_moe_data import PreparedData
 from stratcore.recipes.dictionary_moe_run import Trained, count_parameters
+from stratcore.recipes.environment import environment
 from stratcore.training.tasks import Rows
 
 RULES = {
@@ -295,25 +294,6 @@ class Evaluation:
 
 def _size(name: str, parameters: int, flops: float, atoms: float | None) -> dict[str, Any]:
     return {"name": name, "parameters": parameters, "active_flops": float(flops), "mean_active_atoms": atoms}
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and machine of a run."""
-    packages = ("stratcore", "torch", "numpy", "scikit-learn")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
-    return {
-        **versions,
-        "python": platform.python_version(),
-        "device": str(device),
-        **gpu,
-        "threads": torch.get_num_threads(),
-    }
 
 
 def write_run(

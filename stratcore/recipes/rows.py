@@ -39,11 +39,8 @@ def load_rows(options: RowOptions, folder: Path) -> EmbeddingTable:
     """Loads or makes the embeddings that the options name; `folder` is the run's."""
     if not options.texts or options.encoder is None:
         return load_table(options.source)
-    from stratcore.data import embed_table, join_texts, load_gguf, load_texts
+    from stratcore.data import embed_table, join_texts, load_texts
 
     texts = join_texts([load_texts(name, rows=options.rows) for name in options.texts])
     cache = options.cache or folder / "embeddings"
-    if options.encoder.endswith(".gguf"):
-        model, tokenizer = load_gguf(options.encoder)
-        return embed_table(texts, model, tokenizer, options.encoder, options=options.embed, cache_dir=cache)
     return embed_table(texts, options.encoder, options=options.embed, cache_dir=cache)

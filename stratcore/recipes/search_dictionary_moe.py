@@ -76,7 +76,7 @@ def execute(
         ValueError: a point does not fit the rows, or more than one process.
     """
     from stratcore.recipes.dictionary_moe_data import prepare
-    from stratcore.recipes.dictionary_moe_results import environment
+    from stratcore.recipes.environment import environment
     from stratcore.recipes.trials import TrialLog, write_trials
     from stratcore.training import Runtime
 

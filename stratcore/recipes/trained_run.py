@@ -8,12 +8,10 @@ from pathlib import Path
 import torch
 
 from stratcore.models.dictionary_moe import DictionaryMoE
-from stratcore.recipes.dictionary_moe import DictionaryMoERun, dictionary_moe, dictionary_moe_seed
+from stratcore.recipes.dictionary_moe import DictionaryMoERun
 from stratcore.recipes.dictionary_moe_data import PreparedData, prepare
 from stratcore.recipes.settings import load_run
 from stratcore.training import open_checkpoint, resolve_checkpoint
-
-_RECIPES = {"dictionary_moe": dictionary_moe, "dictionary_moe_seed": dictionary_moe_seed}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +38,15 @@ def load_trained_run(folder: str | Path, device: torch.device | str = "cpu") -> 
         FileNotFoundError: no config.yaml, no checkpoint, or the rows are gone.
         ValueError: a file that is not what it should be, named.
     """
+    from stratcore.recipes import RECIPES
+
     folder = Path(folder)
     config = folder / "config.yaml"
     if not config.is_file():
         raise FileNotFoundError(f"{folder}: expected the folder of a trained run, it holds no config.yaml")
-    run = load_run(_RECIPES, None, config, [])
+    run = load_run(RECIPES, None, config, [])
+    if not isinstance(run, DictionaryMoERun):
+        raise ValueError(f"{config}: expected a run that trains one dictionary mixture, got {run.recipe}")
     pointers = [folder / name for name in ("checkpoint-best", "checkpoint-last")]
     pointer = next((path for path in pointers if path.exists()), None)
     if pointer is None:

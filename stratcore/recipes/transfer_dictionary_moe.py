@@ -58,7 +58,7 @@ def execute(
         ValueError: an unknown domain, or more than one process.
     """
     from stratcore.data import require_domains
-    from stratcore.recipes.dictionary_moe_results import environment
+    from stratcore.recipes.environment import environment
     from stratcore.recipes.rows import load_rows
     from stratcore.recipes.trials import TrialLog, write_trials
     from stratcore.training import Runtime

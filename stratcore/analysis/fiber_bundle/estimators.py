@@ -15,7 +15,7 @@ from stratcore.analysis.fiber_bundle.reference import reference_test
 from stratcore.analysis.fiber_bundle.scan_law import Side
 from stratcore.analysis.fiber_bundle.source_rule import source_rule
 from stratcore.analysis.fiber_bundle.spacings import NeighborhoodTest, spacings_test
-from stratcore.analysis.neighbors import nearest_neighbors
+from stratcore.analysis.neighbors import distinct_rows, nearest_neighbors
 
 Method = Literal["spacings", "reference", "source"]
 LEAST_SPACINGS = 6
@@ -90,18 +90,12 @@ class ManifoldTest(BaseEstimator):
             ValueError: rows that are too few for the window, or not finite.
         """
         x_ND = estimator_matrix(self, X, min_rows=2)
-        distinct_PD, first_P, row_N = np.unique(x_ND, axis=0, return_index=True, return_inverse=True)
-        order_P = np.argsort(first_P)  # in the order of the rows
-        place_P = np.empty_like(order_P)
-        place_P[order_P] = np.arange(len(order_P))
+        distinct_PD, row_N = distinct_rows(x_ND)
         self.window_ = fitting_window(self.window, len(distinct_PD), x_ND.shape[1])
-        neighbors = nearest_neighbors(
-            distinct_PD[order_P], self.window_[1], period=self.period, device=self.device
-        )
+        neighbors = nearest_neighbors(distinct_PD, self.window_[1], period=self.period, device=self.device)
         found = neighborhood_test(
             neighbors.distances, self.method, self._side, window=self.window_, level=self.level
         )
-        row_N = place_P[row_N.reshape(-1)]
         radius_P = np.take_along_axis(neighbors.distances, np.maximum(found.rank - 1, 0)[:, None], axis=1)[
             :, 0
         ]

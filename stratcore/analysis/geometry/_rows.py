@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from stratcore.analysis._checks import as_labels, as_matrix
+from stratcore.analysis.neighbors import distinct_rows
 
 _BLOCK = 65536
 SIMULATED_ROWS = 4000
@@ -70,7 +71,7 @@ def take_rows(X: Any, labels: Any, max_rows: int, rng: np.random.Generator) -> R
         norm_N=norm_N,
         u_ND=x_ND[norm_N > 0] / norm_N[norm_N > 0, None],
         label_N=None if label_N is None else label_N[index],
-        num_duplicates=len(x_ND) - len(np.unique(x_ND, axis=0)),
+        num_duplicates=len(x_ND) - len(distinct_rows(x_ND)[0]),
         num_constant=int((np.ptp(x_ND, axis=0) == 0).sum()),
     )
 
