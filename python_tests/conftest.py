@@ -11,7 +11,9 @@ import pytest
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # the workers share the cores; read when torch is imported
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))))
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", str(max(1, cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+    )
 
 import torch
 
