@@ -49,6 +49,13 @@ def test_without_labels_and_calibration():
     assert [row.estimator for row in table] == ["PCA, 90 % of variance", *NAMES[1:3], *NAMES[4:]]
 
 
+def test_danco_is_added_where_it_is_asked_for():
+    rows, _ = _cloud()
+    row = dimension_table(rows[:500], calibrated=False, danco=True)[-1]
+    assert row.estimator == "DANCo" and row.value == pytest.approx(5, abs=1)
+    assert row.low is None and row.high is None
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="variance: expected a share"):
         dimension_table(np.eye(4), variance=0)

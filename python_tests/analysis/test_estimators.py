@@ -10,6 +10,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from stratcore.analysis import (
     KSVD,
+    DANCo,
     FiberBundleTest,
     KSubspaces,
     LevinaBickel,
@@ -24,7 +25,9 @@ from stratcore.analysis import (
     TwoNN,
 )
 
+# Not CalibratedDimension: it needs 51 rows, scikit-learn checks with fewer.
 ESTIMATORS: list[BaseEstimator] = [
+    DANCo(k=3),
     FiberBundleTest(window=(3, 30)),
     KSVD(),
     KSubspaces(random_state=0),

@@ -2,6 +2,7 @@ import sys
 
 import numpy as np
 import pytest
+import skdim
 import torch
 
 from stratcore.analysis import (
@@ -128,6 +129,16 @@ def test_a_single_column_has_dimension_one():
     assert TwoNN().fit(rows).dimension_ == pytest.approx(1, rel=0.15)
     assert LevinaBickel().fit(rows).dimension_ == pytest.approx(1, rel=0.1)
     assert LocalPCA(k=20).fit(rows).dimension_ == 1
+
+
+@pytest.mark.parametrize(("dim", "within"), [(2, 0.25), (5, 1.0), (10, 1.0)])
+def test_danco_is_that_of_scikit_dimension(dim, within):
+    rows = sphere(np.random.default_rng(0), 500, dim)
+    fitted = DANCo(k=10, random_state=3).fit(np.concatenate([rows, rows[:50]]))
+    assert fitted.num_duplicates_ == 50
+    with np.errstate(divide="ignore"):
+        assert fitted.dimension_ == skdim.id.DANCo(k=10, random_state=3).fit(rows).dimension_
+    assert abs(fitted.dimension_ - dim) <= within
 
 
 def test_danco_names_the_extra_where_scikit_dimension_is_absent(monkeypatch):

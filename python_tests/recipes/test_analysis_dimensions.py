@@ -14,7 +14,7 @@ def cloud(rows=300, seed=0):
 
 def test_all_rows_then_strata():
     strata = np.repeat(["S0", "S1"], 150)
-    found = stratum_dimensions_table(cloud(), strata, variance=0.75, calibrated=False, seed=0)
+    found = stratum_dimensions_table(cloud(), strata, variance=0.75, calibrated=False, danco=False, seed=0)
     names = [row.estimator for row in found[: len(found) // 3]]
     assert names[:3] == ["PCA, 75 % of variance", "participation ratio", "effective rank"]
     assert [(row.stratum, row.estimator) for row in found] == [
@@ -28,12 +28,14 @@ def test_all_rows_then_strata():
 
 def test_a_stratum_too_small_says_why():
     strata = np.array(["S0"] * 295 + ["S1"] * 5)
-    found = stratum_dimensions_table(cloud(), strata, variance=0.5, calibrated=False, seed=0)
+    found = stratum_dimensions_table(cloud(), strata, variance=0.5, calibrated=False, danco=False, seed=0)
     small = {row.estimator: row for row in found if row.stratum == "S1"}
     assert small["MLE, k = 20"].value is None and small["MLE, k = 20"].warning
 
 
 @pytest.mark.slow
 def test_calibration_stands_after_the_linear_ones():
-    found = stratum_dimensions_table(cloud(), np.full(300, "S0"), variance=0.75, calibrated=True, seed=0)
+    found = stratum_dimensions_table(
+        cloud(), np.full(300, "S0"), variance=0.75, calibrated=True, danco=False, seed=0
+    )
     assert found[3].estimator == "MLE, calibrated"

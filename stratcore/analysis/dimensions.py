@@ -6,7 +6,7 @@ Legend: N rows, D features.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from stratcore.analysis._checks import as_labels, as_matrix
 from stratcore.analysis.calibrated_dim import CalibratedDimension
 from stratcore.analysis.intrinsic_dim import effective_rank, participation_ratio
 from stratcore.analysis.local_dim import (
+    DANCo,
     LevinaBickel,
     LocalPCA,
     SimplexCVDimension,
@@ -58,6 +59,7 @@ def dimension_table(
     *,
     variance: float = 0.75,
     calibrated: bool = True,
+    danco: bool = False,
     seed: int = 0,
 ) -> list[DimensionRow]:
     """Dimensions of all rows and of each stratum by every estimator.
@@ -67,6 +69,7 @@ def dimension_table(
         labels: stratum of each row, [N], any sortable dtype; None: all rows only.
         variance: share of the variance that counts a principal component, in (0, 1].
         calibrated: whether `CalibratedDimension` is among them; it costs a simulation per number of rows.
+        danco: whether `DANCo` is among them; it needs scikit-dimension.
         seed: of the resamples, the simplices and the simulation.
 
     Returns:
@@ -75,22 +78,24 @@ def dimension_table(
 
     Raises:
         ValueError: a share out of range, a row that is not finite, labels that do not fit the rows.
+        ModuleNotFoundError: DANCo is asked for and scikit-dimension not installed.
 
     Determinism: a function of the rows, the labels and `seed`.
     """
     if not 0 < variance <= 1:
         raise ValueError(f"variance: expected a share in (0, 1], got {variance}")
     x_ND = as_matrix("X", X)
-    table = list(_stratum_rows(ALL_ROWS, x_ND, variance, calibrated, seed))
+    estimators = dict(_estimators(calibrated, danco, seed))
+    table = list(_stratum_rows(ALL_ROWS, x_ND, variance, estimators, seed))
     if labels is not None:
         labels_N = as_labels("labels", labels, len(x_ND))
         for label in np.unique(labels_N):
-            table += _stratum_rows(str(label), x_ND[labels_N == label], variance, calibrated, seed)
+            table += _stratum_rows(str(label), x_ND[labels_N == label], variance, estimators, seed)
     return table
 
 
 def _stratum_rows(
-    stratum: str, x_ND: np.ndarray, variance: float, calibrated: bool, seed: int
+    stratum: str, x_ND: np.ndarray, variance: float, estimators: Mapping[str, BaseEstimator], seed: int
 ) -> Iterator[DimensionRow]:
     def row(
         name: str,
@@ -115,22 +120,25 @@ def _stratum_rows(
 
     for name, linear in _linear(x_ND, variance, seed).items():
         yield row(name, *linear) if isinstance(linear, tuple) else row(name, None, warning=linear)
-    for name, estimator in _estimators(calibrated, seed):
+    for name, estimator in estimators.items():
         try:
             found = estimator.fit(x_ND)
         except ValueError as error:
             yield row(name, None, warning=str(error))
             continue
-        yield row(name, found.dimension_, found.low_, found.high_, getattr(found, "warning_", None))
+        low, high = getattr(found, "low_", None), getattr(found, "high_", None)
+        yield row(name, found.dimension_, low, high, getattr(found, "warning_", None))
 
 
-def _estimators(calibrated: bool, seed: int) -> Iterator[tuple[str, BaseEstimator]]:
+def _estimators(calibrated: bool, danco: bool, seed: int) -> Iterator[tuple[str, BaseEstimator]]:
     if calibrated:
         yield "MLE, calibrated", CalibratedDimension(random_state=seed)
     yield "TwoNN", TwoNN()
     yield "MLE, k = 20", LevinaBickel(k=20)
     yield "local PCA, k = 100", LocalPCA(k=100)
     yield "simplex CV", SimplexCVDimension(random_state=seed)
+    if danco:
+        yield "DANCo", DANCo(random_state=seed)
 
 
 def _linear(x_ND: np.ndarray, variance: float, seed: int) -> dict[str, tuple[float, float, float] | str]:

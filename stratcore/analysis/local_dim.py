@@ -350,6 +350,9 @@ class DANCo(BaseEstimator):
         x_ND = estimator_matrix(self, X, min_rows=2)
         x_MD, _ = enough_distinct_rows(x_ND, self.k)
         self.num_duplicates_ = len(x_ND) - len(x_MD)
-        reference = Reference(k=self.k, random_state=self.random_state).fit(x_MD)
+        with np.errstate(divide="ignore", invalid="ignore"):  # on a line all angles are 0
+            reference = Reference(k=self.k, random_state=self.random_state).fit(x_MD)
+        if not math.isfinite(reference.dimension_):
+            raise ValueError(f"X: DANCo finds no dimension in these rows, got {reference.dimension_}")
         self.dimension_ = float(reference.dimension_)
         return self

@@ -33,7 +33,7 @@ def analyze(argv: Sequence[str]) -> int:
             return 0
         folder = open_folder(arguments.output, run.recipe, resume=False)
         return execute_run(run, folder, False, shlex.join([*PROGRAM.split(), *argv]))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"stratcore: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 

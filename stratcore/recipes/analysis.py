@@ -119,6 +119,7 @@ class AnalysisRun:
         strata: clustering.
         variance: share of the variance of the PCA dimension (the source documents': 0.75).
         calibrated: correct dimension estimates by simulated manifolds of as many points.
+        danco: estimate dimensions by DANCo too; needs scikit-dimension.
         perplexity: of each text, set beside strata and dimensions: a causal language model that reads data.texts,
             or a .npy file with a number for each row.
         mixture: recipe of `stratcore.train` that is trained on the rows first; its experts are analyzed too.
@@ -133,6 +134,7 @@ class AnalysisRun:
     strata: StrataOptions = field(default_factory=StrataOptions)
     variance: float = 0.75
     calibrated: bool = True
+    danco: bool = False
     perplexity: str | None = None
     mixture: str | None = None
     resamples: int = 1000

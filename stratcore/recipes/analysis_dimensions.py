@@ -12,7 +12,7 @@ SAMPLES = (2500, 1000, 500, 250)  # each size is calibrated once
 
 
 def stratum_dimensions_table(
-    x_ND: np.ndarray, strata: np.ndarray, *, variance: float, calibrated: bool, seed: int
+    x_ND: np.ndarray, strata: np.ndarray, *, variance: float, calibrated: bool, danco: bool, seed: int
 ) -> list[DimensionRow]:
     """Estimates of all rows and, where there are several, of each stratum.
 
@@ -24,6 +24,7 @@ def stratum_dimensions_table(
         strata: label of each row, [N].
         variance: share of the PCA dimension.
         calibrated: add the calibrated estimate.
+        danco: add that of scikit-dimension's DANCo.
         seed: of draws, simulation and bootstrap.
     """
     names = np.unique(strata)
@@ -35,7 +36,11 @@ def stratum_dimensions_table(
         size = next((size for size in SAMPLES if size <= len(rows)), None)
         drawn = rows if size is None else np.random.default_rng(seed).choice(rows, size, replace=False)
         table = dimension_table(
-            x_ND[drawn], variance=variance, calibrated=calibrated and size is not None, seed=seed
+            x_ND[drawn],
+            variance=variance,
+            calibrated=calibrated and size is not None,
+            danco=danco,
+            seed=seed,
         )
         estimates += [replace(row, stratum=stratum, num_rows=len(rows)) for row in table]
     return estimates

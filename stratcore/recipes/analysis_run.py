@@ -126,7 +126,12 @@ def _analyze(run: AnalysisRun, rows: AnalyzedRows, neighborhoods: Neighborhoods,
         tests, notes = run_tests(neighborhoods, run.tests, strata.labels)
     with clock.step("dimensions"):
         dimensions = stratum_dimensions_table(
-            rows.x, strata.labels, variance=run.variance, calibrated=run.calibrated, seed=run.seed
+            rows.x,
+            strata.labels,
+            variance=run.variance,
+            calibrated=run.calibrated,
+            danco=run.danco,
+            seed=run.seed,
         )
     with clock.step("geometry"):
         geometry = analysis.scan_geometry(rows.x, rows.domain, seed=run.seed)
