@@ -147,7 +147,8 @@ class CpuKernels {
 
   // d loss / d theta = -sum over rows of grad_u sign(u), rows in order
   template <class T>
-  Status reduce_threshold(const Sizes& sizes, const T* grad_u, const int8_t* support, T* target) const {
+  Status reduce_threshold(const Sizes& sizes, const T* grad_u, const int8_t* support, T* /* partial */,
+                          T* target) const {
     parallel_for(executor_, sizes.experts, 1, [&](int64_t begin, int64_t end) noexcept {
       for (int64_t flat = begin * sizes.rows; flat < end * sizes.rows; ++flat) {
         T* out = target + flat / sizes.rows * sizes.atoms;

@@ -1,6 +1,5 @@
-#include <cub/block/block_scan.cuh>
-
 #include "../common/launch.cuh"
+#include "select.cuh"
 #include "topk_lista.h"
 #include "topk_lista_math.h"
 #include "topk_lista_unroll.h"
@@ -11,23 +10,8 @@ namespace {
 constexpr int kDigitBits = 8;
 constexpr int kDigits = 1 << kDigitBits;
 static_assert(kDigits == kThreads, "one thread owns one histogram bin");
-constexpr int kExpertsPerLaunch = 256;  // their k travel as kernel arguments: no copy to the device
-
-struct ExpertWidths {
-  int32_t k[kExpertsPerLaunch];
-};
-
-template <class T>
-struct SelectArguments {
-  const T* first;    // [E, B, m]
-  const T* second;   // [E, B, m] or null
-  const T* theta;    // [E, m] or null
-  T* dense;          // [E, B, m]
-  T* values;         // [E, B, K]
-  int32_t* indices;  // [E, B, K]
-  int8_t* support;   // [E, B, m] or null
-  int64_t rows, atoms, width;
-};
+template <int value>
+using Int = std::integral_constant<int, value>;
 
 using Scan = cub::BlockScan<int32_t, kThreads>;
 
@@ -66,24 +50,20 @@ __device__ typename RankKey<T>::type kth_key(const T* row, int64_t atoms, int32_
   return prefix;
 }
 
-// One block a row: threshold, exact selection by (magnitude, lower index), zeroing, compact output.
+// One block a row of any length, read several times.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    select_kernel(SelectArguments<T> args, ExpertWidths widths, int64_t expert_begin, int64_t flat_end) {
+    select_by_digits_kernel(SelectArguments<T> args, ExpertWidths widths) {
   using Key = typename RankKey<T>::type;
   __shared__ int32_t histogram[kDigits];
   __shared__ typename Scan::TempStorage scan;
   __shared__ int32_t chosen[2];
-  for (int64_t flat = expert_begin * args.rows + blockIdx.x; flat < flat_end; flat += gridDim.x) {
+  const int64_t end = args.expert_end * args.rows;
+  for (int64_t flat = args.expert_begin * args.rows + blockIdx.x; flat < end; flat += gridDim.x) {
     const int64_t expert = flat / args.rows, offset = flat * args.atoms;
-    const int32_t k = widths.k[expert - expert_begin];
+    const int32_t k = widths.k[expert - args.expert_begin];
     T* row = args.dense + offset;
-    for (int64_t i = threadIdx.x; i < args.atoms; i += kThreads) {
-      const T u = args.second ? args.first[offset + i] + args.second[offset + i] : args.first[offset + i];
-      const T theta = args.theta ? args.theta[expert * args.atoms + i] : T(0);
-      if (args.support) args.support[offset + i] = threshold_sign(u, theta);
-      row[i] = args.theta ? soft_threshold(u, theta) : u;
-    }
+    for (int64_t i = threadIdx.x; i < args.atoms; i += kThreads) row[i] = args.threshold(expert, offset, i);
     int32_t equal_needed;
     const Key kth = kth_key(row, args.atoms, k, histogram, scan, chosen, &equal_needed);
     int32_t equal_before = 0, kept_before = 0;
@@ -98,15 +78,7 @@ __global__ void __launch_bounds__(kThreads)
       const bool kept = inside && (key > kth || (key == kth && equal_before + equal_rank < equal_needed));
       Scan(scan).ExclusiveSum(kept ? 1 : 0, kept_rank, kept_count);
       __syncthreads();
-      kept_rank += kept_before;
-      if (inside && !kept) row[i] = T(0);
-      if (inside) {
-        const int64_t slot = kept ? kept_rank : k + (i - kept_rank);
-        if (slot < args.width) {
-          args.values[flat * args.width + slot] = kept ? value : T(0);
-          args.indices[flat * args.width + slot] = static_cast<int32_t>(i);
-        }
-      }
+      if (inside) args.write(flat, i, k, kept, kept_before + kept_rank, value);
       equal_before += equal_count;
       kept_before += kept_count;
     }
@@ -114,53 +86,88 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Rows that fit in registers have kernels of their own; the search of the others reads its row again and
+// again.
+void launch_select(const SelectArguments<float>& args, const ExpertWidths& widths, cudaStream_t stream) {
+  const int64_t rows = (args.expert_end - args.expert_begin) * args.rows;
+  const auto by_lanes = [&](auto lanes, auto per) {
+    select_by_lanes_kernel<decltype(lanes)::value, decltype(per)::value>
+        <<<grid_for(rows, kThreads / lanes), kThreads, 0, stream>>>(args, widths);
+  };
+  const auto by_block = [&](auto per) {
+    select_by_block_kernel<decltype(per)::value><<<grid_for(rows, 1), kRowThreads, 0, stream>>>(args, widths);
+  };
+  if (args.atoms <= 32) return by_lanes(Int<8>(), Int<4>());
+  if (args.atoms <= 64) return by_lanes(Int<16>(), Int<4>());
+  if (args.atoms <= 128) return by_lanes(Int<32>(), Int<4>());
+  if (args.atoms <= 256) return by_lanes(Int<32>(), Int<8>());
+  if (args.atoms <= 512) return by_lanes(Int<32>(), Int<16>());
+  if (args.atoms <= 1024) return by_lanes(Int<32>(), Int<32>());
+  if (args.atoms <= 2048) return by_block(Int<4>());
+  if (args.atoms <= 4096) return by_block(Int<8>());
+  if (args.atoms <= 8192) return by_block(Int<16>());
+  if (args.atoms <= 16384) return by_block(Int<32>());
+  select_by_digits_kernel<float><<<grid_for(rows, 1), kThreads, 0, stream>>>(args, widths);
+}
+
+void launch_select(const SelectArguments<double>& args, const ExpertWidths& widths, cudaStream_t stream) {
+  const int64_t rows = (args.expert_end - args.expert_begin) * args.rows;
+  select_by_digits_kernel<double><<<grid_for(rows, 1), kThreads, 0, stream>>>(args, widths);
+}
+
 template <class T>
 Status select_on_device(const Sizes& sizes, const Selection& selection, const Executor& executor) {
   if (sizes.rows == 0) return kOk;
-  const SelectArguments<T> args{static_cast<const T*>(selection.first),
-                                static_cast<const T*>(selection.second),
-                                static_cast<const T*>(selection.theta),
-                                static_cast<T*>(selection.dense),
-                                static_cast<T*>(selection.values),
-                                selection.indices,
-                                selection.support,
-                                sizes.rows,
-                                sizes.atoms,
-                                sizes.width};
   for (int64_t begin = 0; begin < sizes.experts; begin += kExpertsPerLaunch) {
     const int64_t end = std::min<int64_t>(begin + kExpertsPerLaunch, sizes.experts);
+    const SelectArguments<T> args{static_cast<const T*>(selection.first),
+                                  static_cast<const T*>(selection.second),
+                                  static_cast<const T*>(selection.theta),
+                                  static_cast<T*>(selection.dense),
+                                  static_cast<T*>(selection.values),
+                                  selection.indices,
+                                  selection.support,
+                                  sizes.rows,
+                                  sizes.atoms,
+                                  sizes.width,
+                                  begin,
+                                  end};
     ExpertWidths widths{};
     for (int64_t expert = begin; expert < end; ++expert) {
       widths.k[expert - begin] = static_cast<int32_t>(sizes.k[expert]);
     }
-    const int64_t rows = (end - begin) * sizes.rows;
-    select_kernel<T>
-        <<<grid_for(rows, 1), kThreads, 0, stream_of(executor)>>>(args, widths, begin, end * sizes.rows);
+    launch_select(args, widths, stream_of(executor));
     const Status status = launch_status();
     if (status != kOk) return status;
   }
   return kOk;
 }
 
-constexpr int64_t kRowsPerPartial = 256;
+constexpr int kStripColumns = 32, kStripLanes = kThreads / kStripColumns;
 
-// theta gradient, fixed order: each thread sums one column over a strip of rows, then over the strips.
+// One strip of rows of one expert's threshold gradient, its order fixed: each of eight threads of a column
+// adds every eighth row, then the eight are added.
 template <class T>
-__global__ void threshold_strip_kernel(const T* grad_u, const int8_t* support, T* target, int64_t rows,
-                                       int64_t atoms) {
-  const int64_t atom = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, expert = blockIdx.y;
-  if (atom >= atoms) return;
+__global__ void __launch_bounds__(kThreads)
+    threshold_strip_kernel(const T* grad_u, const int8_t* support, T* partial, int64_t rows, int64_t atoms,
+                           int64_t rows_per_strip) {
+  __shared__ T sums[kStripLanes][kStripColumns];
+  const int column = threadIdx.x % kStripColumns, lane = threadIdx.x / kStripColumns;
+  const int64_t atom = int64_t(blockIdx.x) * kStripColumns + column, strip = blockIdx.y, expert = blockIdx.z;
+  const int64_t start = strip * rows_per_strip, stop = min(start + rows_per_strip, rows);
   T sum = 0;
-  for (int64_t start = 0; start < rows; start += kRowsPerPartial) {
-    T strip = 0;
-    const int64_t stop = start + kRowsPerPartial < rows ? start + kRowsPerPartial : rows;
-    for (int64_t row = start; row < stop; ++row) {
+  if (atom < atoms) {
+    for (int64_t row = start + lane; row < stop; row += kStripLanes) {
       const int64_t i = (expert * rows + row) * atoms + atom;
-      strip += T(support[i]) * grad_u[i];
+      sum += T(support[i]) * grad_u[i];
     }
-    sum += strip;
   }
-  target[expert * atoms + atom] -= sum;
+  sums[lane][column] = sum;
+  __syncthreads();
+  if (lane == 0 && atom < atoms) {
+    for (int other = 1; other < kStripLanes; ++other) sum += sums[other][column];
+    partial[(strip * gridDim.z + expert) * atoms + atom] = sum;
+  }
 }
 
 // Element-wise passes on the GPU; see UnrolledBackward for what each is for.
@@ -233,15 +240,27 @@ class CudaKernels {
   }
 
   template <class T>
-  Status reduce_threshold(const Sizes& sizes, const T* grad_u, const int8_t* support, T* target) const {
-    for (int64_t begin = 0; begin < sizes.experts; begin += kMaxGridY) {
-      const int64_t count = std::min<int64_t>(kMaxGridY, sizes.experts - begin);
-      const dim3 grid(static_cast<unsigned>((sizes.atoms + kThreads - 1) / kThreads),
-                      static_cast<unsigned>(count));
-      const int64_t offset = begin * sizes.rows * sizes.atoms;
-      threshold_strip_kernel<T><<<grid, kThreads, 0, stream_of(executor_)>>>(
-          grad_u + offset, support + offset, target + begin * sizes.atoms, sizes.rows, sizes.atoms);
-      const Status status = launch_status();
+  Status reduce_threshold(const Sizes& sizes, const T* grad_u, const int8_t* support, T* partial,
+                          T* target) const {
+    const int64_t atoms = sizes.atoms, wanted = std::min<int64_t>(sizes.rows, kStrips);
+    const int64_t per_strip = (sizes.rows + wanted - 1) / wanted,
+                  strips = (sizes.rows + per_strip - 1) / per_strip;
+    for (int64_t begin = 0; begin < sizes.experts; begin += kMaxGridZ) {
+      const int64_t count = std::min<int64_t>(kMaxGridZ, sizes.experts - begin);
+      const dim3 grid(static_cast<unsigned>((atoms + kStripColumns - 1) / kStripColumns),
+                      static_cast<unsigned>(strips), static_cast<unsigned>(count));
+      const int64_t offset = begin * sizes.rows * atoms;
+      threshold_strip_kernel<T><<<grid, kThreads, 0, stream_of(executor_)>>>(grad_u + offset,
+                                                                             support + offset, partial,
+                                                                             sizes.rows, atoms, per_strip);
+      Status status = launch_status();
+      if (status != kOk) return status;
+      T* out = target + begin * atoms;
+      status = launch_each(executor_, count * atoms, [=] __device__(int64_t i) {
+        T sum = 0;
+        for (int64_t strip = 0; strip < strips; ++strip) sum += partial[strip * count * atoms + i];
+        out[i] -= sum;
+      });
       if (status != kOk) return status;
     }
     return kOk;
@@ -260,7 +279,7 @@ class CudaKernels {
   }
 
  private:
-  static constexpr int64_t kMaxGridY = 65535;
+  static constexpr int64_t kMaxGridZ = 65535, kStrips = 256;
   const Executor& executor_;
 };
 

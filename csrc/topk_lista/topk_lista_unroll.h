@@ -143,7 +143,7 @@ class UnrolledBackward {
     STRATCORE_TRY(kernels_.template pass<T>(layout_.code, grad_code_, support, grad_u_));
     if (gradients_.theta) {
       T* target = static_cast<T*>(gradients_.theta) + (sizes_.threshold_per_step ? step * layout_.theta : 0);
-      STRATCORE_TRY(kernels_.template reduce_threshold<T>(sizes_, grad_u_, support, target));
+      STRATCORE_TRY(kernels_.template reduce_threshold<T>(sizes_, grad_u_, support, code_, target));
     }
     if (step == 0) return reverse_encoder(0, layout_.x(in_.x), grad_input_, true);
     return sizes_.form == Form::kClassic ? reverse_classic(step) : reverse_coupled(step);
@@ -219,7 +219,8 @@ class UnrolledBackward {
   const Executor& executor_;
   const Kernels& kernels_;
   const Layout<T> layout_;
-  T *grad_code_, *grad_u_, *code_;           // [E, B, m]
+  T *grad_code_, *grad_u_;                   // [E, B, m]
+  T* code_;                                  // [E, B, m], and partial sums before it is filled
   T *input_, *grad_input_, *grad_residual_;  // [E, B, d]
   T* weight_;                                // [E, m, max(m, d)]
 };
