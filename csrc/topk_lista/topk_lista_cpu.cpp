@@ -118,8 +118,12 @@ class CpuKernels {
   }
 
   template <class T, class S>
-  Status pass(int64_t count, const T* grad, const int8_t* support, S* out) const {
-    return each(count, [=](int64_t i) { out[i] = support[i] ? grad[i] : T(0); });
+  Status pass(int64_t count, const T* grad, const int8_t* support, T* sum, bool total, S* out) const {
+    return each(count, [=](int64_t i) {
+      const T passed = support[i] ? grad[i] : T(0);
+      if (sum) sum[i] += passed;
+      out[i] = total && sum ? sum[i] : passed;
+    });
   }
 
   template <class T>
@@ -202,7 +206,7 @@ int64_t forward_scratch(const Sizes& sizes) {
 }
 
 int64_t backward_scratch(const Sizes& sizes) {
-  return sizes.experts * sizes.rows * 3 * (sizes.atoms + sizes.dim) +
+  return sizes.experts * sizes.rows * (4 * sizes.atoms + 3 * sizes.dim) +
          sizes.experts * sizes.atoms * std::max(sizes.atoms, sizes.dim);
 }
 

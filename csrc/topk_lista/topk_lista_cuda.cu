@@ -228,9 +228,16 @@ class CudaKernels {
   }
 
   template <class T, class S>
-  Status pass(int64_t count, const T* grad, const int8_t* support, S* out) const {
-    return launch_each(executor_, count,
-                       [=] __device__(int64_t i) { out[i] = stored<S>(support[i] ? grad[i] : T(0)); });
+  Status pass(int64_t count, const T* grad, const int8_t* support, T* sum, bool total, S* out) const {
+    return launch_each(executor_, count, [=] __device__(int64_t i) {
+      T passed = support[i] ? grad[i] : T(0);
+      if (sum) {
+        const T all = sum[i] + passed;
+        sum[i] = all;
+        if (total) passed = all;
+      }
+      out[i] = stored<S>(passed);
+    });
   }
 
   // The indices of one row are distinct, so no two threads write one element.

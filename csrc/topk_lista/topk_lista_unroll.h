@@ -103,7 +103,8 @@ class UnrolledBackward {
       : sizes_(sizes), in_(in), codes_(codes), gradients_(gradients), signs_(signs), executor_(executor),
         kernels_(kernels), layout_{sizes} {
     grad_code_ = static_cast<T*>(scratch);
-    grad_input_ = grad_code_ + layout_.code;
+    grad_sum_ = grad_code_ + layout_.code;
+    grad_input_ = grad_sum_ + layout_.code;
     grad_residual_ = grad_input_ + layout_.input;
     weight_ = grad_residual_ + layout_.input;
     partial_ = weight_ + sizes.experts * sizes.atoms * std::max(sizes.atoms, sizes.dim);
@@ -114,6 +115,7 @@ class UnrolledBackward {
 
   Status run() {
     STRATCORE_TRY(kernels_.template copy_or_zero<T>(layout_.code, gradients_.codes, grad_code_));
+    if (summed_) STRATCORE_TRY(kernels_.template copy_or_zero<T>(layout_.code, nullptr, grad_sum_));
     if (gradients_.x) STRATCORE_TRY(kernels_.template copy_or_zero<T>(layout_.input, nullptr, grad_input_));
     STRATCORE_TRY(clear(gradients_.encoder, layout_.encoder, sizes_.encoder_per_step, sizes_.num_steps + 1));
     STRATCORE_TRY(clear(gradients_.recurrent, layout_.recurrent, sizes_.recurrent_per_step,
@@ -145,7 +147,8 @@ class UnrolledBackward {
     } else {
       STRATCORE_TRY(kernels_.template expand_signs<T>(sizes_, values, indices, signs_));
     }
-    STRATCORE_TRY((kernels_.template pass<T, S>(layout_.code, grad_code_, support, grad_u_)));
+    T* sum = summed_ ? grad_sum_ : nullptr;
+    STRATCORE_TRY((kernels_.template pass<T, S>(layout_.code, grad_code_, support, sum, step == 0, grad_u_)));
     if (gradients_.theta) {
       T* target = static_cast<T*>(gradients_.theta) + (sizes_.threshold_per_step ? step * layout_.theta : 0);
       STRATCORE_TRY(kernels_.template reduce_threshold<T>(sizes_, grad_code_, support, partial_, target));
@@ -186,7 +189,7 @@ class UnrolledBackward {
 
   // u = W x + S z
   Status reverse_classic(int64_t step) {
-    STRATCORE_TRY(reverse_encoder(step, layout_.x(in_.x), grad_input_, true));
+    if (!summed_) STRATCORE_TRY(reverse_encoder(step, layout_.x(in_.x), grad_input_, true));
     if (gradients_.recurrent) {
       STRATCORE_TRY(expand_previous(step));
       STRATCORE_TRY(add_recurrent(step, sizes_.atoms, layout_.rows_of_atoms(grad_u_)));
@@ -226,7 +229,9 @@ class UnrolledBackward {
   const Executor& executor_;
   const Kernels& kernels_;
   const Layout<T, S> layout_;
-  T* grad_code_;                    // [E, B, m]
+  // With one encoder for all steps of u = W x + S z, W meets the sum of their gradients once, at step 0.
+  const bool summed_ = sizes_.form == Form::kClassic && !sizes_.encoder_per_step;
+  T *grad_code_, *grad_sum_;        // [E, B, m]
   T *grad_input_, *grad_residual_;  // [E, B, d]
   T* weight_;                       // [E, m, max(m, d)]
   T* partial_;                      // [E, B, m] sums over parts of the rows, before
