@@ -65,6 +65,14 @@ struct Bracket {
 
   __device__ uint32_t below_top(uint32_t distance) const { return high > distance ? high - distance : 1; }
 
+  // After the first one, which is 1: what the threshold has left.
+  __device__ uint32_t next_pivot() {
+    if (low > 1) return low + (high - low) / 2;
+    const uint32_t pivot = max(below_top(stride), low + 1);
+    stride *= 2;
+    return pivot;
+  }
+
   __device__ void narrow(uint32_t pivot, int32_t count) {
     if (count >= k) {
       if (pivot > low) low = pivot, at_low = count;
@@ -122,12 +130,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int j = 0; j < kPer; ++j) count += magnitude_key(h[j]) >= pivot;
       count = group_sum<kLanes>(count);
       if (bracket.open()) bracket.narrow(pivot, count);
-      if (bracket.low <= 1) {
-        pivot = max(bracket.below_top(bracket.stride), bracket.low + 1);
-        bracket.stride *= 2;
-      } else {
-        pivot = bracket.low + (bracket.high - bracket.low) / 2;
-      }
+      pivot = bracket.next_pivot();
     }
     int32_t inside_before = 0, kept_before = 0;
 #pragma unroll

@@ -1,4 +1,5 @@
 #include "../common/launch.cuh"
+#include "forward_in_shared.cuh"
 #include "select.cuh"
 #include "topk_lista.h"
 #include "topk_lista_math.h"
@@ -328,6 +329,9 @@ Status select_cuda(const Sizes& sizes, const Selection& selection, const Executo
 
 Status forward_cuda(const Sizes& sizes, const Parameters& in, const Codes& out, void* scratch,
                     const Executor& executor) {
+  if (fits_in_shared<8>(sizes, in)) return forward_in_shared<8>(sizes, in, out, executor);
+  if (fits_in_shared<16>(sizes, in)) return forward_in_shared<16>(sizes, in, out, executor);
+  if (fits_in_shared<32>(sizes, in)) return forward_in_shared<32>(sizes, in, out, executor);
   const CudaKernels kernels(executor);
   return with_types(sizes.dtype, [&](auto computed, auto factor) {
     return unroll_forward<decltype(computed), decltype(factor)>(sizes, in, out, scratch, executor, kernels);
