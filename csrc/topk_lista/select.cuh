@@ -3,6 +3,7 @@
 #include <cub/block/block_reduce.cuh>
 #include <cub/block/block_scan.cuh>
 
+#include "../common/element.cuh"
 #include "../common/launch.cuh"
 #include "topk_lista.h"
 #include "topk_lista_math.h"
@@ -17,12 +18,12 @@ struct ExpertWidths {
   int32_t k[kExpertsPerLaunch];
 };
 
-template <class T>
+template <class T, class S>
 struct SelectArguments {
   const T* first;    // [E, B, m]
   const T* second;   // [E, B, m] or null
   const T* theta;    // [E, m] or null
-  T* dense;          // [E, B, m]
+  S* dense;          // [E, B, m]
   T* values;         // [E, B, K]
   int32_t* indices;  // [E, B, K]
   int8_t* support;   // [E, B, m] or null
@@ -32,16 +33,15 @@ struct SelectArguments {
   // h of an element; its support is written.
   __device__ T threshold(int64_t expert, int64_t offset, int64_t i) const {
     const T u = second ? first[offset + i] + second[offset + i] : first[offset + i];
-    if (!theta) return u;
-    const T bound = theta[expert * atoms + i];
+    const T bound = theta ? theta[expert * atoms + i] : T(0);
     if (support) support[offset + i] = threshold_sign(u, bound);
-    return soft_threshold(u, bound);
+    return theta ? soft_threshold(u, bound) : u;
   }
 
   // A kept element goes to its rank among the kept; behind them the others, lowest index first, fill the
   // width.
   __device__ void write(int64_t flat, int64_t i, int32_t k, bool kept, int64_t kept_before, T value) const {
-    dense[flat * atoms + i] = kept ? value : T(0);
+    dense[flat * atoms + i] = stored<S>(kept ? value : T(0));
     const int64_t slot = kept ? kept_before : k + (i - kept_before);
     if (slot < width) {
       values[flat * width + slot] = kept ? value : T(0);
@@ -64,6 +64,14 @@ struct Bracket {
   __device__ bool open() const { return at_low != k && high - low > 1; }
 
   __device__ uint32_t below_top(uint32_t distance) const { return high > distance ? high - distance : 1; }
+
+  // After the first one, which is 1: what the threshold has left.
+  __device__ uint32_t next_pivot() {
+    if (low > 1) return low + (high - low) / 2;
+    const uint32_t pivot = max(below_top(stride), low + 1);
+    stride *= 2;
+    return pivot;
+  }
 
   __device__ void narrow(uint32_t pivot, int32_t count) {
     if (count >= k) {
@@ -94,9 +102,9 @@ __device__ uint32_t group_max(uint32_t value) {
 
 // kLanes lanes a row, kPer of its entries each: lane l has entries l, l + kLanes, ... No lane leaves before
 // its warp.
-template <int kLanes, int kPer>
+template <int kLanes, int kPer, class S>
 __global__ void __launch_bounds__(kThreads)
-    select_by_lanes_kernel(SelectArguments<float> args, ExpertWidths widths) {
+    select_by_lanes_kernel(SelectArguments<float, S> args, ExpertWidths widths) {
   const int lane = threadIdx.x % kLanes, shift = threadIdx.x % 32 / kLanes * kLanes;
   const uint32_t group = kLanes == 32 ? ~0u : (1u << kLanes) - 1, before = (1u << lane) - 1;
   const int64_t end = args.expert_end * args.rows, stride = int64_t(gridDim.x) * (kThreads / kLanes);
@@ -122,12 +130,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int j = 0; j < kPer; ++j) count += magnitude_key(h[j]) >= pivot;
       count = group_sum<kLanes>(count);
       if (bracket.open()) bracket.narrow(pivot, count);
-      if (bracket.low <= 1) {
-        pivot = max(bracket.below_top(bracket.stride), bracket.low + 1);
-        bracket.stride *= 2;
-      } else {
-        pivot = bracket.low + (bracket.high - bracket.low) / 2;
-      }
+      pivot = bracket.next_pivot();
     }
     int32_t inside_before = 0, kept_before = 0;
 #pragma unroll
@@ -196,9 +199,9 @@ struct BlockRanks {
 };
 
 // One block a row, kPer entries a thread.
-template <int kPer>
+template <int kPer, class S>
 __global__ void __launch_bounds__(kRowThreads)
-    select_by_block_kernel(SelectArguments<float> args, ExpertWidths widths) {
+    select_by_block_kernel(SelectArguments<float, S> args, ExpertWidths widths) {
   static_assert(kPer <= 32 && kPer * kRowWarps <= kRowThreads, "flags in one word, one scan of the counts");
   __shared__ int3 slots[2][kRowWarps];
   __shared__ BlockRanks<kPer> ranks;
