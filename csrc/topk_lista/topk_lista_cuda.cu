@@ -11,9 +11,6 @@ namespace {
 constexpr int kDigitBits = 8;
 constexpr int kDigits = 1 << kDigitBits;
 static_assert(kDigits == kThreads, "one thread owns one histogram bin");
-template <int value>
-using Int = std::integral_constant<int, value>;
-
 using Scan = cub::BlockScan<int32_t, kThreads>;
 
 // Radix search for the k-th largest key of the row: 8 bits a round, from the top. Returns the key and, in
@@ -87,39 +84,50 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Rows that fit in registers have kernels of their own; the search of the others reads its row again and
-// again.
-template <class S>
-void launch_select(const SelectArguments<float, S>& args, const ExpertWidths& widths, cudaStream_t stream) {
+template <int kLanes, int kPer, class S>
+Status by_lanes(const SelectArguments<float, S>& args, const ExpertWidths& widths, cudaStream_t stream) {
   const int64_t rows = (args.expert_end - args.expert_begin) * args.rows;
-  const auto by_lanes = [&](auto lanes, auto per) {
-    select_by_lanes_kernel<decltype(lanes)::value, decltype(per)::value, S>
-        <<<grid_for(rows, kThreads / lanes), kThreads, 0, stream>>>(args, widths);
-  };
-  const auto by_block = [&](auto per) {
-    select_by_block_kernel<decltype(per)::value, S>
-        <<<grid_for(rows, 1), kRowThreads, 0, stream>>>(args, widths);
-  };
-  if (args.atoms <= 32) return by_lanes(Int<8>(), Int<4>());
-  if (args.atoms <= 64) return by_lanes(Int<16>(), Int<4>());
-  if (args.atoms <= 128) return by_lanes(Int<32>(), Int<4>());
-  if (args.atoms <= 256) return by_lanes(Int<32>(), Int<8>());
-  if (args.atoms <= 512) return by_lanes(Int<32>(), Int<16>());
-  if (args.atoms <= 1024) return by_lanes(Int<32>(), Int<32>());
-  if (args.atoms <= 2048) return by_block(Int<4>());
-  if (args.atoms <= 4096) return by_block(Int<8>());
-  if (args.atoms <= 8192) return by_block(Int<16>());
-  static_assert(kMostAtomsOf16Bits == kRowThreads * 32, "the largest row of the block kernel");
-  if (args.atoms <= kMostAtomsOf16Bits) return by_block(Int<32>());
-  if constexpr (std::is_same_v<S, float>) {
-    select_by_digits_kernel<float><<<grid_for(rows, 1), kThreads, 0, stream>>>(args, widths);
-  }
+  select_by_lanes_kernel<kLanes, kPer, S>
+      <<<grid_for(rows, kThreads / kLanes), kThreads, 0, stream>>>(args, widths);
+  return launch_status();
 }
 
-void launch_select(const SelectArguments<double, double>& args, const ExpertWidths& widths,
-                   cudaStream_t stream) {
+template <int kPer, class S>
+Status by_block(const SelectArguments<float, S>& args, const ExpertWidths& widths, cudaStream_t stream) {
   const int64_t rows = (args.expert_end - args.expert_begin) * args.rows;
-  select_by_digits_kernel<double><<<grid_for(rows, 1), kThreads, 0, stream>>>(args, widths);
+  select_by_block_kernel<kPer, S><<<grid_for(rows, 1), kRowThreads, 0, stream>>>(args, widths);
+  return launch_status();
+}
+
+template <class T>
+Status by_digits(const SelectArguments<T, T>& args, const ExpertWidths& widths, cudaStream_t stream) {
+  const int64_t rows = (args.expert_end - args.expert_begin) * args.rows;
+  select_by_digits_kernel<T><<<grid_for(rows, 1), kThreads, 0, stream>>>(args, widths);
+  return launch_status();
+}
+
+// Rows that fit in registers have kernels of their own; the search of the others reads its row again and
+// again.
+template <class T, class S>
+Status launch_select(const SelectArguments<T, S>& args, const ExpertWidths& widths, cudaStream_t stream) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (args.atoms <= 32) return by_lanes<8, 4>(args, widths, stream);
+    if (args.atoms <= 64) return by_lanes<16, 4>(args, widths, stream);
+    if (args.atoms <= 128) return by_lanes<32, 4>(args, widths, stream);
+    if (args.atoms <= 256) return by_lanes<32, 8>(args, widths, stream);
+    if (args.atoms <= 512) return by_lanes<32, 16>(args, widths, stream);
+    if (args.atoms <= 1024) return by_lanes<32, 32>(args, widths, stream);
+    if (args.atoms <= 2048) return by_block<4>(args, widths, stream);
+    if (args.atoms <= 4096) return by_block<8>(args, widths, stream);
+    if (args.atoms <= 8192) return by_block<16>(args, widths, stream);
+    static_assert(kMostAtomsOf16Bits == kRowThreads * 32, "the longest row of the block kernel");
+    if (args.atoms <= kMostAtomsOf16Bits) return by_block<32>(args, widths, stream);
+  }
+  if constexpr (std::is_same_v<T, S>) {
+    return by_digits<T>(args, widths, stream);
+  } else {
+    return kLaunchFailed;  // the caller converts such rows to float32
+  }
 }
 
 template <class T, class S>
@@ -143,8 +151,7 @@ Status select_on_device(const Sizes& sizes, const Selection& selection, const Ex
     for (int64_t expert = begin; expert < end; ++expert) {
       widths.k[expert - begin] = static_cast<int32_t>(sizes.k[expert]);
     }
-    launch_select(args, widths, stream_of(executor));
-    const Status status = launch_status();
+    const Status status = launch_select(args, widths, stream_of(executor));
     if (status != kOk) return status;
   }
   return kOk;

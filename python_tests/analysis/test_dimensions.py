@@ -3,6 +3,7 @@ import pytest
 
 from stratcore.analysis import DANCo, DimensionRow, dimension_table
 from stratcore.analysis._manifolds import sphere
+from stratcore.analysis.dimensions import _linear
 
 NAMES = [
     "PCA, 75 % of variance",
@@ -47,6 +48,23 @@ def test_without_labels_and_calibration():
     rows, _ = _cloud()
     table = dimension_table(rows, variance=0.9, calibrated=False)
     assert [row.estimator for row in table] == ["PCA, 90 % of variance", *NAMES[1:3], *NAMES[4:]]
+
+
+def test_linear_intervals_lie_about_the_value_and_cover():
+    rng, scales = np.random.default_rng(3), np.sqrt(np.linspace(2, 0.2, 12))
+    found = [
+        _linear(rng.standard_normal((400, 12)) * scales, 0.75, 0)["participation ratio"] for _ in range(60)
+    ]
+    values, low, high = np.array(found).T
+    # 57 of 60 expected to hold the mean over clouds; what few rows do to the value itself is not in the interval.
+    assert ((low <= values.mean()) & (values.mean() <= high)).sum() >= 53
+    assert (high - low).mean() == pytest.approx(2 * 1.96 * values.std(ddof=1), rel=0.3)
+    np.testing.assert_allclose(values - low, high - values)
+
+
+def test_few_rows_have_linear_dimensions_without_an_interval():
+    table = dimension_table(np.random.default_rng(0).standard_normal((19, 4)), calibrated=False)[:3]
+    assert all(row.value is not None and row.low is None and row.high is None for row in table)
 
 
 def test_danco_is_added_where_it_is_asked_for():

@@ -24,11 +24,11 @@ from stratcore.analysis.local_dim import (
     TwoNN,
     enough_distinct_rows,
 )
-from stratcore.analysis.resampling import Resampling
 
 ALL_ROWS = "all rows"
 _LEAST_ROWS = 3
-_PCA_ROWS = 4000  # rows of a resample: more say nothing new of an eigenvalue's share
+_LEAST_ROWS_OF_INTERVAL = 20
+_PCA_ROWS = 4000  # rows of a part: more say nothing new of an eigenvalue's share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,20 +148,22 @@ def _linear(x_ND: np.ndarray, variance: float, seed: int) -> dict[str, tuple[flo
         enough_distinct_rows(x_ND, _LEAST_ROWS - 1)
     except ValueError:
         return dict.fromkeys(names, f"expected at least {_LEAST_ROWS} distinct rows, got {len(x_ND)} rows")
-    options = Resampling(num_resamples=50, seed=seed)
-    rng, (num_rows, num_features) = options.generator(), x_ND.shape
+    rng, (num_rows, num_features) = np.random.default_rng(seed), x_ND.shape
     centered_ND = x_ND - x_ND.mean(axis=0)
     values = _spectrum_dimensions(centered_ND, variance)
-    size = min(num_rows, _PCA_ROWS)
+    if num_rows < _LEAST_ROWS_OF_INTERVAL:
+        return {name: (value, math.nan, math.nan) for name, value in zip(names, values, strict=True)}
+    # A bootstrap repeats rows, which narrows the spectrum; a part of the rows does not. The spread over parts of m of
+    # N rows is that of N rows times sqrt(N / m - 1).
+    size = min(num_rows // 2, _PCA_ROWS)
     draws = [
-        _spectrum_dimensions(centered_ND[rng.integers(num_rows, size=size)], variance)
-        for _ in range(options.num_resamples if num_features <= 256 else 20)
+        _spectrum_dimensions(centered_ND[rng.choice(num_rows, size, replace=False)], variance)
+        for _ in range(50 if num_features <= 256 else 20)
     ]
-    intervals = [options.interval(np.array(column)) for column in zip(*draws, strict=True)]
-    # A resample repeats rows, so its spectrum is narrower: the interval is widened to hold the value.
+    spread = 1.96 * np.std(draws, axis=0, ddof=1) / math.sqrt(num_rows / size - 1)
     return {
-        name: (value, min(low, value), max(high, value))
-        for name, value, (low, high) in zip(names, values, intervals, strict=True)
+        name: (value, max(1.0, value - half), value + half)
+        for name, value, half in zip(names, values, spread, strict=True)
     }
 
 
