@@ -41,10 +41,10 @@ struct alignas(1024) KeyWgmma {
     fence_barrier_init();
   }
 
-  // After the pattern.
+  // After the pattern, by the groups that compute.
   __device__ void write_coordinates(int axes) {
     constexpr int kChunk = 8;
-    for (int at = static_cast<int>(threadIdx.x); at < kCols * kChunk; at += kThreads) {
+    for (int at = static_cast<int>(threadIdx.x); at < kCols * kChunk; at += kGroup * kGroups) {
       const int col = at / kChunk, axis = at % kChunk - 1;
       const float number = axis < 0 ? 1.0f : axis < axes ? pattern.col[axis][col] : 0.0f;
       coordinates[col][col % 8 * kChunk + at % kChunk] = S(number);
@@ -116,9 +116,24 @@ class KeyGradient {
     }
   }
 
+  // Where rows and columns lie, by the groups that compute: the others begin meanwhile.
+  __device__ void write_places() const {
+    constexpr int kComputing = kGroup * Shared::kGroups;
+    Shared& shared = Shared::here();
+    write_pattern(shared.pattern, problem_, problem_.key_base + first_, box(), problem_.query_base,
+                  static_cast<int>(threadIdx.x), kComputing);
+    named_wait<kComputing>(kAllGroups);
+    if constexpr (kAll) {
+      shared.write_coordinates(problem_.lattice.axes);
+      fence_shared_to_async();
+    }
+    named_wait<kComputing + 32>(kPlaced);
+  }
+
   // The warp that works out what exponents have of a tile's columns and rows.
   __device__ void number() const {
     Shared& shared = Shared::here();
+    named_wait<kGroup * Shared::kGroups + 32>(kPlaced);
     const int lane = static_cast<int>(threadIdx.x) % 32;
     NoteReader notes;
     int given = 0;
@@ -238,7 +253,7 @@ class KeyGradient {
   }
 
  private:
-  static constexpr int kAllGroups = 1, kSecondStarts = 2;  // named barriers
+  static constexpr int kAllGroups = 1, kSecondStarts = 2, kPlaced = 3;  // named barriers
 
   // Queries without weights take no part, even where the gradient of their output is not a number. Both
   // groups agree.
@@ -360,28 +375,19 @@ class KeyGradient {
 };
 
 template <class S, int E, bool kAll>
-__global__ void __launch_bounds__(KeyWgmma<S, E>::kThreads, 1)
-    key_wgmma_kernel(const __grid_constant__ Prepared problem, const __grid_constant__ Gradients gradients,
-                     const __grid_constant__ RowSums sums, const __grid_constant__ BackwardMaps maps) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+__device__ __forceinline__ void key_block(const Prepared& problem, const Gradients& gradients,
+                                          const RowSums& sums, const BackwardMaps& maps) {
   using Shared = KeyWgmma<S, E>;
   const int blocks = (static_cast<int>(problem.keys) + Shared::kRows - 1) / Shared::kRows;
   const int group = static_cast<int>(blockIdx.x) / blocks;
   const int first = (static_cast<int>(blockIdx.x) - group * blocks) * Shared::kRows;
   const KeyGradient<S, E, kAll> block(problem, group, first);
-  Shared& shared = Shared::here();
-  if (threadIdx.x == 0) shared.init();
-  write_pattern(shared.pattern, problem, problem.key_base + first, block.box(), problem.query_base,
-                static_cast<int>(threadIdx.x), Shared::kThreads);
+  if (threadIdx.x == 0) Shared::here().init();
   __syncthreads();
-  if constexpr (kAll) {
-    shared.write_coordinates(problem.lattice.axes);
-    fence_shared_to_async();
-    __syncthreads();
-  }
   const int warpgroup = uniform(static_cast<int>(threadIdx.x) / kGroup);
   if (warpgroup < Shared::kGroups) {
     take_registers<240>();
+    block.write_places();
     block.compute(warpgroup, gradients, sums);
     return;
   }
@@ -390,6 +396,18 @@ __global__ void __launch_bounds__(KeyWgmma<S, E>::kThreads, 1)
   if (warp == 0 && threadIdx.x % 32 == 0) block.fetch(maps, sums);
   if (warp == 1) block.describe(sums);
   if (warp == 2) block.number();
+}
+
+// kRing: of_plain_ring.
+template <class S, int E, bool kAll, bool kRing>
+__global__ void __launch_bounds__(KeyWgmma<S, E>::kThreads, 1)
+    key_wgmma_kernel(const __grid_constant__ Prepared problem, const __grid_constant__ Gradients gradients,
+                     const __grid_constant__ RowSums sums, const __grid_constant__ BackwardMaps maps) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  if constexpr (kRing)
+    key_block<S, E, kAll>(plain_ring(problem), gradients, sums, maps);
+  else
+    key_block<S, E, kAll>(problem, gradients, sums, maps);
 #endif
 }
 

@@ -37,6 +37,23 @@ __device__ inline float least_bias(const Problem& problem, const Head& head, con
   return bias * (1.0f - 1e-5f);
 }
 
+// Whether the blocks of a head are likely to look at few tiles: by the steps along each axis after which
+// distance has usually taken all that scores can bring.
+__device__ inline bool looks_at_few(const Problem& problem, const Head& head) {
+  constexpr float kFewKeys = 2048.0f;
+  if (!may_skip(problem, head)) return false;
+  const float enough = 2.0f * (log2f(float(problem.keys)) - log2f(float(problem.eps)));
+  float keys = float(problem.keys);
+#pragma unroll
+  for (int axis = 0; axis < kMaxAxes; ++axis) {
+    if (axis >= problem.lattice.axes) continue;
+    const float ratio = enough / head.slopes[separable(problem.metric) ? axis : 0];
+    const float steps = problem.metric == Metric::kChordalSquared ? sqrtf(ratio) : ratio;
+    keys *= fminf(1.0f, 2.0f * steps / float(problem.lattice.period[axis]));
+  }
+  return keys <= kFewKeys;
+}
+
 // Tiles of `Cols` keys in order, each warp for itself: 32 are judged at once.
 template <int Cols>
 class KeyTiles {
@@ -44,7 +61,8 @@ class KeyTiles {
   // Of the keys that a block of queries sees: [0, limit).
   __device__ KeyTiles(const Prepared& problem, const Head& head, int first_query, int rows, int limit)
       : problem_(problem), head_(head), first_position_(problem.query_offset + first_query),
-        tiles_((limit + Cols - 1) / Cols), skipping_(may_skip(problem, head)) {
+        tiles_((limit + Cols - 1) / Cols), skipping_(may_skip(problem, head)),
+        allowed_(log2f(float(problem.eps)) - log2f(float(tiles_)) - log2f(float(Cols))) {
     if (skipping_) box_ = box_at(problem.lattice, problem.query_base + first_query, rows);
   }
 
@@ -77,17 +95,16 @@ class KeyTiles {
     return tile;
   }
 
-  // The tile that is looked at as number `index`: where tiles may be left out, those around the block's own
-  // position come first, then the others, around.
-  __device__ int at(int index) const {
-    const int64_t key = first_position_ - problem_.key_offset;
-    const int own = static_cast<int>(key < 0 ? 0 : key / Cols), ahead = problem_.causal ? 28 : 16;
-    const int start = !skipping_ || own < ahead || own - ahead >= tiles_ ? 0 : own - ahead;
-    const int tile = start + index;
-    return index >= tiles_ ? tiles_ : tile < tiles_ ? tile : tile - tiles_;
+  // The tile that is looked at as number `index`: where tiles may be left out, from the one of least distance
+  // on outwards, to both sides in turns, around.
+  __device__ int at(int nearest, int index) const {
+    if (!skipping_ || index >= tiles_) return min(index, tiles_);
+    const int tile = nearest + (index % 2 ? (index + 1) / 2 : -index / 2);
+    return tile < 0 ? tile + tiles_ : tile < tiles_ ? tile : tile - tiles_;
   }
 
-  // Leaves out what a row of log-sum lse, with |scale| |q| |k| up to it + excess, can do without.
+  // Leaves out what a row of log-sum lse, with |scale| |q| |k| up to it + excess, can do without. Until it is
+  // known, only what no row can need less: after a tile lse is at most |scale| |q| |k| + log of its keys.
   __device__ void judge_by(float excess) { excess_ = excess; }
 
   // Does not give `done` again.
@@ -118,10 +135,7 @@ class KeyTiles {
     const int first = tile * Cols, length = min(Cols, static_cast<int>(problem_.keys) - first);
     return least_bias(problem_, head_, box_, box_at(problem_.lattice, problem_.key_base + first, length));
   }
-  __device__ bool needed(int tile) const {
-    const float bound = excess_ - bias_of(tile) + log2f(float(Cols));
-    return !(bound <= log2f(float(problem_.eps)) - log2f(float(tiles_)));
-  }
+  __device__ bool needed(int tile) const { return !(excess_ - bias_of(tile) <= allowed_); }
 
   const Prepared& problem_;
   const Head& head_;
@@ -129,7 +143,7 @@ class KeyTiles {
   int tiles_;
   bool skipping_;
   Box box_;
-  float excess_ = INFINITY;
+  float allowed_, excess_ = -log2f(float(Cols));
   int done_ = -1, base_ = 0, given_ = 0;
   unsigned bits_ = 0;
 };
