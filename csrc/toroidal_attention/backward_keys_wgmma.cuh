@@ -1,6 +1,6 @@
 #pragma once
 
-#include "backward_wgmma.cuh"
+#include "key_block.cuh"
 #include "query_sums.cuh"
 
 // The backward on sm_90a by blocks that hold keys, which queries of all heads that share them pass by:
@@ -8,55 +8,6 @@
 // tile takes five products; but what a block has for the queries it adds in memory to what others have, in
 // any order.
 namespace stratcore::toroidal_attention {
-
-template <class S, int Width>
-struct alignas(1024) KeyWgmma {
-  static constexpr int kCols = 64, kGroups = 2, kRows = 64 * kGroups, kThreads = kGroup * (1 + kGroups);
-
-  Sliced<S, Width, kRows> row[2];           // keys, values
-  Sliced<S, Width, kCols> col[kStages][2];  // queries, gradients of outputs
-  S scores[2][kRows][kCols];                // gradients of the scores, of two tiles in turns
-  S coordinates[kCols]
-               [kSlice];  // of columns: 1 and where they lie on each axis, in the first of each row's chunks
-  alignas(16) float lse[kStages][kCols], delta[kStages][kCols];
-  // What exponents have of a tile's queries and keys: column_number - lse, row_number.
-  alignas(16) float numbers[kStages][kCols], row_numbers[kStages][kRows];
-  Pattern<kRows, kCols> pattern;
-  float slopes[kMaxAxes][kGroup * kGroups];  // of every thread: its share of their gradient
-  NoteQueue notes;
-  uint64_t rows_full, full[kStages], numbered[kStages], empty[kStages], scores_full[2], scores_empty[2];
-
-  __device__ void init() {
-    barrier_init(&rows_full, 1);
-    for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(&full[stage], 1);
-      barrier_init(&numbered[stage], 1);
-      barrier_init(&empty[stage], kGroup * kGroups);
-    }
-    for (int buffer = 0; buffer < 2; ++buffer) {
-      barrier_init(&scores_full[buffer], 4 * kGroups);
-      barrier_init(&scores_empty[buffer], 4 * kGroups);
-    }
-    notes.init(kGroup * kGroups + 1 + 32);
-    fence_barrier_init();
-  }
-
-  // After the pattern, by the groups that compute.
-  __device__ void write_coordinates(int axes) {
-    constexpr int kChunk = 8;
-    for (int at = static_cast<int>(threadIdx.x); at < kCols * kChunk; at += kGroup * kGroups) {
-      const int col = at / kChunk, axis = at % kChunk - 1;
-      const float number = axis < 0 ? 1.0f : axis < axes ? pattern.col[axis][col] : 0.0f;
-      coordinates[col][col % 8 * kChunk + at % kChunk] = S(number);
-    }
-  }
-
-  // Derived anew each time: a reference that is kept would be read as one to any memory.
-  __device__ __forceinline__ static KeyWgmma& here() {
-    extern __shared__ __align__(1024) char bytes[];
-    return *reinterpret_cast<KeyWgmma*>(bytes);
-  }
-};
 
 template <class S, int E, bool kAll>
 class KeyGradient {
@@ -246,10 +197,11 @@ class KeyGradient {
     hold(grad_k);
     const float scale[2] = {float(problem_.scale), float(problem_.scale)}, one[2] = {1.0f, 1.0f};
     const int64_t keys = group_ * problem_.keys * problem_.dim;
-    store_rows<S, E>(static_cast<S*>(gradients.grad_k) + keys, problem_.dim, rows, problem_.keys,
-                     problem_.dim, lane, grad_k, scale);
-    store_rows<S, E>(static_cast<S*>(gradients.grad_v) + keys, problem_.dim, rows, problem_.keys,
-                     problem_.dim, lane, grad_v, one);
+    named_wait<kGroup * Shared::kGroups>(kAllGroups);  // nobody reads keys and values any more
+    store_rows_by<S, E>(shared.row[0], static_cast<S*>(gradients.grad_k) + keys, problem_.dim, rows,
+                        problem_.keys, problem_.dim, lane, grad_k, scale);
+    store_rows_by<S, E>(shared.row[1], static_cast<S*>(gradients.grad_v) + keys, problem_.dim, rows,
+                        problem_.keys, problem_.dim, lane, grad_v, one);
   }
 
  private:

@@ -1,145 +1,12 @@
 #pragma once
 
-#include "softmax.cuh"
-#include "tile_pipeline.cuh"
+#include "forward_tiles.cuh"
 
 // The forward on sm_90a for 16-bit types. A block holds 128 queries of one head (192 where heads are narrow),
 // 64 a warpgroup. The scores of a tile are made while the values of the tile before are summed, and one
 // warpgroup's softmax runs while the others' products do. Where a head looks at few tiles, beginning and end
 // of a block take longer than they do: then blocks are small, of 64 queries, and several share a processor.
 namespace stratcore::toroidal_attention {
-
-// q, k and v [B, H, N, E] for bulk copies.
-struct ForwardMaps {
-  CUtensorMap q, k, v;
-};
-
-template <class S, int Width, bool kSmall>
-struct alignas(1024) ForwardWgmma {
-  static constexpr int kCols = kSmall || Width == 256 ? 64 : 128;  // keys of a tile
-  // Warpgroups that compute. Narrow heads have little to multiply beside the powers of two, and need few
-  // registers.
-  static constexpr int kGroups = kSmall ? 1 : Width == 64 ? 3 : 2;
-  static constexpr int kBlocks = !kSmall ? 1 : Width == 64 ? 3 : 2;  // of a processor
-  // Registers of a thread that computes, and of the others.
-  static constexpr int kComputing = kSmall ? (Width == 64 ? 120 : 216) : kGroups == 2 ? 224 : 160;
-  static constexpr int kServing = kSmall ? 40 : kGroups == 2 ? 56 : 32;
-  static constexpr int kRows = 64 * kGroups;
-  static constexpr int kThreads = kGroup * (1 + kGroups);
-  using KeyTile = Sliced<S, Width, kCols>;
-
-  Sliced<S, Width, kRows> q;
-  KeyTile k[kStages], v[kStages];
-  Pattern<kRows, kCols> pattern;
-  float col[2][kMaxAxes][kCols];  // coordinates of the pattern times slope and times -slope of the axis
-  NoteQueue notes;
-  float excess[4 * kGroups];
-  uint64_t q_full, judged, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
-
-  __device__ void init() {
-    barrier_init(&q_full, 1);
-    barrier_init(&judged, 4 * kGroups);
-    for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(&k_full[stage], 1);
-      barrier_init(&v_full[stage], 1);
-      barrier_init(&k_empty[stage], kGroup * kGroups);
-      barrier_init(&v_empty[stage], kGroup * kGroups);
-    }
-    notes.init(kGroup * kGroups + 1);
-    fence_barrier_init();
-  }
-
-  // Derived anew each time: a reference that is kept would be read as one to any memory.
-  __device__ __forceinline__ static ForwardWgmma& here() {
-    extern __shared__ __align__(1024) char bytes[];
-    return *reinterpret_cast<ForwardWgmma*>(bytes);
-  }
-};
-
-// The queries of a block.
-struct QueryBlock {
-  const Prepared& problem;
-  Head head;
-  int first, last;
-
-  __device__ Box box() const { return box_at(problem.lattice, problem.query_base + first, last - first + 1); }
-};
-
-// Keys and values of a tile, into free places.
-template <class Shared>
-__device__ __forceinline__ void fetch_tile(const QueryBlock& block, const ForwardMaps& maps, int tile,
-                                           int at) {
-  auto& shared = Shared::here();
-  const int key = tile * Shared::kCols;
-  barrier_arrive_expecting(&shared.k_full[at], sizeof(shared.k[at]));
-  shared.k[at].fetch(maps.k, &shared.k_full[at], key, block.head.kv_head, block.head.batch);
-  barrier_arrive_expecting(&shared.v_full[at], sizeof(shared.v[at]));
-  shared.v[at].fetch(maps.v, &shared.v_full[at], key, block.head.kv_head, block.head.batch);
-}
-
-// The warp that describes, and fetches the first tile. Where tiles may be left out, that one is looked at
-// before the others are judged, but for those that are wanted whatever it says.
-template <class Shared>
-__device__ void describe_keys(const QueryBlock& block, const ForwardMaps& maps, int32_t* tile_counts) {
-  constexpr int kCols = Shared::kCols;
-  const Prepared& problem = block.problem;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  auto& shared = Shared::here();
-  KeyTiles<kCols> tiles(problem, block.head, block.first, block.last - block.first + 1,
-                        key_limit(problem, block.last));
-  const int nearest = tiles.skipping() ? tiles.nearest(lane) : 0;
-  if (tiles.count() > 0 && lane == 0) fetch_tile<Shared>(block, maps, nearest, 0);
-  const Box rows = block.box();
-  NoteWriter notes(shared.notes, lane);
-  const auto give = [&](int tile, bool wanted) {
-    notes.give(wanted, [&](TileNote& note) {
-      const int key = tile * kCols, count = min(kCols, static_cast<int>(problem.keys) - key);
-      describe_tile(problem, rows, box_at(problem.lattice, problem.key_base + key, count), tile, note);
-    });
-  };
-  bool judged = !tiles.skipping(), sure = false;
-  for (int base = 0; base < tiles.count();) {
-    const int tile = tiles.at(nearest, base + lane);
-    const bool wanted = tiles.wants(tile) || (!judged && lane == 0);
-    give(tile, wanted && !sure);
-    sure = !judged && wanted;
-    if (judged) {
-      base += 32;
-      continue;
-    }
-    barrier_wait(&shared.judged, 0);
-    float excess = shared.excess[0];
-    for (int warp = 1; warp < 4 * Shared::kGroups; ++warp) excess = larger(excess, shared.excess[warp]);
-    tiles.judge_by(excess);
-    judged = true;
-  }
-  notes.finish();
-  if (lane != 0) return;
-  atomicAdd(tile_counts, tiles.count() - notes.given());
-  atomicAdd(tile_counts + 1, tiles.count());
-}
-
-// The thread that fetches.
-template <class Shared>
-__device__ void fetch_keys(const QueryBlock& block, const ForwardMaps& maps) {
-  auto& shared = Shared::here();
-  const int batch = block.head.batch, kv_head = block.head.kv_head;
-  barrier_arrive_expecting(&shared.q_full, sizeof(shared.q));
-  shared.q.fetch(maps.q, &shared.q_full, block.first, block.head.head, batch);
-  NoteReader notes;
-  int given = 0;
-  while (const TileNote* note = notes.next(shared.notes)) {
-    const int at = given % kStages, key = note->tile * Shared::kCols;
-    const uint32_t parity = given / kStages % 2 ^ 1;
-    if (given++ == 0) continue;  // fetched already
-    barrier_wait(&shared.k_empty[at], parity);
-    barrier_arrive_expecting(&shared.k_full[at], sizeof(shared.k[at]));
-    shared.k[at].fetch(maps.k, &shared.k_full[at], key, kv_head, batch);
-    barrier_wait(&shared.v_empty[at], parity);
-    barrier_arrive_expecting(&shared.v_full[at], sizeof(shared.v[at]));
-    shared.v[at].fetch(maps.v, &shared.v_full[at], key, kv_head, batch);
-  }
-}
 
 // A warpgroup that computes.
 template <class S, int E, bool kSmall>
@@ -160,26 +27,33 @@ class ForwardGroup {
     float scores[kTiles][4], factor[2], reach[2];
     uint32_t weights[kCols / 16][4] = {};  // of the tile before; at first nothing times the tile's own values
     NoteReader notes;
-    const TileNote* note = notes.next(shared.notes);
-    if (!note) return;
+    const TileNote* note;
     barrier_wait(&shared.q_full, 0);
+    if (key_limit(b_.problem, b_.last) == 0) return;
     const bool skipping = may_skip(b_.problem, b_.head);
-    int done = 0, before = 0;  // tiles with weights; the last one's place
+    unsigned done = 0, before = 0;  // tiles with weights; the last one's place
     do {
-      const int at = done % kStages;
+      const unsigned at = done % kStages;
+      float key_norm;
+      if (skipping && done == 0) key_norm = key_norms[b_.head.batch * b_.problem.kv_heads + b_.head.kv_head];
       barrier_wait(&shared.k_full[at], done / kStages % 2);
       take_turn();
       multiply_keys(scores, at);
       barrier_wait(&shared.v_full[before], done > 0 ? (done - 1) / kStages % 2 : 0);
       multiply_values(weights, before);
       pass_turn();
-      const bool judges = skipping && done == 0;
-      if (judges) bound_scores(key_norms, reach);
+      if (done == 0) {  // described meanwhile
+        note = notes.next(shared.notes);
+        if (skipping) {
+          reach[0] = row_norm(0) * key_norm;
+          reach[1] = row_norm(1) * key_norm;
+        }
+      }
       wgmma_wait<1>();
       hold(scores);
       barrier_arrive(&shared.k_empty[at]);
       finish_scores(scores, *note, factor);
-      if (judges) judge(reach);
+      if (skipping && done == 0) judge(reach);
       after_weights();
       wgmma_wait<0>();
       hold(sums.value);
@@ -207,11 +81,13 @@ class ForwardGroup {
     }
     S* data = static_cast<S*>(out.out) + b_.head.batch * out.out_strides.batch +
               b_.head.head * out.out_strides.head;
-    store_rows<S, E>(data, out.out_strides.row, rows_, queries, b_.problem.dim, lane_, sums.value, factor);
+    named_wait<kGroup>(kStaged + group_);  // no warp reads queries any more
+    store_rows_by<S, E>(Shared::here().q, data, out.out_strides.row, rows_, queries, b_.problem.dim, lane_,
+                        sums.value, factor);
   }
 
  private:
-  static constexpr int kTurn = 1;  // named barriers: of group 0, 1, ..
+  static constexpr int kTurn = 1, kStaged = 4;  // named barriers: of group 0, 1, ..
 
   __device__ void take_turn() const {
     if constexpr (kGroups > 1) named_wait<2 * kGroup>(kTurn + group_);
@@ -220,14 +96,14 @@ class ForwardGroup {
     if constexpr (kGroups > 1) named_arrive<2 * kGroup>(kTurn + (group_ + 1) % kGroups);
   }
 
-  __device__ __forceinline__ void multiply_keys(float (&scores)[kTiles][4], int at) {
+  __device__ __forceinline__ void multiply_keys(float (&scores)[kTiles][4], unsigned at) {
     Shared& shared = Shared::here();
     wgmma_fence();
     multiply_rows(scores, shared.q, group_, shared.k[at]);
     wgmma_commit();
   }
 
-  __device__ __forceinline__ void multiply_values(const uint32_t (&weights)[kCols / 16][4], int at) {
+  __device__ __forceinline__ void multiply_values(const uint32_t (&weights)[kCols / 16][4], unsigned at) {
     wgmma_fence();
     add_product(sums.value, weights, Shared::here().v[at]);
     wgmma_commit();
@@ -311,20 +187,13 @@ class ForwardGroup {
     return sqrtf(row_sum(sum)) * fabsf(float(b_.problem.scale)) * kLog2e * kNormMargin;
   }
 
-  // What bounds the scores of the lane's rows.
-  __device__ void bound_scores(const float* key_norms, float (&reach)[2]) const {
-    const float key_norm = key_norms[b_.head.batch * b_.problem.kv_heads + b_.head.kv_head];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) reach[r] = row_norm(r) * key_norm;
-  }
-
-  // Tells what the tiles behind the first one are judged by.
+  // Tells what the tiles behind the first one are judged by; `reach`: what bounds the scores of the rows.
   __device__ void judge(const float (&reach)[2]) {
     float excess = -INFINITY;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float value = reach[r] - sums.lse(r);
-      if (rows_.index[r] < b_.problem.queries) excess = larger(excess, value);
+      if (rows_.index[r] <= b_.last) excess = larger(excess, value);
     }
 #pragma unroll
     for (int offset = 16; offset; offset /= 2)

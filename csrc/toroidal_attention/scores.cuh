@@ -212,7 +212,8 @@ __device__ __forceinline__ float ring_distance(float row, float col, float perio
 template <int N, class Pairs, class Use>
 __device__ __forceinline__ void along_axis(const Problem& problem, const Pairs& pairs, int axis, int tile,
                                            int lane, const Use& use) {
-  const float period = float(problem.lattice.period[axis]);
+  const auto& periods = problem.lattice.period;
+  const float period = float(axis == 0 ? periods[0] : axis == 1 ? periods[1] : periods[2]);
   const float2 row[2] = {pairs.row(axis, 0), pairs.row(axis, 1)};
   const float4* cols = reinterpret_cast<const float4*>(pairs.cols(axis) + 8 * tile) + lane % 4;
   if (of_chords(problem.metric)) {

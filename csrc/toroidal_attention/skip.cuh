@@ -13,6 +13,8 @@ namespace stratcore::toroidal_attention {
 // A bound of rounding in the norms, which are summed in float32.
 constexpr float kNormMargin = 1.0001f;
 
+__device__ inline float larger(float a, float b) { return b <= a ? a : a <= b ? b : NAN; }
+
 // Whether the problem and the slopes of a head let tiles be left out at all.
 __device__ inline bool may_skip(const Problem& problem, const Head& head) {
   bool falls = problem.eps > 0;
@@ -37,21 +39,14 @@ __device__ inline float least_bias(const Problem& problem, const Head& head, con
   return bias * (1.0f - 1e-5f);
 }
 
-// Whether the blocks of a head are likely to look at few tiles: by the steps along each axis after which
-// distance has usually taken all that scores can bring.
+// Whether the blocks of a head are likely to look at few tiles, on a ring: by the steps after which distance
+// has usually taken all that scores can bring.
 __device__ inline bool looks_at_few(const Problem& problem, const Head& head) {
   constexpr float kFewKeys = 2048.0f;
   if (!may_skip(problem, head)) return false;
-  const float enough = 2.0f * (log2f(float(problem.keys)) - log2f(float(problem.eps)));
-  float keys = float(problem.keys);
-#pragma unroll
-  for (int axis = 0; axis < kMaxAxes; ++axis) {
-    if (axis >= problem.lattice.axes) continue;
-    const float ratio = enough / head.slopes[separable(problem.metric) ? axis : 0];
-    const float steps = problem.metric == Metric::kChordalSquared ? sqrtf(ratio) : ratio;
-    keys *= fminf(1.0f, 2.0f * steps / float(problem.lattice.period[axis]));
-  }
-  return keys <= kFewKeys;
+  const float keys = float(problem.keys), enough = 2.0f * log2f(keys / float(problem.eps));
+  return keys <= kFewKeys ||
+         2.0f * keys * enough <= kFewKeys * head.slopes[0] * float(problem.lattice.period[0]);
 }
 
 // Tiles of `Cols` keys in order, each warp for itself: 32 are judged at once.
@@ -312,12 +307,12 @@ __global__ void __launch_bounds__(kBlock)
       squares[i] += chunk.dot(chunk);
     }
   }
-  unsigned largest = 0;
-#pragma unroll
-  for (int i = 0; i < kNormTimes; ++i)
-    largest = max(largest, __float_as_uint(sqrtf(sum_over<kRowLanes>(squares[i])) * kNormMargin));
-  largest = __reduce_max_sync(kFullWarp, largest);
-  if (threadIdx.x % 32 == 0) atomicMax(norms + group, largest);
+  int base = 0, held = kNormTimes;
+  reduce_scatter<kNormTimes, kRowLanes>(squares, static_cast<int>(threadIdx.x) % kRowLanes, base, held);
+  static_assert(scattered<kNormTimes, kRowLanes>() == 1, "a lane ends with one row at most");
+  const unsigned bits = __reduce_max_sync(kFullWarp, __float_as_uint(held > 0 ? squares[0] : 0.0f));
+  if (threadIdx.x % 32 == 0)
+    atomicMax(norms + group, __float_as_uint(sqrtf(__uint_as_float(bits)) * kNormMargin));
 }
 
 }  // namespace stratcore::toroidal_attention
