@@ -27,33 +27,26 @@ class ForwardGroup {
     float scores[kTiles][4], factor[2], reach[2];
     uint32_t weights[kCols / 16][4] = {};  // of the tile before; at first nothing times the tile's own values
     NoteReader notes;
-    const TileNote* note;
     barrier_wait(&shared.q_full, 0);
-    if (key_limit(b_.problem, b_.last) == 0) return;
+    const TileNote* note = notes.next(shared.notes);
+    if (!note) return;
     const bool skipping = may_skip(b_.problem, b_.head);
     unsigned done = 0, before = 0;  // tiles with weights; the last one's place
     do {
       const unsigned at = done % kStages;
-      float key_norm;
-      if (skipping && done == 0) key_norm = key_norms[b_.head.batch * b_.problem.kv_heads + b_.head.kv_head];
       barrier_wait(&shared.k_full[at], done / kStages % 2);
       take_turn();
       multiply_keys(scores, at);
       barrier_wait(&shared.v_full[before], done > 0 ? (done - 1) / kStages % 2 : 0);
       multiply_values(weights, before);
       pass_turn();
-      if (done == 0) {  // described meanwhile
-        note = notes.next(shared.notes);
-        if (skipping) {
-          reach[0] = row_norm(0) * key_norm;
-          reach[1] = row_norm(1) * key_norm;
-        }
-      }
+      const bool judges = skipping && done == 0;
+      if (judges) bound_scores(key_norms, reach);
       wgmma_wait<1>();
       hold(scores);
       barrier_arrive(&shared.k_empty[at]);
       finish_scores(scores, *note, factor);
-      if (skipping && done == 0) judge(reach);
+      if (judges) judge(reach);
       after_weights();
       wgmma_wait<0>();
       hold(sums.value);
@@ -187,7 +180,14 @@ class ForwardGroup {
     return sqrtf(row_sum(sum)) * fabsf(float(b_.problem.scale)) * kLog2e * kNormMargin;
   }
 
-  // Tells what the tiles behind the first one are judged by; `reach`: what bounds the scores of the rows.
+  // What bounds the scores of the lane's rows.
+  __device__ void bound_scores(const float* key_norms, float (&reach)[2]) const {
+    const float key_norm = key_norms[b_.head.batch * b_.problem.kv_heads + b_.head.kv_head];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) reach[r] = row_norm(r) * key_norm;
+  }
+
+  // Tells what the tiles behind the first one are judged by.
   __device__ void judge(const float (&reach)[2]) {
     float excess = -INFINITY;
 #pragma unroll
