@@ -1,6 +1,6 @@
 #pragma once
 
-#include "backward_wgmma.cuh"
+#include "key_block.cuh"
 #include "query_sums.cuh"
 
 // The backward on sm_90a by blocks that hold keys, which queries of all heads that share them pass by:
@@ -8,55 +8,6 @@
 // tile takes five products; but what a block has for the queries it adds in memory to what others have, in
 // any order.
 namespace stratcore::toroidal_attention {
-
-template <class S, int Width>
-struct alignas(1024) KeyWgmma {
-  static constexpr int kCols = 64, kGroups = 2, kRows = 64 * kGroups, kThreads = kGroup * (1 + kGroups);
-
-  Sliced<S, Width, kRows> row[2];           // keys, values
-  Sliced<S, Width, kCols> col[kStages][2];  // queries, gradients of outputs
-  S scores[2][kRows][kCols];                // gradients of the scores, of two tiles in turns
-  S coordinates[kCols]
-               [kSlice];  // of columns: 1 and where they lie on each axis, in the first of each row's chunks
-  alignas(16) float lse[kStages][kCols], delta[kStages][kCols];
-  // What exponents have of a tile's queries and keys: column_number - lse, row_number.
-  alignas(16) float numbers[kStages][kCols], row_numbers[kStages][kRows];
-  Pattern<kRows, kCols> pattern;
-  float slopes[kMaxAxes][kGroup * kGroups];  // of every thread: its share of their gradient
-  NoteQueue notes;
-  uint64_t rows_full, full[kStages], numbered[kStages], empty[kStages], scores_full[2], scores_empty[2];
-
-  __device__ void init() {
-    barrier_init(&rows_full, 1);
-    for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(&full[stage], 1);
-      barrier_init(&numbered[stage], 1);
-      barrier_init(&empty[stage], kGroup * kGroups);
-    }
-    for (int buffer = 0; buffer < 2; ++buffer) {
-      barrier_init(&scores_full[buffer], 4 * kGroups);
-      barrier_init(&scores_empty[buffer], 4 * kGroups);
-    }
-    notes.init(kGroup * kGroups + 1 + 32);
-    fence_barrier_init();
-  }
-
-  // After the pattern.
-  __device__ void write_coordinates(int axes) {
-    constexpr int kChunk = 8;
-    for (int at = static_cast<int>(threadIdx.x); at < kCols * kChunk; at += kThreads) {
-      const int col = at / kChunk, axis = at % kChunk - 1;
-      const float number = axis < 0 ? 1.0f : axis < axes ? pattern.col[axis][col] : 0.0f;
-      coordinates[col][col % 8 * kChunk + at % kChunk] = S(number);
-    }
-  }
-
-  // Derived anew each time: a reference that is kept would be read as one to any memory.
-  __device__ __forceinline__ static KeyWgmma& here() {
-    extern __shared__ __align__(1024) char bytes[];
-    return *reinterpret_cast<KeyWgmma*>(bytes);
-  }
-};
 
 template <class S, int E, bool kAll>
 class KeyGradient {
@@ -116,9 +67,24 @@ class KeyGradient {
     }
   }
 
+  // Where rows and columns lie, by the groups that compute: the others begin meanwhile.
+  __device__ void write_places() const {
+    constexpr int kComputing = kGroup * Shared::kGroups;
+    Shared& shared = Shared::here();
+    write_pattern(shared.pattern, problem_, problem_.key_base + first_, box(), problem_.query_base,
+                  static_cast<int>(threadIdx.x), kComputing);
+    named_wait<kComputing>(kAllGroups);
+    if constexpr (kAll) {
+      shared.write_coordinates(problem_.lattice.axes);
+      fence_shared_to_async();
+    }
+    named_wait<kComputing + 32>(kPlaced);
+  }
+
   // The warp that works out what exponents have of a tile's columns and rows.
   __device__ void number() const {
     Shared& shared = Shared::here();
+    named_wait<kGroup * Shared::kGroups + 32>(kPlaced);
     const int lane = static_cast<int>(threadIdx.x) % 32;
     NoteReader notes;
     int given = 0;
@@ -231,14 +197,15 @@ class KeyGradient {
     hold(grad_k);
     const float scale[2] = {float(problem_.scale), float(problem_.scale)}, one[2] = {1.0f, 1.0f};
     const int64_t keys = group_ * problem_.keys * problem_.dim;
-    store_rows<S, E>(static_cast<S*>(gradients.grad_k) + keys, problem_.dim, rows, problem_.keys,
-                     problem_.dim, lane, grad_k, scale);
-    store_rows<S, E>(static_cast<S*>(gradients.grad_v) + keys, problem_.dim, rows, problem_.keys,
-                     problem_.dim, lane, grad_v, one);
+    named_wait<kGroup * Shared::kGroups>(kAllGroups);  // nobody reads keys and values any more
+    store_rows_by<S, E>(shared.row[0], static_cast<S*>(gradients.grad_k) + keys, problem_.dim, rows,
+                        problem_.keys, problem_.dim, lane, grad_k, scale);
+    store_rows_by<S, E>(shared.row[1], static_cast<S*>(gradients.grad_v) + keys, problem_.dim, rows,
+                        problem_.keys, problem_.dim, lane, grad_v, one);
   }
 
  private:
-  static constexpr int kAllGroups = 1, kSecondStarts = 2;  // named barriers
+  static constexpr int kAllGroups = 1, kSecondStarts = 2, kPlaced = 3;  // named barriers
 
   // Queries without weights take no part, even where the gradient of their output is not a number. Both
   // groups agree.
@@ -360,28 +327,19 @@ class KeyGradient {
 };
 
 template <class S, int E, bool kAll>
-__global__ void __launch_bounds__(KeyWgmma<S, E>::kThreads, 1)
-    key_wgmma_kernel(const __grid_constant__ Prepared problem, const __grid_constant__ Gradients gradients,
-                     const __grid_constant__ RowSums sums, const __grid_constant__ BackwardMaps maps) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+__device__ __forceinline__ void key_block(const Prepared& problem, const Gradients& gradients,
+                                          const RowSums& sums, const BackwardMaps& maps) {
   using Shared = KeyWgmma<S, E>;
   const int blocks = (static_cast<int>(problem.keys) + Shared::kRows - 1) / Shared::kRows;
   const int group = static_cast<int>(blockIdx.x) / blocks;
   const int first = (static_cast<int>(blockIdx.x) - group * blocks) * Shared::kRows;
   const KeyGradient<S, E, kAll> block(problem, group, first);
-  Shared& shared = Shared::here();
-  if (threadIdx.x == 0) shared.init();
-  write_pattern(shared.pattern, problem, problem.key_base + first, block.box(), problem.query_base,
-                static_cast<int>(threadIdx.x), Shared::kThreads);
+  if (threadIdx.x == 0) Shared::here().init();
   __syncthreads();
-  if constexpr (kAll) {
-    shared.write_coordinates(problem.lattice.axes);
-    fence_shared_to_async();
-    __syncthreads();
-  }
   const int warpgroup = uniform(static_cast<int>(threadIdx.x) / kGroup);
   if (warpgroup < Shared::kGroups) {
     take_registers<240>();
+    block.write_places();
     block.compute(warpgroup, gradients, sums);
     return;
   }
@@ -390,6 +348,18 @@ __global__ void __launch_bounds__(KeyWgmma<S, E>::kThreads, 1)
   if (warp == 0 && threadIdx.x % 32 == 0) block.fetch(maps, sums);
   if (warp == 1) block.describe(sums);
   if (warp == 2) block.number();
+}
+
+// kRing: of_plain_ring.
+template <class S, int E, bool kAll, bool kRing>
+__global__ void __launch_bounds__(KeyWgmma<S, E>::kThreads, 1)
+    key_wgmma_kernel(const __grid_constant__ Prepared problem, const __grid_constant__ Gradients gradients,
+                     const __grid_constant__ RowSums sums, const __grid_constant__ BackwardMaps maps) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  if constexpr (kRing)
+    key_block<S, E, kAll>(plain_ring(problem), gradients, sums, maps);
+  else
+    key_block<S, E, kAll>(problem, gradients, sums, maps);
 #endif
 }
 

@@ -65,11 +65,12 @@ __global__ void __launch_bounds__(kBlock)
   const float key_norm = skipping ? key_norms[batch * kv_heads + head / (heads / kv_heads)] : 0.0f;
   const float reach = fabsf(float(problem.scale)) * kLog2e * kNormMargin * key_norm;
   bool empty = false;
-#pragma unroll
-  for (int i = 0; i < kTimes; ++i) {
-    const float dot = sum_over<kLanes>(dots[i]), square = skipping ? sum_over<kLanes>(squares[i]) : 0.0f;
-    if (thread % kLanes != 0) continue;
-    const int row = i * kAtOnce + thread / kLanes, index = first + row;
+  int base = 0, held = kTimes, same = 0, also = kTimes;
+  reduce_scatter<kTimes, kLanes>(dots, thread % kLanes, base, held);
+  if (skipping) reduce_scatter<kTimes, kLanes>(squares, thread % kLanes, same, also);
+  static_assert(scattered<kTimes, kLanes>() == 1, "a lane ends with one row at most");
+  if (held > 0) {
+    const int row = base * kAtOnce + thread / kLanes, index = first + row;
     const int64_t place = pair * sums.stride + index, at = pair * problem.queries + index;
     const bool inside = index < queries;
     const float lse = inside ? static_cast<const float*>(out.lse)[at] * kLog2e : -INFINITY;
@@ -77,17 +78,18 @@ __global__ void __launch_bounds__(kBlock)
         inside && gradients.grad_lse ? static_cast<const float*>(gradients.grad_lse)[at] : 0.0f;
     empty |= lse == -INFINITY;
     sums.lse[place] = lse == -INFINITY ? INFINITY : lse;
-    sums.delta[place] = lse == -INFINITY ? 0.0f : dot - grad_lse;
-    excess[row] = inside ? sqrtf(square) * reach - lse : -INFINITY;
+    sums.delta[place] = lse == -INFINITY ? 0.0f : dots[0] - grad_lse;
+    excess[row] = inside ? sqrtf(squares[0]) * reach - lse : -INFINITY;
   }
   empty = __syncthreads_or(empty);
+  if (thread >= 32) return;
+  float largest = larger(excess[thread], excess[thread + 32]);
+#pragma unroll
+  for (int offset = 16; offset; offset /= 2)
+    largest = larger(largest, __shfl_xor_sync(kFullWarp, largest, offset));
   if (thread != 0) return;
   sums.empty[pair * blocks + block] = empty;
-  if (!skipping) return;
-  float largest = excess[0];
-  for (int row = 1; row < kRows; ++row)
-    largest = excess[row] <= largest ? largest : (largest <= excess[row] ? excess[row] : NAN);
-  sums.excess[pair * blocks + block] = largest;
+  if (skipping) sums.excess[pair * blocks + block] = largest;
 }
 
 template <class S, int E, int Cols>
@@ -221,9 +223,10 @@ __global__ void slope_kernel(const __grid_constant__ Problem problem, const T* s
   if (at >= problem.heads * problem.slope_count) return;
   const int64_t head = at / problem.slope_count, axis = at % problem.slope_count;
   double sum = 0;
-  for (int64_t i = lane; i < problem.batch * blocks; i += 32) {
-    const int64_t pair = i / blocks * problem.heads + head;
-    sum += shares[(pair * blocks + i % blocks) * problem.slope_count + axis];
+  for (int64_t batch = 0; batch < problem.batch; ++batch) {
+    const T* own = shares + (batch * problem.heads + head) * blocks * problem.slope_count + axis;
+#pragma unroll 8
+    for (int64_t i = lane; i < blocks; i += 32) sum += own[i * problem.slope_count];
   }
   for (int offset = 16; offset; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
   if (lane == 0) grad_slopes[at] = T(sum);

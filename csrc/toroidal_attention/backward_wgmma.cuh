@@ -90,7 +90,7 @@ __device__ __forceinline__ void weigh(const Prepared& problem, const HeadOf& hea
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int at = first + 8 * n + lane % 4 * 2 + e % 2;
-      const bool seen = kTransposed ? rows.index[e / 2] < key_limit(problem, at) : at < rows.limit[e / 2];
+      const bool seen = kTransposed ? at >= rows.limit[e / 2] : at < rows.limit[e / 2];
       if (!seen) scores[n][e] = 0.0f;
     }
   }

@@ -1,128 +1,18 @@
 #pragma once
 
-#include "softmax.cuh"
-#include "tile_pipeline.cuh"
+#include "forward_tiles.cuh"
 
 // The forward on sm_90a for 16-bit types. A block holds 128 queries of one head (192 where heads are narrow),
 // 64 a warpgroup. The scores of a tile are made while the values of the tile before are summed, and one
-// warpgroup's softmax runs while the others' products do.
+// warpgroup's softmax runs while the others' products do. Where a head looks at few tiles, beginning and end
+// of a block take longer than they do: then blocks are small, of 64 queries, and several share a processor.
 namespace stratcore::toroidal_attention {
 
-// q, k and v [B, H, N, E] for bulk copies.
-struct ForwardMaps {
-  CUtensorMap q, k, v;
-};
-
-template <class S, int Width>
-struct alignas(1024) ForwardWgmma {
-  static constexpr int kCols = Width == 256 ? 64 : 128;  // keys of a tile
-  // Warpgroups that compute. Narrow heads have little to multiply beside the powers of two, and need few
-  // registers.
-  static constexpr int kGroups = Width == 64 ? 3 : 2;
-  static constexpr int kRows = 64 * kGroups;
-  static constexpr int kThreads = kGroup * (1 + kGroups);
-  using KeyTile = Sliced<S, Width, kCols>;
-
-  Sliced<S, Width, kRows> q;
-  KeyTile k[kStages], v[kStages];
-  Pattern<kRows, kCols> pattern;
-  float col[2][kMaxAxes][kCols];  // coordinates of the pattern times slope and times -slope of the axis
-  NoteQueue notes;
-  float excess[4 * kGroups];
-  uint64_t q_full, judged, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
-
-  __device__ void init() {
-    barrier_init(&q_full, 1);
-    barrier_init(&judged, 4 * kGroups);
-    for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(&k_full[stage], 1);
-      barrier_init(&v_full[stage], 1);
-      barrier_init(&k_empty[stage], kGroup * kGroups);
-      barrier_init(&v_empty[stage], kGroup * kGroups);
-    }
-    notes.init(kGroup * kGroups + 1);
-    fence_barrier_init();
-  }
-
-  // Derived anew each time: a reference that is kept would be read as one to any memory.
-  __device__ __forceinline__ static ForwardWgmma& here() {
-    extern __shared__ __align__(1024) char bytes[];
-    return *reinterpret_cast<ForwardWgmma*>(bytes);
-  }
-};
-
-// The queries of a block.
-struct QueryBlock {
-  const Prepared& problem;
-  Head head;
-  int first, last;
-
-  __device__ Box box() const { return box_at(problem.lattice, problem.query_base + first, last - first + 1); }
-};
-
-// The warp that describes. Where tiles may be left out, the first one is looked at before the others are
-// judged.
-template <class Shared>
-__device__ void describe_keys(const QueryBlock& block, int32_t* tile_counts) {
-  constexpr int kCols = Shared::kCols;
-  const Prepared& problem = block.problem;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const Box rows = block.box();
-  KeyTiles<kCols> tiles(problem, block.head, block.first, block.last - block.first + 1,
-                        key_limit(problem, block.last));
-  NoteWriter notes(Shared::here().notes, lane);
-  const auto give = [&](int tile, bool wanted) {
-    notes.give(wanted, [&](TileNote& note) {
-      const int key = tile * kCols, count = min(kCols, static_cast<int>(problem.keys) - key);
-      describe_tile(problem, rows, box_at(problem.lattice, problem.key_base + key, count), tile, note);
-    });
-  };
-  if (tiles.skipping() && tiles.count() > 0) {
-    const int tile = tiles.nearest(lane);
-    give(tile, lane == 0);
-    auto& shared = Shared::here();
-    barrier_wait(&shared.judged, 0);
-    float excess = shared.excess[0];
-    for (int warp = 1; warp < 4 * Shared::kGroups; ++warp) excess = larger(excess, shared.excess[warp]);
-    tiles.judge_by(excess);
-    tiles.leave_out(tile);
-  }
-  for (int base = 0; base < tiles.count(); base += 32) {
-    const int tile = tiles.at(base + lane);
-    give(tile, tiles.wants(tile));
-  }
-  notes.finish();
-  if (lane != 0) return;
-  atomicAdd(tile_counts, tiles.count() - notes.given());
-  atomicAdd(tile_counts + 1, tiles.count());
-}
-
-// The thread that fetches.
-template <class Shared>
-__device__ void fetch_keys(const QueryBlock& block, const ForwardMaps& maps) {
-  auto& shared = Shared::here();
-  const int batch = block.head.batch, kv_head = block.head.kv_head;
-  barrier_arrive_expecting(&shared.q_full, sizeof(shared.q));
-  shared.q.fetch(maps.q, &shared.q_full, block.first, block.head.head, batch);
-  NoteReader notes;
-  int given = 0;
-  while (const TileNote* note = notes.next(shared.notes)) {
-    const int at = given % kStages, key = note->tile * Shared::kCols;
-    const uint32_t parity = given++ / kStages % 2 ^ 1;
-    barrier_wait(&shared.k_empty[at], parity);
-    barrier_arrive_expecting(&shared.k_full[at], sizeof(shared.k[at]));
-    shared.k[at].fetch(maps.k, &shared.k_full[at], key, kv_head, batch);
-    barrier_wait(&shared.v_empty[at], parity);
-    barrier_arrive_expecting(&shared.v_full[at], sizeof(shared.v[at]));
-    shared.v[at].fetch(maps.v, &shared.v_full[at], key, kv_head, batch);
-  }
-}
-
 // A warpgroup that computes.
-template <class S, int E>
+template <class S, int E, bool kSmall>
 class ForwardGroup {
  public:
-  using Shared = ForwardWgmma<S, E>;
+  using Shared = ForwardWgmma<S, E, kSmall>;
   static constexpr int kCols = Shared::kCols, kTiles = kCols / 8, kGroups = Shared::kGroups;
 
   __device__ ForwardGroup(const QueryBlock& block, int group)
@@ -133,47 +23,40 @@ class ForwardGroup {
 
   __device__ void run(const float* key_norms) {
     Shared& shared = Shared::here();
-    if (group_ == kGroups - 1) named_arrive<2 * kGroup>(kTurn);
-    float scores[kTiles][4], factor[2];
-    uint32_t weights[kCols / 16][4];
+    if (group_ == kGroups - 1) pass_turn();
+    float scores[kTiles][4], factor[2], reach[2];
+    uint32_t weights[kCols / 16][4] = {};  // of the tile before; at first nothing times the tile's own values
     NoteReader notes;
+    barrier_wait(&shared.q_full, 0);
     const TileNote* note = notes.next(shared.notes);
     if (!note) return;
-    barrier_wait(&shared.q_full, 0);
-    barrier_wait(&shared.k_full[0], 0);
-    take_turn();
-    multiply_keys(scores, 0);
-    pass_turn();
-    wgmma_wait<0>();
-    hold(scores);
-    barrier_arrive(&shared.k_empty[0]);
-    finish_scores(scores, *note, factor);
-    pack<S>(scores, weights);
-    if (may_skip(b_.problem, b_.head))
-      judge(key_norms[b_.head.batch * b_.problem.kv_heads + b_.head.kv_head]);
-    int done = 0;  // tiles whose values are summed
-    while ((note = notes.next(shared.notes))) {
-      const int at = (done + 1) % kStages, before = done % kStages;
-      barrier_wait(&shared.k_full[at], (done + 1) / kStages % 2);
+    const bool skipping = may_skip(b_.problem, b_.head);
+    unsigned done = 0, before = 0;  // tiles with weights; the last one's place
+    do {
+      const unsigned at = done % kStages;
+      barrier_wait(&shared.k_full[at], done / kStages % 2);
       take_turn();
       multiply_keys(scores, at);
-      barrier_wait(&shared.v_full[before], done / kStages % 2);
+      barrier_wait(&shared.v_full[before], done > 0 ? (done - 1) / kStages % 2 : 0);
       multiply_values(weights, before);
       pass_turn();
+      const bool judges = skipping && done == 0;
+      if (judges) bound_scores(key_norms, reach);
       wgmma_wait<1>();
       hold(scores);
       barrier_arrive(&shared.k_empty[at]);
       finish_scores(scores, *note, factor);
+      if (judges) judge(reach);
       after_weights();
       wgmma_wait<0>();
       hold(sums.value);
-      barrier_arrive(&shared.v_empty[before]);
+      if (done > 0) barrier_arrive(&shared.v_empty[before]);
       sums.rescale(factor);
       pack<S>(scores, weights);
+      before = at;
       ++done;
-    }
-    const int before = done % kStages;
-    barrier_wait(&shared.v_full[before], done / kStages % 2);
+    } while ((note = notes.next(shared.notes)));
+    barrier_wait(&shared.v_full[before], (done - 1) / kStages % 2);
     multiply_values(weights, before);
     wgmma_wait<0>();
     hold(sums.value);
@@ -191,23 +74,29 @@ class ForwardGroup {
     }
     S* data = static_cast<S*>(out.out) + b_.head.batch * out.out_strides.batch +
               b_.head.head * out.out_strides.head;
-    store_rows<S, E>(data, out.out_strides.row, rows_, queries, b_.problem.dim, lane_, sums.value, factor);
+    named_wait<kGroup>(kStaged + group_);  // no warp reads queries any more
+    store_rows_by<S, E>(Shared::here().q, data, out.out_strides.row, rows_, queries, b_.problem.dim, lane_,
+                        sums.value, factor);
   }
 
  private:
-  static constexpr int kTurn = 1;  // named barriers: of group 0, 1, ..
+  static constexpr int kTurn = 1, kStaged = 4;  // named barriers: of group 0, 1, ..
 
-  __device__ void take_turn() const { named_wait<2 * kGroup>(kTurn + group_); }
-  __device__ void pass_turn() const { named_arrive<2 * kGroup>(kTurn + (group_ + 1) % kGroups); }
+  __device__ void take_turn() const {
+    if constexpr (kGroups > 1) named_wait<2 * kGroup>(kTurn + group_);
+  }
+  __device__ void pass_turn() const {
+    if constexpr (kGroups > 1) named_arrive<2 * kGroup>(kTurn + (group_ + 1) % kGroups);
+  }
 
-  __device__ __forceinline__ void multiply_keys(float (&scores)[kTiles][4], int at) {
+  __device__ __forceinline__ void multiply_keys(float (&scores)[kTiles][4], unsigned at) {
     Shared& shared = Shared::here();
     wgmma_fence();
     multiply_rows(scores, shared.q, group_, shared.k[at]);
     wgmma_commit();
   }
 
-  __device__ __forceinline__ void multiply_values(const uint32_t (&weights)[kCols / 16][4], int at) {
+  __device__ __forceinline__ void multiply_values(const uint32_t (&weights)[kCols / 16][4], unsigned at) {
     wgmma_fence();
     add_product(sums.value, weights, Shared::here().v[at]);
     wgmma_commit();
@@ -291,13 +180,20 @@ class ForwardGroup {
     return sqrtf(row_sum(sum)) * fabsf(float(b_.problem.scale)) * kLog2e * kNormMargin;
   }
 
+  // What bounds the scores of the lane's rows.
+  __device__ void bound_scores(const float* key_norms, float (&reach)[2]) const {
+    const float key_norm = key_norms[b_.head.batch * b_.problem.kv_heads + b_.head.kv_head];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) reach[r] = row_norm(r) * key_norm;
+  }
+
   // Tells what the tiles behind the first one are judged by.
-  __device__ void judge(float key_norm) {
+  __device__ void judge(const float (&reach)[2]) {
     float excess = -INFINITY;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float value = row_norm(r) * key_norm - sums.lse(r);
-      if (rows_.index[r] < b_.problem.queries) excess = larger(excess, value);
+      const float value = reach[r] - sums.lse(r);
+      if (rows_.index[r] <= b_.last) excess = larger(excess, value);
     }
 #pragma unroll
     for (int offset = 16; offset; offset /= 2)
@@ -316,49 +212,72 @@ class ForwardGroup {
   Softmax<E / 8> sums;
 };
 
-// Coordinates of the columns times the slopes of the head.
+// Where rows and columns lie, by the groups that compute: the others begin meanwhile.
 template <class Shared>
-__device__ inline void scale_columns(const Head& head, int axes) {
+__device__ inline void write_places(const QueryBlock& block) {
+  constexpr int kThreads = kGroup * Shared::kGroups, kWritten = 8;
   Shared& shared = Shared::here();
-  for (int at = threadIdx.x; at < axes * Shared::kCols; at += Shared::kThreads) {
-    const int axis = at / Shared::kCols, col = at % Shared::kCols;
-    const float scaled = head.slope(axis) * shared.pattern.col_place[axis][col].x;
-    shared.col[0][axis][col] = scaled;
-    shared.col[1][axis][col] = -scaled;
+  const Prepared& problem = block.problem;
+  const int thread = static_cast<int>(threadIdx.x);
+  write_pattern(shared.pattern, problem, problem.query_base + block.first, block.box(), problem.key_base,
+                thread, kThreads);
+#pragma unroll
+  for (int axis = 0; axis < kMaxAxes; ++axis) {
+    if (axis >= problem.lattice.axes) continue;
+    for (int col = thread; col < Shared::kCols; col += kThreads) {  // the thread's own
+      const float scaled = block.head.slope(axis) * shared.pattern.col_place[axis][col].x;
+      shared.col[0][axis][col] = scaled;
+      shared.col[1][axis][col] = -scaled;
+    }
   }
+  named_wait<kThreads>(kWritten);
 }
 
-template <class S, int E>
-__global__ void __launch_bounds__(ForwardWgmma<S, E>::kThreads, 1)
-    forward_wgmma_kernel(const __grid_constant__ Prepared problem, const __grid_constant__ Output out,
-                         const __grid_constant__ ForwardMaps maps, const float* key_norms) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Shared = ForwardWgmma<S, E>;
+template <class Shared, class Group>
+__device__ __forceinline__ void forward_block(const Prepared& problem, const Output& out,
+                                              const ForwardMaps& maps, const float* key_norms, int pair,
+                                              const Head& head) {
   constexpr int kRows = Shared::kRows;
   const int queries = static_cast<int>(problem.queries), blocks = (queries + kRows - 1) / kRows;
-  const int pair = static_cast<int>(blockIdx.x) / blocks;
   // The last queries see most keys where it is causal: first.
   const int first = (blocks - 1 - (static_cast<int>(blockIdx.x) - pair * blocks)) * kRows;
-  const QueryBlock block{problem, head_of(problem, pair), first, min(first + kRows, queries) - 1};
+  const QueryBlock block{problem, head, first, min(first + kRows, queries) - 1};
   Shared& shared = Shared::here();
   if (threadIdx.x == 0) shared.init();
-  write_pattern(shared.pattern, problem, problem.query_base + first, block.box(), problem.key_base,
-                static_cast<int>(threadIdx.x), Shared::kThreads);
-  __syncthreads();
-  scale_columns<Shared>(block.head, problem.lattice.axes);
   __syncthreads();
   const int group = static_cast<int>(threadIdx.x) / kGroup;
   if (group < Shared::kGroups) {
-    take_registers<Shared::kGroups == 2 ? 224 : 160>();
-    ForwardGroup<S, E> computing(block, group);
+    take_registers<Shared::kComputing>();
+    write_places<Shared>(block);
+    Group computing(block, group);
     computing.run(key_norms);
     computing.store(out, pair);
     return;
   }
-  give_registers<Shared::kGroups == 2 ? 56 : 32>();
+  give_registers<Shared::kServing>();
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
   if (warp == 0 && threadIdx.x % 32 == 0) fetch_keys<Shared>(block, maps);
-  if (warp == 1) describe_keys<Shared>(block, out.tiles + 2 * pair);
+  if (warp == 1) describe_keys<Shared>(block, maps, out.tiles + 2 * pair);
+}
+
+// kRing: of_plain_ring. Heads of rings are shared out between large and small blocks.
+template <class S, int E, bool kRing, bool kSmall>
+__global__ void __launch_bounds__(ForwardWgmma<S, E, kSmall>::kThreads, ForwardWgmma<S, E, kSmall>::kBlocks)
+    forward_wgmma_kernel(const __grid_constant__ Prepared problem, const __grid_constant__ Output out,
+                         const __grid_constant__ ForwardMaps maps, const float* key_norms) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Shared = ForwardWgmma<S, E, kSmall>;
+  using Group = ForwardGroup<S, E, kSmall>;
+  const int blocks = (static_cast<int>(problem.queries) + Shared::kRows - 1) / Shared::kRows;
+  const int pair = static_cast<int>(blockIdx.x) / blocks;
+  if constexpr (kRing) {
+    const Prepared ring = plain_ring(problem);
+    const Head head = head_of(ring, pair);
+    if (E <= 128 && looks_at_few(ring, head) != kSmall) return;
+    forward_block<Shared, Group>(ring, out, maps, key_norms, pair, head);
+  } else {
+    forward_block<Shared, Group>(problem, out, maps, key_norms, pair, head_of(problem, pair));
+  }
 #endif
 }
 

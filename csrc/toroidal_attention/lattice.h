@@ -81,6 +81,7 @@ STRATCORE_HOST_DEVICE inline void distance_parts(Metric metric, const Lattice& l
                                                  const T (&steps)[kMaxAxes], int count,
                                                  T (&parts)[kMaxAxes]) {
   T values[kMaxAxes] = {}, sum = 0, largest = 0;
+  STRATCORE_UNROLL
   for (int axis = 0; axis < kMaxAxes; ++axis) {
     if (axis >= lattice.axes) continue;
     T value = steps[axis];
@@ -92,6 +93,7 @@ STRATCORE_HOST_DEVICE inline void distance_parts(Metric metric, const Lattice& l
     largest = value > largest ? value : largest;
   }
   if (count > 1) {
+    STRATCORE_UNROLL
     for (int axis = 0; axis < kMaxAxes; ++axis) parts[axis] = values[axis];
     return;
   }

@@ -33,6 +33,25 @@ struct Prepared : Problem {
         factor(static_cast<float>(problem.scale) * kLog2e) {}
 };
 
+// Most problems: one ring, whose metrics are all alike but for chords, and no mask.
+inline bool of_plain_ring(const Problem& problem) {
+  return problem.lattice.axes == 1 && !of_chords(problem.metric) &&
+         problem.mask.element == MaskElement::kNone;
+}
+
+// The same with all that is known of it as constants. Kernels made for it are a fraction as long, and where
+// blocks are short, most of their time goes by waiting for instructions that the processor has not at hand.
+__device__ __forceinline__ Prepared plain_ring(const Prepared& problem) {
+  Prepared ring = problem;
+  ring.metric = Metric::kL1;
+  ring.slope_count = 1;
+  ring.lattice.axes = 1;
+#pragma unroll
+  for (int axis = 1; axis < kMaxAxes; ++axis) ring.lattice.period[axis] = ring.lattice.block[axis] = 1;
+  ring.mask.element = MaskElement::kNone;
+  return ring;
+}
+
 // What all blocks of one query head share.
 struct Head {
   int batch, head, kv_head;
@@ -75,6 +94,17 @@ __device__ inline int key_limit(const Problem& problem, int64_t index) {
   if (group > 1) end = (position / group - (position % group < 0 ? 1 : 0) + 1) * group;
   const int64_t limit = end - problem.key_offset;
   return static_cast<int>(limit < 0 ? 0 : limit < problem.keys ? limit : problem.keys);
+}
+
+// The first query that sees key `index`.
+__device__ inline int first_query(const Problem& problem, int64_t index) {
+  if (index >= problem.keys) return INT32_MAX;
+  if (!problem.causal) return 0;
+  const int64_t group = problem.causal_group;
+  int64_t start = problem.key_offset + index;
+  if (group > 1) start = (start / group - (start % group < 0 ? 1 : 0)) * group;
+  const int64_t query = start - problem.query_offset;
+  return static_cast<int>(query < 0 ? 0 : query < INT32_MAX ? query : INT32_MAX);
 }
 
 // Where the rows of a block and the columns of a tile lie on each axis: the coordinate, or of metrics of
@@ -145,7 +175,7 @@ __device__ inline void place_columns(Places<Rows, Cols>& places, Sites<Rows, Col
 // Rows l / 4 and l / 4 + 8 of a warp.
 struct RowInfo {
   int within, index[2];  // the first within the block; both in the tensor
-  int limit[2];          // not transposed: the first key that the query does not see
+  int limit[2];  // the first key that the query does not see; transposed: first query that sees the key
 
   template <bool kTransposed>
   static __device__ RowInfo of(const Problem& problem, int first, int warp, int lane) {
@@ -154,7 +184,7 @@ struct RowInfo {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       info.index[r] = first + info.within + 8 * r;
-      info.limit[r] = kTransposed ? 0 : key_limit(problem, info.index[r]);
+      info.limit[r] = kTransposed ? first_query(problem, info.index[r]) : key_limit(problem, info.index[r]);
     }
     return info;
   }
@@ -182,7 +212,8 @@ __device__ __forceinline__ float ring_distance(float row, float col, float perio
 template <int N, class Pairs, class Use>
 __device__ __forceinline__ void along_axis(const Problem& problem, const Pairs& pairs, int axis, int tile,
                                            int lane, const Use& use) {
-  const float period = float(problem.lattice.period[axis]);
+  const auto& periods = problem.lattice.period;
+  const float period = float(axis == 0 ? periods[0] : axis == 1 ? periods[1] : periods[2]);
   const float2 row[2] = {pairs.row(axis, 0), pairs.row(axis, 1)};
   const float4* cols = reinterpret_cast<const float4*>(pairs.cols(axis) + 8 * tile) + lane % 4;
   if (of_chords(problem.metric)) {

@@ -13,6 +13,8 @@ namespace stratcore::toroidal_attention {
 // A bound of rounding in the norms, which are summed in float32.
 constexpr float kNormMargin = 1.0001f;
 
+__device__ inline float larger(float a, float b) { return b <= a ? a : a <= b ? b : NAN; }
+
 // Whether the problem and the slopes of a head let tiles be left out at all.
 __device__ inline bool may_skip(const Problem& problem, const Head& head) {
   bool falls = problem.eps > 0;
@@ -37,6 +39,16 @@ __device__ inline float least_bias(const Problem& problem, const Head& head, con
   return bias * (1.0f - 1e-5f);
 }
 
+// Whether the blocks of a head are likely to look at few tiles, on a ring: by the steps after which distance
+// has usually taken all that scores can bring.
+__device__ inline bool looks_at_few(const Problem& problem, const Head& head) {
+  constexpr float kFewKeys = 2048.0f;
+  if (!may_skip(problem, head)) return false;
+  const float keys = float(problem.keys), enough = 2.0f * log2f(keys / float(problem.eps));
+  return keys <= kFewKeys ||
+         2.0f * keys * enough <= kFewKeys * head.slopes[0] * float(problem.lattice.period[0]);
+}
+
 // Tiles of `Cols` keys in order, each warp for itself: 32 are judged at once.
 template <int Cols>
 class KeyTiles {
@@ -44,7 +56,8 @@ class KeyTiles {
   // Of the keys that a block of queries sees: [0, limit).
   __device__ KeyTiles(const Prepared& problem, const Head& head, int first_query, int rows, int limit)
       : problem_(problem), head_(head), first_position_(problem.query_offset + first_query),
-        tiles_((limit + Cols - 1) / Cols), skipping_(may_skip(problem, head)) {
+        tiles_((limit + Cols - 1) / Cols), skipping_(may_skip(problem, head)),
+        allowed_(log2f(float(problem.eps)) - log2f(float(tiles_)) - log2f(float(Cols))) {
     if (skipping_) box_ = box_at(problem.lattice, problem.query_base + first_query, rows);
   }
 
@@ -77,17 +90,16 @@ class KeyTiles {
     return tile;
   }
 
-  // The tile that is looked at as number `index`: where tiles may be left out, those around the block's own
-  // position come first, then the others, around.
-  __device__ int at(int index) const {
-    const int64_t key = first_position_ - problem_.key_offset;
-    const int own = static_cast<int>(key < 0 ? 0 : key / Cols), ahead = problem_.causal ? 28 : 16;
-    const int start = !skipping_ || own < ahead || own - ahead >= tiles_ ? 0 : own - ahead;
-    const int tile = start + index;
-    return index >= tiles_ ? tiles_ : tile < tiles_ ? tile : tile - tiles_;
+  // The tile that is looked at as number `index`: where tiles may be left out, from the one of least distance
+  // on outwards, to both sides in turns, around.
+  __device__ int at(int nearest, int index) const {
+    if (!skipping_ || index >= tiles_) return min(index, tiles_);
+    const int tile = nearest + (index % 2 ? (index + 1) / 2 : -index / 2);
+    return tile < 0 ? tile + tiles_ : tile < tiles_ ? tile : tile - tiles_;
   }
 
-  // Leaves out what a row of log-sum lse, with |scale| |q| |k| up to it + excess, can do without.
+  // Leaves out what a row of log-sum lse, with |scale| |q| |k| up to it + excess, can do without. Until it is
+  // known, only what no row can need less: after a tile lse is at most |scale| |q| |k| + log of its keys.
   __device__ void judge_by(float excess) { excess_ = excess; }
 
   // Does not give `done` again.
@@ -118,10 +130,7 @@ class KeyTiles {
     const int first = tile * Cols, length = min(Cols, static_cast<int>(problem_.keys) - first);
     return least_bias(problem_, head_, box_, box_at(problem_.lattice, problem_.key_base + first, length));
   }
-  __device__ bool needed(int tile) const {
-    const float bound = excess_ - bias_of(tile) + log2f(float(Cols));
-    return !(bound <= log2f(float(problem_.eps)) - log2f(float(tiles_)));
-  }
+  __device__ bool needed(int tile) const { return !(excess_ - bias_of(tile) <= allowed_); }
 
   const Prepared& problem_;
   const Head& head_;
@@ -129,7 +138,7 @@ class KeyTiles {
   int tiles_;
   bool skipping_;
   Box box_;
-  float excess_ = INFINITY;
+  float allowed_, excess_ = -log2f(float(Cols));
   int done_ = -1, base_ = 0, given_ = 0;
   unsigned bits_ = 0;
 };
@@ -298,12 +307,12 @@ __global__ void __launch_bounds__(kBlock)
       squares[i] += chunk.dot(chunk);
     }
   }
-  unsigned largest = 0;
-#pragma unroll
-  for (int i = 0; i < kNormTimes; ++i)
-    largest = max(largest, __float_as_uint(sqrtf(sum_over<kRowLanes>(squares[i])) * kNormMargin));
-  largest = __reduce_max_sync(kFullWarp, largest);
-  if (threadIdx.x % 32 == 0) atomicMax(norms + group, largest);
+  int base = 0, held = kNormTimes;
+  reduce_scatter<kNormTimes, kRowLanes>(squares, static_cast<int>(threadIdx.x) % kRowLanes, base, held);
+  static_assert(scattered<kNormTimes, kRowLanes>() == 1, "a lane ends with one row at most");
+  const unsigned bits = __reduce_max_sync(kFullWarp, __float_as_uint(held > 0 ? squares[0] : 0.0f));
+  if (threadIdx.x % 32 == 0)
+    atomicMax(norms + group, __float_as_uint(sqrtf(__uint_as_float(bits)) * kNormMargin));
 }
 
 }  // namespace stratcore::toroidal_attention

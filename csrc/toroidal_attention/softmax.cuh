@@ -66,6 +66,17 @@ __device__ void store_rows(S* data, int64_t stride, const RowInfo& rows, int64_t
                            const float (&values)[E / 8][4], const float (&factor)[2]) {
   const bool together =
       dim % 2 == 0 && stride % 2 == 0 && reinterpret_cast<uintptr_t>(data) % (2 * sizeof(S)) == 0;
+  if (together && dim == E) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (rows.index[r] >= count) continue;
+      S* row = data + rows.index[r] * stride + lane % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < E / 8; ++n)
+        store_two(row + 8 * n, values[n][2 * r] * factor[r], values[n][2 * r + 1] * factor[r], true);
+    }
+    return;
+  }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     if (rows.index[r] >= count) continue;

@@ -67,7 +67,8 @@ class NoteWriter {
   }
 
   NoteQueue& queue_;
-  int lane_, batches_ = 0, given_ = 0;
+  int lane_, given_ = 0;
+  unsigned batches_ = 0;
 };
 
 // A thread that reads.
@@ -87,7 +88,8 @@ class NoteReader {
   }
 
  private:
-  int batches_ = 0, at_ = 0, count_ = 0;
+  unsigned batches_ = 0;  // unsigned: remainders are one instruction
+  int at_ = 0, count_ = 0;
 };
 
 // Rows of E elements as slices of 64.
@@ -153,6 +155,38 @@ __device__ __forceinline__ void add_mask(const Problem& problem, const Head& hea
   }
 }
 
-__device__ inline float larger(float a, float b) { return b <= a ? a : a <= b ? b : NAN; }
+// A warp's 16 rows of `count`, each times its factor: by way of `stage`, rows of a tile that nobody else
+// reads any more, so that lanes write 16 bytes beside each other.
+template <class S, int E, int Rows>
+__device__ __forceinline__ void store_rows_by(Sliced<S, E, Rows>& stage, S* data, int64_t stride,
+                                              const RowInfo& rows, int64_t count, int64_t dim, int lane,
+                                              float (&values)[E / 8][4], const float (&factor)[2]) {
+  constexpr int kChunk = 8, kChunks = E / kChunk;
+  if (dim % kChunk != 0 || stride % kChunk != 0 || reinterpret_cast<uintptr_t>(data) % 16 != 0) {
+    store_rows<S, E>(data, stride, rows, count, dim, lane, values, factor);
+    return;
+  }
+#pragma unroll
+  for (int n = 0; n < E / 8; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) values[n][e] *= factor[e / 2];
+  uint32_t packed[E / 16][4];
+  pack<S>(values, packed);
+  const int within = rows.within - lane / 4, first = rows.index[0] - lane / 4;
+#pragma unroll
+  for (int step = 0; step < E / 16; ++step) {
+    const uint32_t row = shared_address(stage.slice[step / 4][within + lane % 16]);
+    store_matrices(row + ((step % 4 * 2 + lane / 16 ^ lane % 8) << 4), packed[step]);
+  }
+  __syncwarp();
+#pragma unroll
+  for (int at = lane; at < 16 * kChunks; at += 32) {
+    const int row = at / kChunks, chunk = at % kChunks;
+    const uint4 bits = *reinterpret_cast<const uint4*>(
+        &stage.slice[chunk / 8][within + row][(chunk % 8 ^ row % 8) * kChunk]);
+    if (first + row < count && chunk * kChunk < dim)
+      *reinterpret_cast<uint4*>(data + (first + row) * stride + chunk * kChunk) = bits;
+  }
+}
 
 }  // namespace stratcore::toroidal_attention

@@ -112,18 +112,17 @@ bool compiled(Kernel kernel) {
   return runs && attributes.ptxVersion == 90 && attributes.numRegs > 100;
 }
 
-// kLaunchFailed where mma.sync has to do it.
-template <class S, int E>
-Status forward_wgmma(const Prepared& problem, const Output& out, void* scratch, cudaStream_t stream) {
-  using Shared = ForwardWgmma<S, E>;
-  const auto kernel = forward_wgmma_kernel<S, E>;
+// Blocks of a kind look after heads of their kind; kLaunchFailed where mma.sync has to do it.
+template <class S, int E, bool kRing, bool kSmall>
+Status launch_forward(const Prepared& problem, const Output& out, void* scratch, cudaStream_t stream) {
+  using Shared = ForwardWgmma<S, E, kSmall>;
+  const auto kernel = forward_wgmma_kernel<S, E, kRing, kSmall>;
   const auto described = [&](const void* data, const Strides& strides, int64_t heads, int64_t rows, int box,
                              CUtensorMap& map) {
     return describe_rows<S>(data, strides, problem.batch, heads, rows, problem.dim, box, map);
   };
   ForwardMaps maps;
-  if (!one_pattern(problem.lattice, problem.key_offset, problem.keys, Shared::kCols) || !compiled(kernel) ||
-      !described(problem.q, problem.q_strides, problem.heads, problem.queries, Shared::kRows, maps.q) ||
+  if (!described(problem.q, problem.q_strides, problem.heads, problem.queries, Shared::kRows, maps.q) ||
       !described(problem.k, problem.k_strides, problem.kv_heads, problem.keys, Shared::kCols, maps.k) ||
       !described(problem.v, problem.v_strides, problem.kv_heads, problem.keys, Shared::kCols, maps.v))
     return kLaunchFailed;
@@ -133,6 +132,21 @@ Status forward_wgmma(const Prepared& problem, const Output& out, void* scratch, 
   kernel<<<grid, Shared::kThreads, sizeof(Shared), stream>>>(problem, out, maps,
                                                              static_cast<const float*>(scratch));
   return launch_status();
+}
+
+// kLaunchFailed where mma.sync has to do it.
+template <class S, int E>
+Status forward_wgmma(const Prepared& problem, const Output& out, void* scratch, cudaStream_t stream) {
+  if (!compiled(forward_wgmma_kernel<S, E, false, false>) ||
+      !one_pattern(problem.lattice, problem.key_offset, problem.keys, ForwardWgmma<S, E, false>::kCols))
+    return kLaunchFailed;
+  if (!of_plain_ring(problem)) return launch_forward<S, E, false, false>(problem, out, scratch, stream);
+  const Status status = launch_forward<S, E, true, false>(problem, out, scratch, stream);
+  if constexpr (E <= 128) {
+    if (status == kOk && problem.eps > 0)
+      return launch_forward<S, E, true, true>(problem, out, scratch, stream);
+  }
+  return status;
 }
 
 template <class S, int E>
@@ -194,9 +208,10 @@ Status add_queries(const Prepared& problem, const Gradients& gradients, const Ro
                    const BackwardMaps& key, cudaStream_t stream) {
   const int64_t pairs = problem.batch * problem.heads;
   cudaMemsetAsync(sums.queries, 0, pairs * sums.stride * E * sizeof(float), stream);
-  if (const Status status =
-          launch_backward<KeyWgmma<S, E>>(key_wgmma_kernel<S, E, true>, problem, gradients, sums, key,
-                                          problem.keys, problem.kv_heads, stream))
+  const auto kernel =
+      of_plain_ring(problem) ? key_wgmma_kernel<S, E, true, true> : key_wgmma_kernel<S, E, true, false>;
+  if (const Status status = launch_backward<KeyWgmma<S, E>>(kernel, problem, gradients, sums, key,
+                                                            problem.keys, problem.kv_heads, stream))
     return status;
   query_sums_kernel<S, E><<<static_cast<unsigned>(pairs * row_blocks(problem.queries)), kBlock, 0, stream>>>(
       problem, sums.queries, sums.stride, static_cast<S*>(gradients.grad_q));
@@ -210,14 +225,14 @@ int64_t backward_wgmma(const Prepared& problem, const Gradients& gradients, cons
   using Query = BackwardWgmma<S, E>;
   using Key = KeyWgmma<S, E>;
   BackwardMaps query, key;
-  if (!compiled(key_wgmma_kernel<S, E, true>) ||
+  if (!compiled(key_wgmma_kernel<S, E, true, false>) ||
       !describe_backward<S, Query, Key>(problem, gradients, query, key))
     return 0;
   if (may_add_queries(problem, deterministic))
     return add_queries<S, E>(problem, gradients, sums, key, stream) == kOk ? warps_of_keys(problem.keys) : 0;
   if (launch_backward<Query>(query_wgmma_kernel<S, E>, problem, gradients, sums, query, problem.queries,
                              problem.heads, stream) ||
-      launch_backward<Key>(key_wgmma_kernel<S, E, false>, problem, gradients, sums, key, problem.keys,
+      launch_backward<Key>(key_wgmma_kernel<S, E, false, false>, problem, gradients, sums, key, problem.keys,
                            problem.kv_heads, stream))
     return 0;
   return (problem.queries + Query::kRows - 1) / Query::kRows;
