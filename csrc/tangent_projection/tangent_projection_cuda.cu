@@ -121,7 +121,7 @@ Status with_shape(int64_t dim, const Run& run, const RunLong& run_long) {
   constexpr int kWide = kRun<S> / kQuad;
   if (dim <= 64) return run(Shape<8 / kWide, 2>());
   if (dim <= 128) return run(Shape<16 / kWide, 2>());
-  if (dim <= 256) return run(Shape<32 / kWide, 2>());
+  if (dim <= 256) return run(Shape<kWide == 1 ? 32 : 8, kWide == 1 ? 2 : 4>());
   if (dim <= 512) return run(Shape<32, 4 / kWide>());
   if (dim <= 1024) return run(Shape<32, 8 / kWide>());
   return run_long();
