@@ -55,13 +55,17 @@ __device__ __forceinline__ Bound bound_with(int index_bits, const Prepared& anch
   return bound;
 }
 
-// The least score that an anchor may have to be the nearest of a row, of which `lost` did not enter the
+// The least score that an anchor may have to be the nearest of a row of which `lost_share` did not enter the
 // scores.
+__device__ __forceinline__ float least_score_with(float lost_share, float length, float largest, int64_t dim,
+                                                  const Bound& bound) {
+  return largest - 2.01f * score_error(lost_share, bound.anchor_lost, dim) * length -
+         2.1f * bound.tag_error * fabsf(largest);
+}
+
 __device__ __forceinline__ float least_score(float length, float lost, float largest, int64_t dim,
                                              const Bound& bound) {
-  const float share = length > 0 ? lost / length : 0.0f;
-  return largest - 2.01f * score_error(share, bound.anchor_lost, dim) * length -
-         2.1f * bound.tag_error * fabsf(largest);
+  return least_score_with(length > 0 ? lost / length : 0.0f, length, largest, dim, bound);
 }
 
 // A row with more candidates than one is settled by a second kernel. Until then their places in `nearest` and
@@ -69,6 +73,8 @@ __device__ __forceinline__ float least_score(float length, float lost, float lar
 // below it.
 constexpr int kMostCandidates = 4, kIndexBits = 12;
 constexpr uint32_t kAllAnchors = 7;
+// Of a candidate among at most 512 anchors: all of its share are candidates.
+constexpr uint32_t kWholeShare = 1u << (kIndexBits - 1);
 
 __device__ inline bool is_doubtful(int32_t nearest) { return nearest < 0; }
 __device__ inline uint32_t candidates_of(int32_t nearest) { return uint32_t(nearest) >> 2 * kIndexBits & 7; }
@@ -156,8 +162,50 @@ __device__ inline Nearest<float> search_all(const S* x, const S* anchors, const 
   return nearest;
 }
 
+// The nearest of the listed candidates by a whole warp; `Share` says which anchors share scores, if whole
+// shares can be listed.
+template <class Share, class S>
+__device__ __forceinline__ Nearest<float> search_listed(const S* x, const Problem& problem,
+                                                        const float* inverse, int32_t head, float tail) {
+  constexpr bool kHasShares = !std::is_void_v<Share>;
+  const S* anchors = static_cast<const S*>(problem.anchors);
+  const S* same[kMostCandidates] = {x, x, x, x};
+  const uint32_t count = candidates_of(head);
+  int32_t index[kMostCandidates];
+  uint32_t whole = 0;
+  Nearest<float> nearest;
+  const auto see = [&] {
+    float score[kMostCandidates];
+    exact_scores<S>(same, anchors, index, inverse, problem.dim, true, threadIdx.x % kWarp, score);
+#pragma unroll
+    for (int n = 0; n < kMostCandidates; ++n) nearest.see(score[n], index[n]);
+  };
+#pragma unroll
+  for (uint32_t n = 0; n < kMostCandidates; ++n) {
+    index[n] = candidate(head, tail, min(n, count - 1));
+    if constexpr (kHasShares) {
+      if (n < count && index[n] & kWholeShare) whole |= 1u << n;
+      index[n] &= ~kWholeShare;
+    }
+  }
+  see();
+  if constexpr (kHasShares) {
+    const auto last = static_cast<uint32_t>(problem.anchor_count - 1);
+    for (; whole; whole &= whole - 1) {
+      const Share share = Share::of(candidate(head, tail, __ffs(whole) - 1) & ~kWholeShare);
+      for (uint32_t i = 0; i < Share::seen(problem.anchor_count); i += kMostCandidates) {
+#pragma unroll
+        for (uint32_t n = 0; n < kMostCandidates; ++n)
+          index[n] = static_cast<int32_t>(min(share[i + n], last));
+        see();
+      }
+    }
+  }
+  return nearest;
+}
+
 // Scores the candidates of doubtful rows exactly: a warp looks at 32 rows, and takes those one by one.
-template <class S>
+template <class Share, class S>
 __global__ void __launch_bounds__(kWarps* kWarp)
     settle_kernel(Problem problem, const float* inverse, Targets<S> out) {
   const S* anchors = static_cast<const S*>(problem.anchors);
@@ -174,20 +222,9 @@ __global__ void __launch_bounds__(kWarps* kWarp)
       const S* x = static_cast<const S*>(problem.x) + row * problem.dim;
       const int32_t head = __shfl_sync(kFullWarp, held, own);
       const float tail = __shfl_sync(kFullWarp, listed, own);
-      const uint32_t count = candidates_of(head);
-      Nearest<float> nearest;
-      if (count == kAllAnchors) {
-        nearest = search_all(x, anchors, inverse, problem.anchor_count, problem.dim);
-      } else {
-        const S* same[kMostCandidates] = {x, x, x, x};
-        int32_t index[kMostCandidates];
-        float score[kMostCandidates];
-#pragma unroll
-        for (uint32_t n = 0; n < kMostCandidates; ++n) index[n] = candidate(head, tail, min(n, count - 1));
-        exact_scores<S>(same, anchors, index, inverse, problem.dim, true, lane, score);
-#pragma unroll
-        for (int n = 0; n < kMostCandidates; ++n) nearest.see(score[n], index[n]);
-      }
+      const Nearest<float> nearest = candidates_of(head) == kAllAnchors
+                                         ? search_all(x, anchors, inverse, problem.anchor_count, problem.dim)
+                                         : search_listed<Share>(x, problem, inverse, head, tail);
       if (lane == 0) write_nearest<S>(out, row, nearest, out.norm[row], problem.eps);
     }
   }

@@ -92,15 +92,42 @@ __device__ __forceinline__ void fence_shared_writes() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// Arrives at the barrier in the same place of block `rank` of the cluster.
-__device__ __forceinline__ void barrier_arrive(uint64_t* barrier, uint32_t rank) {
+// The address of what stands at `address` of this block in block `rank` of the cluster.
+__device__ __forceinline__ uint32_t address_in(uint32_t address, uint32_t rank) {
+  uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+
+// Four numbers to `address` in a block of the cluster, of which that block's barrier counts the 16 bytes.
+__device__ __forceinline__ void send_numbers(uint32_t address, const float4& value, uint32_t barrier) {
   asm volatile(
-      "{\n"
-      ".reg .b32 there;\n"
-      "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
-      "}\n" ::"r"(shared_address(barrier)),
-      "r"(rank)
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+          address),
+      "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(barrier)
+      : "memory");
+}
+
+// Arrives at the barrier in the same place of block `rank` of the cluster. Tells it of reads by products that
+// are done, and of nothing written: a barrier_arrive would wait for all that the thread has written.
+__device__ __forceinline__ void barrier_release(uint64_t* barrier, uint32_t rank) {
+  asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(
+                   address_in(shared_address(barrier), rank))
+               : "memory");
+}
+
+// From shared memory into the same place of block `rank` of the cluster, with an arrival at its barrier.
+__device__ __forceinline__ void send_to_block(const void* from, uint32_t bytes, uint64_t* barrier,
+                                              uint32_t rank) {
+  const uint32_t to = address_in(shared_address(from), rank),
+                 there = address_in(shared_address(barrier), rank);
+  asm volatile("mbarrier.arrive.expect_tx.relaxed.cluster.shared::cluster.b64 _, [%0], %1;" ::"r"(there),
+               "r"(bytes)
+               : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          to),
+      "r"(shared_address(from)), "r"(bytes), "r"(there)
       : "memory");
 }
 
@@ -141,9 +168,9 @@ __device__ __forceinline__ void hold(float (&sum)[N]) {
 }
 
 // A factor [M or N][K] in shared memory in rows of 128 bytes; of row r the 16 bytes number i stand at i ^ r
-// % 8.
-__device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t address) {
-  return uint64_t(address >> 4 & 0x3fff) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
+// % 8. Groups of eight rows are `next` bytes apart.
+__device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t address, uint32_t next = 1024) {
+  return uint64_t(address >> 4 & 0x3fff) | uint64_t(1) << 16 | uint64_t(next >> 4) << 32 | uint64_t(1) << 62;
 }
 
 #define STRATCORE_SUMS64                                                             \

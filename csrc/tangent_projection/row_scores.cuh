@@ -76,7 +76,7 @@ __device__ __forceinline__ void bring_slabs(const CUtensorMap& rows, const unsig
 __device__ __forceinline__ void release_stage(uint64_t* empty) {
   const int lane = threadIdx.x % kWarp;
   __syncwarp();
-  if (lane < kClusterBlocks) barrier_arrive(empty, lane);
+  if (lane < kClusterBlocks) barrier_release(empty, lane);
 }
 
 // sum = 64 rows from `row_offset` of each stage on times the anchors of a part.

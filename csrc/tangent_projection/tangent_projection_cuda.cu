@@ -1,6 +1,9 @@
+#include <cmath>
+
 #include "../common/launch.cuh"
 #include "finish_rows.cuh"
 #include "fused_rows.cuh"
+#include "held_rows.cuh"
 #include "nearest_exact.cuh"
 #include "nearest_tensor.cuh"
 #include "nearest_wgmma.cuh"
@@ -121,13 +124,14 @@ Status with_shape(int64_t dim, const Run& run, const RunLong& run_long) {
   constexpr int kWide = kRun<S> / kQuad;
   if (dim <= 64) return run(Shape<8 / kWide, 2>());
   if (dim <= 128) return run(Shape<16 / kWide, 2>());
-  if (dim <= 256) return run(Shape<32 / kWide, 2>());
+  if (dim <= 256) return run(Shape<kWide == 1 ? 32 : 8, kWide == 1 ? 2 : 4>());
   if (dim <= 512) return run(Shape<32, 4 / kWide>());
   if (dim <= 1024) return run(Shape<32, 8 / kWide>());
   return run_long();
 }
 
 constexpr int64_t kOneKindAnchors = 384;  // up to which warps of one kind are faster than those of three
+constexpr int64_t kUnheldAnchors = 352;   // and than blocks that hold the anchors
 constexpr int64_t kExactWork = int64_t(1) << 26;  // products up to which every score is made exactly
 
 bool use_tensor_cores(const Problem& problem) {
@@ -238,6 +242,15 @@ Status launch_scores(const Problem& problem, const Targets<S>& out, void* scratc
   return launched == kOk ? launch_finish<S>(problem, anchors, plan.index_bits, out, executor) : launched;
 }
 
+template <class Share, class S>
+Status launch_settle(const Problem& problem, const Prepared& anchors, const Targets<S>& out,
+                     const Executor& executor) {
+  settle_kernel<Share, S>
+      <<<blocks_for(problem.rows, kWarps * kWarp, 8), kWarps * kWarp, 0, stream_of(executor)>>>(
+          problem, anchors.inverse, out);
+  return launch_status();
+}
+
 template <class S>
 Status launch_fused(const Problem& problem, const Targets<S>& out, void* scratch, const Executor& executor) {
   using Place = FusedPlace<S>;
@@ -249,6 +262,21 @@ Status launch_fused(const Problem& problem, const Targets<S>& out, void* scratch
   const FusedPlan plan{static_cast<uint32_t>(anchors.padded_count / kPartAnchors),
                        pairs_of(problem.rows, kFusedRows), index_bits_for(problem.anchor_count)};
   return launch_pairs(kernel, plan.pairs, kFusedThreads, kFusedBytes, executor, problem, anchors, plan, out);
+}
+
+template <class S>
+Status launch_held(const Problem& problem, const Targets<S>& out, void* scratch, const Executor& executor) {
+  using Place = HeldPlace<S>;
+  const auto kernel = held_kernel<S>;
+  if (!has_code(kernel)) return launch_tensor<S>(problem, out, scratch, executor);
+  const Prepared anchors = prepared<Place>(problem, scratch);
+  const Status status = launch_prepare<S, Place>(problem, anchors, executor);
+  if (status != kOk) return status;
+  const int bits = index_bits_for(problem.anchor_count);
+  const HeldPlan plan{pairs_of(problem.rows, kHeldRows), bits, std::exp2(float(bits - 23))};
+  const Status launched =
+      launch_pairs(kernel, plan.pairs, kHeldThreads, kHeldBytes, executor, problem, anchors, plan, out);
+  return launched == kOk ? launch_settle<GroupShare>(problem, anchors, out, executor) : launched;
 }
 
 template <class S, int Steps>
@@ -266,10 +294,7 @@ Status launch_wgmma(const Problem& problem, const Targets<S>& out, void* scratch
   kernel<<<blocks_for(problem.rows, rows, 1), kRowGroups<S> * kGroupThreads, bytes, stream_of(executor)>>>(
       problem, anchors, plan, out);
   const Status launched = launch_status();
-  if (launched != kOk) return launched;
-  settle_kernel<S><<<blocks_for(problem.rows, kWarps * kWarp, 8), kWarps * kWarp, 0, stream_of(executor)>>>(
-      problem, anchors.inverse, out);
-  return launch_status();
+  return launched == kOk ? launch_settle<void>(problem, anchors, out, executor) : launched;
 }
 
 template <class S>
@@ -281,6 +306,10 @@ Status launch_many(const Problem& problem, const Targets<S>& out, void* scratch,
   if (problem.dim > 256) return launch_scores<S>(problem, out, scratch, executor);
   if (problem.dim <= 64) return launch_wgmma<S, 4>(problem, out, scratch, executor);
   if (problem.dim <= 128) return launch_wgmma<S, 8>(problem, out, scratch, executor);
+  if (problem.dim == kFusedColumns && problem.anchor_count > kUnheldAnchors &&
+      problem.anchor_count <= kHeldAnchors) {
+    return launch_held<S>(problem, out, scratch, executor);
+  }
   if (problem.anchor_count <= kOneKindAnchors) return launch_wgmma<S, 16>(problem, out, scratch, executor);
   return launch_fused<S>(problem, out, scratch, executor);
 }
@@ -329,7 +358,7 @@ Status backward_of(const Problem& problem, const Output& output, const S* grad_y
 
 int64_t forward_scratch_cuda(const Problem& problem) {
   if (!problem.anchors || !use_tensor_cores(problem)) return 0;
-  const int64_t count = round_up(problem.anchor_count, kScoreAnchors), dim = round_up(problem.dim, kSlab);
+  const int64_t count = round_up(problem.anchor_count, kHeldAnchors), dim = round_up(problem.dim, kSlab);
   return count * (dim + 2) * int64_t(sizeof(float));
 }
 

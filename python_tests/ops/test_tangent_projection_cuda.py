@@ -18,6 +18,8 @@ pytestmark = pytest.mark.cuda
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [
     (20001, 256, 128),
+    (20001, 256, 400),
+    (20001, 256, 512),
     (20001, 256, 520),
     (20001, 136, 500),
     (10001, 256, 1100),
@@ -31,7 +33,8 @@ SHAPES = [
     (5001, 1024, 520),
     (3001, 2504, 300),
 ]
-WAYS = [(256, 130), (256, 520), (264, 130)]  # dim and anchors that take different kernels of sm_90a
+# Dimensions and anchors that take different kernels of sm_90a.
+WAYS = [(256, 130), (256, 500), (256, 520), (264, 130)]
 
 
 def normal(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
@@ -75,7 +78,7 @@ def test_finds_it_among_near_ties(dtype, dim, anchors):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("dim, anchors", [(256, 128), (256, 520), (77, 130), (1024, 520)])
+@pytest.mark.parametrize("dim, anchors", [(256, 128), (256, 500), (256, 520), (77, 130), (1024, 520)])
 def test_copies_tie_to_the_lower_index(dtype, dim, anchors):
     x, directions = problem(20001, dim, anchors, dtype)
     directions[1::2] = directions[::2]
