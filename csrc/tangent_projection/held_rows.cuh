@@ -7,12 +7,13 @@
 // Two blocks of a cluster hold half the anchors each in shared memory, from the first row to the last, and
 // images of rows pass between them. Two kinds of warps: a holder reads eight rows into its registers, writes
 // y and norms, leaves their image in float16 in both blocks, and once the scores are there, compares the
-// anchor that they leave exactly with what it holds; the scorers of a block, one warpgroup, multiply the
-// tiles of 64 rows of both blocks in turn with the block's anchors.
+// anchor that they leave exactly with what it holds; the scorers of a block, one warpgroup, multiply tiles of
+// 32 rows of either block with the block's anchors.
 namespace stratcore::tangent_projection {
 
 constexpr int kHeldRows = 64, kHeldAnchors = 512, kHeldParts = 2;  // parts of the anchors in a block
-constexpr int kTilePieces = kHeldRows / kPieceRows, kScoreTiles = 2;
+constexpr int kTilePieces = kHeldRows / kPieceRows, kOwnPieces = kTilePieces / kClusterBlocks;
+constexpr int kOwnRows = kHeldRows / kClusterBlocks, kImageTiles = 2, kScoreTiles = 4;
 constexpr int kScorers = 4, kHolders = 12;  // warps
 constexpr int kHeldThreads = (kScorers + kHolders) * kWarp;
 // Of a thread; the kernel starts with 128. Where rows take less, scorers have two sets of sums, so that one
@@ -25,13 +26,13 @@ template <class S>
 constexpr int kHolderRegisters = sizeof(S) == 2 ? 112 : 136;
 static_assert(kScorerRegisters<float> + 3 * kHolderRegisters<float> <= 4 * 128);
 static_assert(kScorerRegisters<__half> + 3 * kHolderRegisters<__half> <= 4 * 128);
-// A holder leaves an image only after it has read the scores of its last, so that scores of a tile are read
-// once the second tile after it is complete.
-static_assert((2 * kTilePieces - 1 + kHolders) / kTilePieces < kScoreTiles + 2);
+// A holder leaves an image only after it has read the scores of its last: those of a tile are read once the
+// tile is complete that its holders fill next.
+static_assert(kHolders % kOwnPieces == 0 && kHolders / kOwnPieces < kScoreTiles);
 constexpr uint32_t kTileBytes = kTilePieces * kPieceBytes, kPartBytes = kSlabs * kUnitBytes;
-constexpr uint32_t kScoreBytes = kHeldRows * 256;
+constexpr uint32_t kScoreBytes = kOwnRows * 256;
 constexpr uint32_t kHeldBytes =
-    kHeldParts * kPartBytes + kClusterBlocks * kTileBytes + kScoreTiles * kScoreBytes + kSwizzleBytes;
+    kHeldParts * kPartBytes + kImageTiles * kTileBytes + kScoreTiles * kScoreBytes + kSwizzleBytes;
 
 // Where an element of the anchors stands: [block][part][slab][anchor][16 bytes, swizzled], columns as in an
 // image. Of four parts of the anchors block 0 holds the first and third.
@@ -56,11 +57,11 @@ struct HeldPlan {
 };
 
 struct HeldShared {
-  uint64_t arrived;                 // the anchors
-  uint64_t filled[kClusterBlocks];  // the image of each block's tile
-  uint64_t freed;                   // the images of the own tile, in both blocks
-  uint64_t scored[kScoreTiles];     // own tiles, by both blocks
-  float anchor_lost;                // as of Bound
+  uint64_t arrived;              // the anchors
+  uint64_t filled[kImageTiles];  // images
+  uint64_t freed[kImageTiles];   // images in both blocks
+  uint64_t scored[kScoreTiles];  // the own rows of a tile, by both blocks
+  float anchor_lost;             // as of Bound
 };
 
 // Where what a block holds lies in its shared memory.
@@ -69,7 +70,7 @@ struct HeldMemory {
 
   __device__ explicit HeldMemory(unsigned char* memory)
       : anchors(memory), images(anchors + kHeldParts * kPartBytes),
-        scores(images + kClusterBlocks * kTileBytes) {}
+        scores(images + kImageTiles * kTileBytes) {}
 };
 
 // sum = the rows of an image times a part of the anchors.
@@ -87,15 +88,16 @@ __device__ __forceinline__ void start_product(uint32_t image, uint32_t part, flo
   wgmma_commit();
 }
 
-// Leaves the largest scores of the own anchors with a tile in its owner's shared memory.
+// Leaves the largest scores of the own anchors with rows of a tile in the shared memory of the rows' block.
 __device__ __forceinline__ void send_scores(const Pair (&largest)[2][kGroupShares], unsigned char* scores,
-                                            uint64_t* scored, uint32_t owner) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+                                            uint64_t* scored) {
+  const int warp = threadIdx.x / kWarp % kScorers, lane = threadIdx.x % kWarp;
+  const uint32_t owner = warp / (kScorers / kClusterBlocks);
   const int share = (static_cast<int>(block_of_cluster()) * 4 + lane % 4) * kGroupShares;
   const uint32_t barrier = address_in(shared_address(scored), owner);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int row = warp * 16 + lane / 4 + 8 * r;
+    const int row = warp % (kScorers / kClusterBlocks) * 16 + lane / 4 + 8 * r;
 #pragma unroll
     for (int i = 0; i < kGroupShares; i += 2) {
       send_numbers(address_in(shared_address(held_scores(scores, row, share + i)), owner),
@@ -116,7 +118,7 @@ __device__ __forceinline__ void hold(Pair (&largest)[2][kGroupShares]) {
   }
 }
 
-// By one warpgroup: tiles of block 0 and block 1 in turn.
+// By one warpgroup.
 template <int Sums>
 __device__ __forceinline__ void score_tiles(int64_t count, int index_bits, uint32_t rounds,
                                             const HeldMemory& memory, HeldShared& shared) {
@@ -125,11 +127,11 @@ __device__ __forceinline__ void score_tiles(int64_t count, int index_bits, uint3
   const uint32_t anchors = shared_address(memory.anchors);
   barrier_wait(&shared.arrived, 0);
 #pragma unroll 1
-  for (uint32_t tile = 0; tile < kClusterBlocks * rounds; ++tile) {
-    const uint32_t owner = tile % kClusterBlocks, round = tile / kClusterBlocks;
-    const uint32_t image = shared_address(memory.images + owner * kTileBytes);
+  for (uint32_t round = 0; round < rounds; ++round) {
+    const uint32_t slot = round % kImageTiles;
+    const uint32_t image = shared_address(memory.images + slot * kTileBytes);
     float sum[Sums][64];
-    barrier_wait(shared.filled + owner, round & 1);
+    barrier_wait(shared.filled + slot, round / kImageTiles & 1);
     start_product(image, anchors, sum[0]);
     if constexpr (Sums == 2) start_product(image, anchors + kPartBytes, sum[1]);
     Pair largest[2][kGroupShares];
@@ -141,11 +143,11 @@ __device__ __forceinline__ void score_tiles(int64_t count, int index_bits, uint3
     wgmma_wait<0>();
     hold(sum[Sums - 1]);
     __syncwarp();
-    if (lane == 0) barrier_release(&shared.freed, owner);
+    if (lane < kClusterBlocks) barrier_release(shared.freed + slot, lane);
     see_scores(sum[Sums - 1], kClusterBlocks * kPartAnchors + first, count, kept, lane % 4, largest);
     uint64_t* scored = shared.scored + round % kScoreTiles;
-    if (threadIdx.x == 0 && owner == block_of_cluster()) barrier_expect(scored, kScoreBytes);
-    send_scores(largest, memory.scores + round % kScoreTiles * kScoreBytes, scored, owner);
+    if (threadIdx.x == 0) barrier_expect(scored, kScoreBytes);
+    send_scores(largest, memory.scores + round % kScoreTiles * kScoreBytes, scored);
   }
 }
 
@@ -154,25 +156,25 @@ __device__ __forceinline__ void hold_pieces(const Problem& problem, const Prepar
                                             const HeldPlan& plan, const Targets<S>& out, int64_t pair,
                                             uint32_t rounds, const HeldMemory& memory, HeldShared& shared) {
   const int lane = threadIdx.x % kWarp, warp = __shfl_sync(kFullWarp, threadIdx.x / kWarp, 0) - kScorers;
-  const uint32_t rank = block_of_cluster(), pieces = rounds * kTilePieces;
+  const uint32_t rank = block_of_cluster(), pieces = rounds * kOwnPieces;
   const auto first_of = [&](uint32_t piece) {
-    const int64_t tile =
-        (pair + int64_t(piece / kTilePieces) * (gridDim.x / kClusterBlocks)) * kClusterBlocks;
-    return (tile + rank) * kHeldRows + piece % kTilePieces * kPieceRows;
+    const int64_t tile = pair + int64_t(piece / kOwnPieces) * (gridDim.x / kClusterBlocks);
+    return (tile * kClusterBlocks + rank) * kOwnRows + piece % kOwnPieces * kPieceRows;
   };
   for (uint32_t number = warp; number < pieces; number += kHolders) {
-    const uint32_t round = number / kTilePieces, place = number % kTilePieces;
+    const uint32_t round = number / kOwnPieces, place = number % kOwnPieces;
+    const uint32_t slot = round % kImageTiles;
     Piece<S> piece(first_of(number));
     piece.load(problem);
     piece.measure();
-    unsigned char* image = memory.images + rank * kTileBytes + place * kPieceBytes;
-    barrier_wait(&shared.freed, (round & 1) ^ 1);
+    unsigned char* image = memory.images + slot * kTileBytes + (rank * kOwnPieces + place) * kPieceBytes;
+    barrier_wait(shared.freed + slot, (round / kImageTiles & 1) ^ 1);
     piece.write_image(image);
     fence_shared_writes();
     __syncwarp();
     if (lane == 0) {
-      barrier_arrive(shared.filled + rank);
-      send_to_block(image, kPieceBytes, shared.filled + rank, rank ^ 1);
+      barrier_arrive(shared.filled + slot);
+      send_to_block(image, kPieceBytes, shared.filled + slot, rank ^ 1);
       const int64_t next = first_of(number + kHolders);
       if (number + kHolders < pieces && next < problem.rows) {
         const auto count = static_cast<uint32_t>(min(int64_t(kPieceRows), problem.rows - next));
@@ -202,8 +204,10 @@ __global__ void __launch_bounds__(kHeldThreads, 1)
   const auto rounds = static_cast<uint32_t>((plan.pairs - pair + clusters - 1) / clusters);
   if (threadIdx.x == 0) {
     barrier_init(&shared.arrived);
-    barrier_init(&shared.freed, kClusterBlocks * kScorers);
-    for (int i = 0; i < kClusterBlocks; ++i) barrier_init(shared.filled + i, kTilePieces);
+    for (int i = 0; i < kImageTiles; ++i) {
+      barrier_init(shared.filled + i, kTilePieces);
+      barrier_init(shared.freed + i, kClusterBlocks * kScorers);
+    }
     for (int i = 0; i < kScoreTiles; ++i) barrier_init(shared.scored + i);
     fence_barrier_init();
     constexpr uint32_t kBytes = kHeldParts * kPartBytes;

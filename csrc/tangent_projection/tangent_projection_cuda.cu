@@ -273,7 +273,7 @@ Status launch_held(const Problem& problem, const Targets<S>& out, void* scratch,
   const Status status = launch_prepare<S, Place>(problem, anchors, executor);
   if (status != kOk) return status;
   const int bits = index_bits_for(problem.anchor_count);
-  const HeldPlan plan{pairs_of(problem.rows, kHeldRows), bits, std::exp2(float(bits - 23))};
+  const HeldPlan plan{pairs_of(problem.rows, kOwnRows), bits, std::exp2(float(bits - 23))};
   const Status launched =
       launch_pairs(kernel, plan.pairs, kHeldThreads, kHeldBytes, executor, problem, anchors, plan, out);
   return launched == kOk ? launch_settle<GroupShare>(problem, anchors, out, executor) : launched;
