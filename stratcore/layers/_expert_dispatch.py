@@ -144,8 +144,10 @@ def _grouped_product(x_RD: Tensor, weight_EDH: Tensor, to: Assignment) -> Tensor
 
 
 def _has_grouped_kernel(x_RD: Tensor, weight_EDH: Tensor) -> bool:
+    if any(size * x_RD.element_size() % 16 for size in weight_EDH.shape[1:]):  # it refuses such strides
+        return False
     if x_RD.dtype == torch.bfloat16:
-        return x_RD.device.type == "cpu" or (x_RD.shape[-1] % 8 == 0 and weight_EDH.shape[-1] % 8 == 0)
+        return True
     # Tracing refuses other types before torch 2.15.
     return x_RD.dtype in (torch.float32, torch.float16) and not torch.compiler.is_compiling()
 
