@@ -56,9 +56,7 @@ BLOCKS: dict[str, Callable[[int], nn.Module]] = {
     "attention separate": lambda dim: attention(dim),
     "attention top-k": lambda dim: attention(dim, router=TOP_2),
     "attention hard": lambda dim: attention(dim, router=HARD),
-    "attention shared": lambda dim: attention(
-        dim, projections="shared", router=RouterOptions(num_strata=2)
-    ),
+    "attention shared": lambda dim: attention(dim, projections="shared", router=RouterOptions(num_strata=2)),
     "routing dense": lambda dim: routing(dim),
     "routing dense top-k": lambda dim: routing(dim, router=TOP_2, dispatch="dense"),
     "routing sparse": lambda dim: routing(dim, router=TOP_2, activation="gelu"),

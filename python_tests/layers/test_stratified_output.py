@@ -189,7 +189,9 @@ def test_bfloat16_weights(name):
     [(name, torch.float32, "eager") for name in BLOCKS]
     + [("experts capacity", torch.bfloat16, "aot_eager"), ("attention shared", torch.float32, "aot_eager")],
 )
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # what tracing does with autograd functions
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated"
+)  # what tracing does with autograd functions
 def test_compiles_as_one_graph(name, dtype, backend):
     torch.compiler.reset()
     block, (x, mask) = moved(BLOCKS[name](DIM)).to(dtype), tokens_and_mask(DIM, dtype)
@@ -259,9 +261,9 @@ def test_learns_eight_sequences_by_heart(name):
     block = BLOCKS[name](DIM)
     x = torch.randn(8, 2, DIM)
     target = x + 0.3 * torch.randn(8, 2, DIM)
-    optimizer = torch.optim.Adam(block.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(block.parameters(), lr=2e-2)
     losses = []
-    for _ in range(300):
+    for _ in range(120):
         optimizer.zero_grad()
         loss = (call(block, x).hidden - target).square().mean()
         loss.backward()
