@@ -6,7 +6,9 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.autograd import gradcheck
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
 from python_tests.layers.stratified_cases import BIASED, BLOCKS, call, moved, tokens_and_mask
@@ -146,7 +148,7 @@ def test_gradcheck(name):
     mask = torch.tensor([[True, True, True], [True, True, False]])
     names = [key for key, _ in block.named_parameters()]
 
-    class Losses(torch.nn.Module):
+    class Losses(nn.Module):
         def __init__(self):
             super().__init__()
             self.block = block
@@ -186,13 +188,16 @@ def test_bfloat16_weights(name):
 
 @pytest.mark.parametrize(
     ("name", "dtype", "backend"),
-    [(name, torch.float32, "eager") for name in BLOCKS]
-    + [("experts capacity", torch.bfloat16, "aot_eager"), ("attention shared", torch.float32, "aot_eager")],
+    [
+        ("experts capacity", torch.bfloat16, "aot_eager"),  # a grouped product
+        ("experts of odd size", torch.float32, "eager"),  # a padded one
+        ("attention shared", torch.float32, "aot_eager"),
+    ],
 )
 @pytest.mark.filterwarnings(
     "ignore:.*should not be instantiated"
 )  # what tracing does with autograd functions
-def test_compiles_as_one_graph(name, dtype, backend):
+def test_compiles_forward_and_backward(name, dtype, backend):
     torch.compiler.reset()
     block, (x, mask) = moved(BLOCKS[name](DIM)).to(dtype), tokens_and_mask(DIM, dtype)
     copied = copy.deepcopy(block)
@@ -205,6 +210,64 @@ def test_compiles_as_one_graph(name, dtype, backend):
     total(wanted).backward()
     for mine, theirs in zip(block.parameters(), copied.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, **tolerance)
+
+
+@every_block
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+def test_one_graph_serves_every_length(name):
+    torch.compiler.reset()
+    block = moved(BLOCKS[name](DIM)).eval()
+    compiled = torch.compile(
+        lambda x, mask: call(block, x, mask).hidden,
+        fullgraph=True,
+        dynamic=True,
+        backend="eager",
+    )
+    with torch.no_grad():
+        for stance, shape in (("default", (3, 6)), ("fail_on_recompile", (5, 31))):
+            x, mask = torch.randn(*shape, DIM), torch.rand(shape) > 0.3
+            with torch.compiler.set_stance(stance):
+                found = compiled(x, mask)
+            torch.testing.assert_close(found, call(block, x, mask).hidden, rtol=0, atol=1e-5)
+
+
+class Hidden(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x, mask):
+        return call(self.block, x, mask).hidden
+
+
+@pytest.mark.parametrize("name", ["attention hard", "layers all", "experts capacity"])
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+def test_exports_with_free_batch_and_length(name):
+    module, (x, mask) = Hidden(moved(BLOCKS[name](DIM)).eval()), tokens_and_mask(DIM)
+    free = {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("length", min=2, max=512)}
+    exported = torch.export.export(module, (x, mask), dynamic_shapes={"x": free, "mask": free}).module()
+    x, mask = torch.randn(7, 12, DIM), torch.rand(7, 12) > 0.3
+    torch.testing.assert_close(exported(x, mask), module(x, mask), rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def process_group(tmp_path_factory):
+    store = torch.distributed.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@every_block
+def test_distributed_data_parallel_finds_no_unused_parameter(name, process_group):
+    block, (x, mask) = BLOCKS[name](DIM), tokens_and_mask(DIM)
+    parallel, start = DistributedDataParallel(Hidden(block)), copy.deepcopy(block.state_dict())
+    optimizer = torch.optim.SGD(block.parameters(), lr=1.0)
+    for _ in range(3):  # the second call raises when the first left a parameter out
+        optimizer.zero_grad()
+        (parallel(x, mask) - 1).square().mean().backward()
+        optimizer.step()
+    assert any(not torch.equal(start[key], value) for key, value in block.state_dict().items())
 
 
 @every_block
