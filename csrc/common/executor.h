@@ -6,7 +6,7 @@
 
 namespace stratcore {
 
-enum class DType : int32_t { kFloat32, kFloat64 };
+enum class DType : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
 // A batch of matrices [batch, rows, cols] at any strides (in elements); a stride of 0 repeats.
 struct MatrixBatch {
@@ -20,7 +20,7 @@ struct MatrixBatch {
 
 // out[b] = left[b] @ right[b]: [batch, rows, inner] @ [batch, inner, cols], out row-major and contiguous.
 struct Gemm {
-  DType dtype;
+  DType dtype;  // of the factors; out is float64 for float64, else float32
   int64_t batch, rows, cols, inner;
   MatrixBatch left;
   MatrixBatch right;

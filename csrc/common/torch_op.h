@@ -204,15 +204,33 @@ class TorchExecutor {
     return torch::stable::from_blob(const_cast<void*>(matrix.data), sizes, strides, device_, type);
   }
 
+  static ScalarType type_of(DType dtype) {
+    switch (dtype) {
+      case DType::kFloat64:
+        return ScalarType::Double;
+      case DType::kBFloat16:
+        return ScalarType::BFloat16;
+      case DType::kFloat16:
+        return ScalarType::Half;
+      default:
+        return ScalarType::Float;
+    }
+  }
+
   void call_bmm(const Gemm& product) const {
-    const ScalarType type = product.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
+    using torch::stable::detail::from;
+    const ScalarType type = type_of(product.dtype);
+    const bool narrow = type == ScalarType::BFloat16 || type == ScalarType::Half;
+    const ScalarType wide = narrow ? ScalarType::Float : type;
     const MatrixBatch target{product.out, product.rows * product.cols, product.cols, 1};
     const Tensor left = wrap(product.left, product.batch, product.rows, product.inner, type);
     const Tensor right = wrap(product.right, product.batch, product.inner, product.cols, type);
-    const Tensor out = wrap(target, product.batch, product.rows, product.cols, type);
-    std::array<StableIValue, 3> stack{torch::stable::detail::from(left), torch::stable::detail::from(right),
-                                      torch::stable::detail::from(out)};
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::bmm", "out", stack.data(), TORCH_ABI_VERSION));
+    const Tensor out = wrap(target, product.batch, product.rows, product.cols, wide);
+    std::vector<StableIValue> stack{from(left), from(right)};
+    if (narrow) stack.push_back(from(wide));
+    stack.push_back(from(out));
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::bmm", narrow ? "dtype_out" : "out", stack.data(),
+                                                 TORCH_ABI_VERSION));
     torch::stable::detail::to<Tensor>(stack[0]);  // takes back the reference that the call returned
   }
 

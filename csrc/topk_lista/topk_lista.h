@@ -19,7 +19,7 @@ struct Sizes {
   bool encoder_per_step;    // encoder has T + 1 leading entries instead of 1
   bool recurrent_per_step;  // recurrent has T leading entries instead of 1
   bool threshold_per_step;  // theta has T + 1 leading entries instead of 1
-  DType dtype;
+  DType dtype;  // of x, encoder, recurrent and the dense code; all else is float64 for float64, else float32
 
   int64_t recurrent_size() const { return form == Form::kClassic ? atoms * atoms : dim * atoms; }
 };
@@ -47,7 +47,10 @@ struct Gradients {
   void* theta;
 };
 
-// Elements of scratch (of the problem's dtype) that forward and backward want.
+// Atoms up to which rows of 16-bit codes can be selected on the GPU.
+constexpr int64_t kMostAtomsOf16Bits = 16384;
+
+// Elements of scratch (of the computed type) that forward and backward want.
 STRATCORE_API int64_t forward_scratch(const Sizes& sizes);
 STRATCORE_API int64_t backward_scratch(const Sizes& sizes);
 

@@ -91,12 +91,12 @@ class CpuKernels {
     return select_cpu(sizes, selection, executor_);
   }
 
-  template <class T>
-  Status subtract_from_input(const Sizes& sizes, const void* x, T* residual) const {
+  template <class T, class S>
+  Status subtract_from_input(const Sizes& sizes, const void* x, const T* product, S* residual) const {
     const int64_t count = sizes.rows * sizes.dim;
-    const auto* input = static_cast<const T*>(x);
+    const auto* input = static_cast<const S*>(x);
     return each(sizes.experts * count, [=, shared = sizes.shared_input](int64_t i) {
-      residual[i] = input[shared ? i % count : i] - residual[i];
+      residual[i] = input[shared ? i % count : i] - product[i];
     });
   }
 
@@ -107,19 +107,23 @@ class CpuKernels {
     return each(count, [=](int64_t i) { out[i] = in ? in[i] : T(0); });
   }
 
-  template <class T>
-  Status add(int64_t count, const T* source, T* target) const {
+  template <class S, class T>
+  Status add(int64_t count, const S* source, T* target) const {
     return each(count, [=](int64_t i) { target[i] += source[i]; });
   }
 
-  template <class T>
-  Status negate(int64_t count, T* data) const {
-    return each(count, [=](int64_t i) { data[i] = -data[i]; });
+  template <class T, class S>
+  Status negate(int64_t count, const T* source, S* target) const {
+    return each(count, [=](int64_t i) { target[i] = -source[i]; });
   }
 
-  template <class T>
-  Status pass(int64_t count, const T* grad, const int8_t* support, T* out) const {
-    return each(count, [=](int64_t i) { out[i] = support[i] ? grad[i] : T(0); });
+  template <class T, class S>
+  Status pass(int64_t count, const T* grad, const int8_t* support, T* sum, bool total, S* out) const {
+    return each(count, [=](int64_t i) {
+      const T passed = support[i] ? grad[i] : T(0);
+      if (sum) sum[i] += passed;
+      out[i] = total && sum ? sum[i] : passed;
+    });
   }
 
   template <class T>
@@ -129,9 +133,9 @@ class CpuKernels {
     });
   }
 
-  template <class T>
-  Status expand(const Sizes& sizes, const void* values, const int32_t* indices, T* dense) const {
-    copy_or_zero<T>(sizes.experts * sizes.rows * sizes.atoms, nullptr, dense);
+  template <class T, class S>
+  Status expand(const Sizes& sizes, const void* values, const int32_t* indices, S* dense) const {
+    copy_or_zero<S>(sizes.experts * sizes.rows * sizes.atoms, nullptr, dense);
     return slots(sizes, [=, v = static_cast<const T*>(values), &sizes](int64_t flat, int64_t slot) {
       dense[flat * sizes.atoms + indices[slot]] = v[slot];
     });
@@ -145,15 +149,16 @@ class CpuKernels {
     });
   }
 
-  // d loss / d theta = -sum over rows of grad_u sign(u), rows in order
+  // d loss / d theta = -sum over rows of sign(u) grad where u passes, rows in order
   template <class T>
-  Status reduce_threshold(const Sizes& sizes, const T* grad_u, const int8_t* support, T* target) const {
+  Status reduce_threshold(const Sizes& sizes, const T* grad, const int8_t* support, T* /* partial */,
+                          T* target) const {
     parallel_for(executor_, sizes.experts, 1, [&](int64_t begin, int64_t end) noexcept {
       for (int64_t flat = begin * sizes.rows; flat < end * sizes.rows; ++flat) {
         T* out = target + flat / sizes.rows * sizes.atoms;
         for (int64_t atom = 0; atom < sizes.atoms; ++atom) {
           const int64_t i = flat * sizes.atoms + atom;
-          out[atom] -= T(support[i]) * grad_u[i];
+          if (support[i]) out[atom] -= T(support[i]) * grad[i];
         }
       }
     });
@@ -197,11 +202,11 @@ class CpuKernels {
 }  // namespace
 
 int64_t forward_scratch(const Sizes& sizes) {
-  return sizes.experts * sizes.rows * (2 * sizes.atoms + (sizes.form == Form::kCoupled ? sizes.dim : 0));
+  return sizes.experts * sizes.rows * 2 * (sizes.atoms + (sizes.form == Form::kCoupled ? sizes.dim : 0));
 }
 
 int64_t backward_scratch(const Sizes& sizes) {
-  return sizes.experts * sizes.rows * 3 * (sizes.atoms + sizes.dim) +
+  return sizes.experts * sizes.rows * (4 * sizes.atoms + 3 * sizes.dim) +
          sizes.experts * sizes.atoms * std::max(sizes.atoms, sizes.dim);
 }
 
@@ -219,18 +224,21 @@ Status select_cpu(const Sizes& sizes, const Selection& selection, const Executor
 Status forward_cpu(const Sizes& sizes, const Parameters& in, const Codes& out, void* scratch,
                    const Executor& executor) {
   const CpuKernels kernels(executor);
-  return sizes.dtype == DType::kFloat32 ? unroll_forward<float>(sizes, in, out, scratch, executor, kernels)
-                                        : unroll_forward<double>(sizes, in, out, scratch, executor, kernels);
+  return sizes.dtype == DType::kFloat32
+             ? unroll_forward<float, float>(sizes, in, out, scratch, executor, kernels)
+             : unroll_forward<double, double>(sizes, in, out, scratch, executor, kernels);
 }
 
 Status backward_cpu(const Sizes& sizes, const Parameters& in, const Codes& codes, const Gradients& gradients,
                     void* scratch, int8_t* signs, const Executor& executor) {
   const CpuKernels kernels(executor);
   if (sizes.dtype == DType::kFloat32) {
-    return UnrolledBackward<float, CpuKernels>(sizes, in, codes, gradients, scratch, signs, executor, kernels)
+    return UnrolledBackward<float, float, CpuKernels>(sizes, in, codes, gradients, scratch, signs, executor,
+                                                      kernels)
         .run();
   }
-  return UnrolledBackward<double, CpuKernels>(sizes, in, codes, gradients, scratch, signs, executor, kernels)
+  return UnrolledBackward<double, double, CpuKernels>(sizes, in, codes, gradients, scratch, signs, executor,
+                                                      kernels)
       .run();
 }
 

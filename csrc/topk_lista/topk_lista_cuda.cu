@@ -1,6 +1,6 @@
-#include <cub/block/block_scan.cuh>
-
 #include "../common/launch.cuh"
+#include "forward_in_shared.cuh"
+#include "select.cuh"
 #include "topk_lista.h"
 #include "topk_lista_math.h"
 #include "topk_lista_unroll.h"
@@ -11,23 +11,8 @@ namespace {
 constexpr int kDigitBits = 8;
 constexpr int kDigits = 1 << kDigitBits;
 static_assert(kDigits == kThreads, "one thread owns one histogram bin");
-constexpr int kExpertsPerLaunch = 256;  // their k travel as kernel arguments: no copy to the device
-
-struct ExpertWidths {
-  int32_t k[kExpertsPerLaunch];
-};
-
-template <class T>
-struct SelectArguments {
-  const T* first;    // [E, B, m]
-  const T* second;   // [E, B, m] or null
-  const T* theta;    // [E, m] or null
-  T* dense;          // [E, B, m]
-  T* values;         // [E, B, K]
-  int32_t* indices;  // [E, B, K]
-  int8_t* support;   // [E, B, m] or null
-  int64_t rows, atoms, width;
-};
+template <int value>
+using Int = std::integral_constant<int, value>;
 
 using Scan = cub::BlockScan<int32_t, kThreads>;
 
@@ -66,24 +51,20 @@ __device__ typename RankKey<T>::type kth_key(const T* row, int64_t atoms, int32_
   return prefix;
 }
 
-// One block a row: threshold, exact selection by (magnitude, lower index), zeroing, compact output.
+// One block a row of any length, read several times.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    select_kernel(SelectArguments<T> args, ExpertWidths widths, int64_t expert_begin, int64_t flat_end) {
+    select_by_digits_kernel(SelectArguments<T, T> args, ExpertWidths widths) {
   using Key = typename RankKey<T>::type;
   __shared__ int32_t histogram[kDigits];
   __shared__ typename Scan::TempStorage scan;
   __shared__ int32_t chosen[2];
-  for (int64_t flat = expert_begin * args.rows + blockIdx.x; flat < flat_end; flat += gridDim.x) {
+  const int64_t end = args.expert_end * args.rows;
+  for (int64_t flat = args.expert_begin * args.rows + blockIdx.x; flat < end; flat += gridDim.x) {
     const int64_t expert = flat / args.rows, offset = flat * args.atoms;
-    const int32_t k = widths.k[expert - expert_begin];
+    const int32_t k = widths.k[expert - args.expert_begin];
     T* row = args.dense + offset;
-    for (int64_t i = threadIdx.x; i < args.atoms; i += kThreads) {
-      const T u = args.second ? args.first[offset + i] + args.second[offset + i] : args.first[offset + i];
-      const T theta = args.theta ? args.theta[expert * args.atoms + i] : T(0);
-      if (args.support) args.support[offset + i] = threshold_sign(u, theta);
-      row[i] = args.theta ? soft_threshold(u, theta) : u;
-    }
+    for (int64_t i = threadIdx.x; i < args.atoms; i += kThreads) row[i] = args.threshold(expert, offset, i);
     int32_t equal_needed;
     const Key kth = kth_key(row, args.atoms, k, histogram, scan, chosen, &equal_needed);
     int32_t equal_before = 0, kept_before = 0;
@@ -98,15 +79,7 @@ __global__ void __launch_bounds__(kThreads)
       const bool kept = inside && (key > kth || (key == kth && equal_before + equal_rank < equal_needed));
       Scan(scan).ExclusiveSum(kept ? 1 : 0, kept_rank, kept_count);
       __syncthreads();
-      kept_rank += kept_before;
-      if (inside && !kept) row[i] = T(0);
-      if (inside) {
-        const int64_t slot = kept ? kept_rank : k + (i - kept_rank);
-        if (slot < args.width) {
-          args.values[flat * args.width + slot] = kept ? value : T(0);
-          args.indices[flat * args.width + slot] = static_cast<int32_t>(i);
-        }
-      }
+      if (inside) args.write(flat, i, k, kept, kept_before + kept_rank, value);
       equal_before += equal_count;
       kept_before += kept_count;
     }
@@ -114,53 +87,109 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class T>
+// Rows that fit in registers have kernels of their own; the search of the others reads its row again and
+// again.
+template <class S>
+void launch_select(const SelectArguments<float, S>& args, const ExpertWidths& widths, cudaStream_t stream) {
+  const int64_t rows = (args.expert_end - args.expert_begin) * args.rows;
+  const auto by_lanes = [&](auto lanes, auto per) {
+    select_by_lanes_kernel<decltype(lanes)::value, decltype(per)::value, S>
+        <<<grid_for(rows, kThreads / lanes), kThreads, 0, stream>>>(args, widths);
+  };
+  const auto by_block = [&](auto per) {
+    select_by_block_kernel<decltype(per)::value, S>
+        <<<grid_for(rows, 1), kRowThreads, 0, stream>>>(args, widths);
+  };
+  if (args.atoms <= 32) return by_lanes(Int<8>(), Int<4>());
+  if (args.atoms <= 64) return by_lanes(Int<16>(), Int<4>());
+  if (args.atoms <= 128) return by_lanes(Int<32>(), Int<4>());
+  if (args.atoms <= 256) return by_lanes(Int<32>(), Int<8>());
+  if (args.atoms <= 512) return by_lanes(Int<32>(), Int<16>());
+  if (args.atoms <= 1024) return by_lanes(Int<32>(), Int<32>());
+  if (args.atoms <= 2048) return by_block(Int<4>());
+  if (args.atoms <= 4096) return by_block(Int<8>());
+  if (args.atoms <= 8192) return by_block(Int<16>());
+  static_assert(kMostAtomsOf16Bits == kRowThreads * 32, "the largest row of the block kernel");
+  if (args.atoms <= kMostAtomsOf16Bits) return by_block(Int<32>());
+  if constexpr (std::is_same_v<S, float>) {
+    select_by_digits_kernel<float><<<grid_for(rows, 1), kThreads, 0, stream>>>(args, widths);
+  }
+}
+
+void launch_select(const SelectArguments<double, double>& args, const ExpertWidths& widths,
+                   cudaStream_t stream) {
+  const int64_t rows = (args.expert_end - args.expert_begin) * args.rows;
+  select_by_digits_kernel<double><<<grid_for(rows, 1), kThreads, 0, stream>>>(args, widths);
+}
+
+template <class T, class S>
 Status select_on_device(const Sizes& sizes, const Selection& selection, const Executor& executor) {
   if (sizes.rows == 0) return kOk;
-  const SelectArguments<T> args{static_cast<const T*>(selection.first),
-                                static_cast<const T*>(selection.second),
-                                static_cast<const T*>(selection.theta),
-                                static_cast<T*>(selection.dense),
-                                static_cast<T*>(selection.values),
-                                selection.indices,
-                                selection.support,
-                                sizes.rows,
-                                sizes.atoms,
-                                sizes.width};
   for (int64_t begin = 0; begin < sizes.experts; begin += kExpertsPerLaunch) {
     const int64_t end = std::min<int64_t>(begin + kExpertsPerLaunch, sizes.experts);
+    const SelectArguments<T, S> args{static_cast<const T*>(selection.first),
+                                     static_cast<const T*>(selection.second),
+                                     static_cast<const T*>(selection.theta),
+                                     static_cast<S*>(selection.dense),
+                                     static_cast<T*>(selection.values),
+                                     selection.indices,
+                                     selection.support,
+                                     sizes.rows,
+                                     sizes.atoms,
+                                     sizes.width,
+                                     begin,
+                                     end};
     ExpertWidths widths{};
     for (int64_t expert = begin; expert < end; ++expert) {
       widths.k[expert - begin] = static_cast<int32_t>(sizes.k[expert]);
     }
-    const int64_t rows = (end - begin) * sizes.rows;
-    select_kernel<T>
-        <<<grid_for(rows, 1), kThreads, 0, stream_of(executor)>>>(args, widths, begin, end * sizes.rows);
+    launch_select(args, widths, stream_of(executor));
     const Status status = launch_status();
     if (status != kOk) return status;
   }
   return kOk;
 }
 
-constexpr int64_t kRowsPerPartial = 256;
-
-// theta gradient, fixed order: each thread sums one column over a strip of rows, then over the strips.
-template <class T>
-__global__ void threshold_strip_kernel(const T* grad_u, const int8_t* support, T* target, int64_t rows,
-                                       int64_t atoms) {
-  const int64_t atom = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, expert = blockIdx.y;
-  if (atom >= atoms) return;
-  T sum = 0;
-  for (int64_t start = 0; start < rows; start += kRowsPerPartial) {
-    T strip = 0;
-    const int64_t stop = start + kRowsPerPartial < rows ? start + kRowsPerPartial : rows;
-    for (int64_t row = start; row < stop; ++row) {
-      const int64_t i = (expert * rows + row) * atoms + atom;
-      strip += T(support[i]) * grad_u[i];
-    }
-    sum += strip;
+// Calls `run` with a value of the computed type and one of the factors' type.
+template <class Run>
+Status with_types(DType dtype, const Run& run) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return run(double(), double());
+    case DType::kBFloat16:
+      return run(float(), __nv_bfloat16());
+    case DType::kFloat16:
+      return run(float(), __half());
+    default:
+      return run(float(), float());
   }
-  target[expert * atoms + atom] -= sum;
+}
+
+constexpr int kStripColumns = 32, kStripLanes = kThreads / kStripColumns;
+
+// One strip of rows of one expert's threshold gradient, its order fixed: each of eight threads of a column
+// adds every eighth row, then the eight are added.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    threshold_strip_kernel(const T* grad, const int8_t* support, T* partial, int64_t rows, int64_t atoms,
+                           int64_t rows_per_strip) {
+  __shared__ T sums[kStripLanes][kStripColumns];
+  const int column = threadIdx.x % kStripColumns, lane = threadIdx.x / kStripColumns;
+  const int64_t atom = int64_t(blockIdx.x) * kStripColumns + column, strip = blockIdx.y, expert = blockIdx.z;
+  const int64_t start = strip * rows_per_strip, stop = min(start + rows_per_strip, rows);
+  T sum = 0;
+  if (atom < atoms) {
+    for (int64_t row = start + lane; row < stop; row += kStripLanes) {
+      const int64_t i = (expert * rows + row) * atoms + atom;
+      if (support[i]) sum += T(support[i]) * grad[i];
+    }
+  }
+  sums[lane][column] = sum;
+  __syncthreads();
+  if (lane == 0 && atom < atoms) {
+    for (int other = 1; other < kStripLanes; ++other) sum += sums[other][column];
+    partial[(strip * gridDim.z + expert) * atoms + atom] = sum;
+  }
 }
 
 // Element-wise passes on the GPU; see UnrolledBackward for what each is for.
@@ -172,13 +201,13 @@ class CudaKernels {
     return select_cuda(sizes, selection, executor_);
   }
 
-  template <class T>
-  Status subtract_from_input(const Sizes& sizes, const void* x, T* residual) const {
+  template <class T, class S>
+  Status subtract_from_input(const Sizes& sizes, const void* x, const T* product, S* residual) const {
     const int64_t count = sizes.rows * sizes.dim;
     const bool shared = sizes.shared_input;
-    const auto* input = static_cast<const T*>(x);
+    const auto* input = static_cast<const S*>(x);
     return launch_each(executor_, sizes.experts * count, [=] __device__(int64_t i) {
-      residual[i] = input[shared ? i % count : i] - residual[i];
+      residual[i] = stored<S>(number(input[shared ? i % count : i]) - product[i]);
     });
   }
 
@@ -189,19 +218,27 @@ class CudaKernels {
     return launch_each(executor_, count, [=] __device__(int64_t i) { out[i] = in ? in[i] : T(0); });
   }
 
-  template <class T>
-  Status add(int64_t count, const T* source, T* target) const {
-    return launch_each(executor_, count, [=] __device__(int64_t i) { target[i] += source[i]; });
+  template <class S, class T>
+  Status add(int64_t count, const S* source, T* target) const {
+    return launch_each(executor_, count, [=] __device__(int64_t i) { target[i] += number(source[i]); });
   }
 
-  template <class T>
-  Status negate(int64_t count, T* data) const {
-    return launch_each(executor_, count, [=] __device__(int64_t i) { data[i] = -data[i]; });
+  template <class T, class S>
+  Status negate(int64_t count, const T* source, S* target) const {
+    return launch_each(executor_, count, [=] __device__(int64_t i) { target[i] = stored<S>(-source[i]); });
   }
 
-  template <class T>
-  Status pass(int64_t count, const T* grad, const int8_t* support, T* out) const {
-    return launch_each(executor_, count, [=] __device__(int64_t i) { out[i] = support[i] ? grad[i] : T(0); });
+  template <class T, class S>
+  Status pass(int64_t count, const T* grad, const int8_t* support, T* sum, bool total, S* out) const {
+    return launch_each(executor_, count, [=] __device__(int64_t i) {
+      T passed = support[i] ? grad[i] : T(0);
+      if (sum) {
+        const T all = sum[i] + passed;
+        sum[i] = all;
+        if (total) passed = all;
+      }
+      out[i] = stored<S>(passed);
+    });
   }
 
   // The indices of one row are distinct, so no two threads write one element.
@@ -214,10 +251,16 @@ class CudaKernels {
     });
   }
 
-  template <class T>
-  Status expand(const Sizes& sizes, const void* values, const int32_t* indices, T* dense) const {
-    const Status status = copy_or_zero<T>(sizes.experts * sizes.rows * sizes.atoms, nullptr, dense);
-    return status == kOk ? add_at<T>(sizes, values, indices, dense) : status;
+  template <class T, class S>
+  Status expand(const Sizes& sizes, const void* values, const int32_t* indices, S* dense) const {
+    const int64_t atoms = sizes.atoms, width = sizes.width;
+    const cudaError_t cleared =
+        cudaMemsetAsync(dense, 0, sizes.experts * sizes.rows * atoms * sizeof(S), stream_of(executor_));
+    if (cleared != cudaSuccess) return launch_status();
+    const auto* v = static_cast<const T*>(values);
+    return launch_each(executor_, sizes.experts * sizes.rows * width, [=] __device__(int64_t slot) {
+      dense[slot / width * atoms + indices[slot]] = stored<S>(v[slot]);
+    });
   }
 
   template <class T>
@@ -233,15 +276,27 @@ class CudaKernels {
   }
 
   template <class T>
-  Status reduce_threshold(const Sizes& sizes, const T* grad_u, const int8_t* support, T* target) const {
-    for (int64_t begin = 0; begin < sizes.experts; begin += kMaxGridY) {
-      const int64_t count = std::min<int64_t>(kMaxGridY, sizes.experts - begin);
-      const dim3 grid(static_cast<unsigned>((sizes.atoms + kThreads - 1) / kThreads),
-                      static_cast<unsigned>(count));
-      const int64_t offset = begin * sizes.rows * sizes.atoms;
-      threshold_strip_kernel<T><<<grid, kThreads, 0, stream_of(executor_)>>>(
-          grad_u + offset, support + offset, target + begin * sizes.atoms, sizes.rows, sizes.atoms);
-      const Status status = launch_status();
+  Status reduce_threshold(const Sizes& sizes, const T* grad, const int8_t* support, T* partial,
+                          T* target) const {
+    const int64_t atoms = sizes.atoms, wanted = std::min<int64_t>(sizes.rows, kStrips);
+    const int64_t per_strip = (sizes.rows + wanted - 1) / wanted,
+                  strips = (sizes.rows + per_strip - 1) / per_strip;
+    for (int64_t begin = 0; begin < sizes.experts; begin += kMaxGridZ) {
+      const int64_t count = std::min<int64_t>(kMaxGridZ, sizes.experts - begin);
+      const dim3 grid(static_cast<unsigned>((atoms + kStripColumns - 1) / kStripColumns),
+                      static_cast<unsigned>(strips), static_cast<unsigned>(count));
+      const int64_t offset = begin * sizes.rows * atoms;
+      threshold_strip_kernel<T><<<grid, kThreads, 0, stream_of(executor_)>>>(grad + offset, support + offset,
+                                                                             partial, sizes.rows, atoms,
+                                                                             per_strip);
+      Status status = launch_status();
+      if (status != kOk) return status;
+      T* out = target + begin * atoms;
+      status = launch_each(executor_, count * atoms, [=] __device__(int64_t i) {
+        T sum = 0;
+        for (int64_t strip = 0; strip < strips; ++strip) sum += partial[strip * count * atoms + i];
+        out[i] -= sum;
+      });
       if (status != kOk) return status;
     }
     return kOk;
@@ -260,34 +315,38 @@ class CudaKernels {
   }
 
  private:
-  static constexpr int64_t kMaxGridY = 65535;
+  static constexpr int64_t kMaxGridZ = 65535, kStrips = 256;
   const Executor& executor_;
 };
 
 }  // namespace
 
 Status select_cuda(const Sizes& sizes, const Selection& selection, const Executor& executor) {
-  return sizes.dtype == DType::kFloat32 ? select_on_device<float>(sizes, selection, executor)
-                                        : select_on_device<double>(sizes, selection, executor);
+  return with_types(sizes.dtype, [&](auto computed, auto factor) {
+    return select_on_device<decltype(computed), decltype(factor)>(sizes, selection, executor);
+  });
 }
 
 Status forward_cuda(const Sizes& sizes, const Parameters& in, const Codes& out, void* scratch,
                     const Executor& executor) {
+  if (fits_in_shared<8>(sizes, in)) return forward_in_shared<8>(sizes, in, out, executor);
+  if (fits_in_shared<16>(sizes, in)) return forward_in_shared<16>(sizes, in, out, executor);
+  if (fits_in_shared<32>(sizes, in)) return forward_in_shared<32>(sizes, in, out, executor);
   const CudaKernels kernels(executor);
-  return sizes.dtype == DType::kFloat32 ? unroll_forward<float>(sizes, in, out, scratch, executor, kernels)
-                                        : unroll_forward<double>(sizes, in, out, scratch, executor, kernels);
+  return with_types(sizes.dtype, [&](auto computed, auto factor) {
+    return unroll_forward<decltype(computed), decltype(factor)>(sizes, in, out, scratch, executor, kernels);
+  });
 }
 
 Status backward_cuda(const Sizes& sizes, const Parameters& in, const Codes& codes, const Gradients& gradients,
                      void* scratch, int8_t* signs, const Executor& executor) {
   const CudaKernels kernels(executor);
-  if (sizes.dtype == DType::kFloat32) {
-    return UnrolledBackward<float, CudaKernels>(sizes, in, codes, gradients, scratch, signs, executor,
-                                                kernels)
+  return with_types(sizes.dtype, [&](auto computed, auto factor) {
+    return UnrolledBackward<decltype(computed), decltype(factor), CudaKernels>(sizes, in, codes, gradients,
+                                                                               scratch, signs, executor,
+                                                                               kernels)
         .run();
-  }
-  return UnrolledBackward<double, CudaKernels>(sizes, in, codes, gradients, scratch, signs, executor, kernels)
-      .run();
+  });
 }
 
 }  // namespace stratcore::topk_lista

@@ -22,6 +22,15 @@ bool check_steps(const char* name, const Tensor& tensor, int64_t steps) {
   return tensor.size(0) != 1;
 }
 
+// 16-bit factors stay as they are on the GPU, whose products of them are in float32.
+DType factor_dtype(const Tensor& x, int64_t atoms) {
+  if (x.is_cuda() && atoms <= kMostAtomsOf16Bits) {
+    if (x.scalar_type() == ScalarType::BFloat16) return DType::kBFloat16;
+    if (x.scalar_type() == ScalarType::Half) return DType::kFloat16;
+  }
+  return compute_dtype(x);
+}
+
 Sizes check(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
             const std::vector<int64_t>& k, const std::string& form, int64_t num_steps) {
   check_floating(kOp, "x", x);
@@ -44,7 +53,7 @@ Sizes check(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, con
   sizes.dim = encoder.size(3);
   sizes.rows = x.size(1);
   sizes.shared_input = x.size(0) == 1;
-  sizes.dtype = compute_dtype(x);
+  sizes.dtype = factor_dtype(x, sizes.atoms);
   STD_TORCH_CHECK(sizes.experts > 0 && sizes.atoms > 0 && sizes.dim > 0, kOp,
                   ": expected at least one expert, atom and input dimension, got encoder ",
                   to_string(shape_of(encoder)));
@@ -66,14 +75,18 @@ Sizes check(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, con
   return sizes;
 }
 
-// Contiguous, in the compute dtype; must outlive the pointers.
+ScalarType factor_type(const Tensor& x, const Sizes& sizes) {
+  return sizes.dtype == compute_dtype(x) ? compute_type(x) : x.scalar_type();
+}
+
+// Contiguous, the factors in their type and theta in the computed one; must outlive the pointers.
 struct Inputs {
   Tensor x, encoder, recurrent, theta;
 
-  Inputs(const Tensor& x_, const Tensor& encoder_, const Tensor& recurrent_, const Tensor& theta_)
-      : x(contiguous_as(x_, compute_type(x_))), encoder(contiguous_as(encoder_, compute_type(x_))),
-        recurrent(contiguous_as(recurrent_, compute_type(x_))),
-        theta(contiguous_as(theta_, compute_type(x_))) {}
+  Inputs(const Tensor& x_, const Tensor& encoder_, const Tensor& recurrent_, const Tensor& theta_,
+         ScalarType factor)
+      : x(contiguous_as(x_, factor)), encoder(contiguous_as(encoder_, factor)),
+        recurrent(contiguous_as(recurrent_, factor)), theta(contiguous_as(theta_, compute_type(x_))) {}
 
   Parameters pointers() const {
     return {x.const_data_ptr(), encoder.const_data_ptr(), recurrent.const_data_ptr(), theta.const_data_ptr()};
@@ -100,15 +113,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
                                                    std::vector<int64_t> k, std::string form,
                                                    int64_t num_steps, bool dense, bool save_support) {
   const Sizes sizes = check(x, encoder, recurrent, theta, k, form, num_steps);
-  const ScalarType type = compute_type(x);
+  const ScalarType type = compute_type(x), factor = factor_type(x, sizes);
   const Shape code{sizes.experts, sizes.rows, sizes.atoms};
   const Shape slots{num_steps + 1, sizes.experts, sizes.rows, sizes.width};
-  Tensor codes = empty(x, code, type), values = empty(x, slots, type);
+  Tensor codes = empty(x, code, factor), values = empty(x, slots, type);
   Tensor indices = empty(x, slots, ScalarType::Int);
   Tensor support =
       empty(x, save_support ? Shape{num_steps + 1, code[0], code[1], code[2]} : Shape{0}, ScalarType::Char);
   if (sizes.rows > 0) {
-    const Inputs inputs(x, encoder, recurrent, theta);
+    const Inputs inputs(x, encoder, recurrent, theta, factor_type(x, sizes));
     Tensor scratch = empty(x, {forward_scratch(sizes)}, type);
     const Codes out{codes.mutable_data_ptr(), values.mutable_data_ptr(), indices.mutable_data_ptr<int32_t>(),
                     save_support ? support.mutable_data_ptr<int8_t>() : nullptr};
@@ -150,7 +163,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   Tensor grad_x = output(need_x, x), grad_encoder = output(need_encoder, encoder);
   Tensor grad_recurrent = output(need_recurrent, recurrent), grad_theta = output(need_theta, theta);
   if (sizes.rows > 0) {
-    const Inputs inputs(x, encoder, recurrent, theta);
+    const Inputs inputs(x, encoder, recurrent, theta, factor_type(x, sizes));
     const OptionalTensor from_codes = contiguous_as(grad_codes, type);
     const OptionalTensor from_values = contiguous_as(grad_values, type);
     const Tensor saved_values = contiguous_as(values, type);

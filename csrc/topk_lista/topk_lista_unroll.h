@@ -1,12 +1,15 @@
 #pragma once
 
+#include <algorithm>
+
 #include "topk_lista.h"
 
 // The recurrence and its reverse, once for all devices: `Kernels` brings the element-wise passes of a device,
-// the executor its matrix products. Legend as in topk_lista.h.
+// the executor its matrix products. S is the type of the factors of products, T the type that is computed in
+// and that products have. Legend as in topk_lista.h.
 namespace stratcore::topk_lista {
 
-template <class T>
+template <class T, class S>
 struct Layout {
   const Sizes& sizes;
   int64_t code = sizes.experts * sizes.rows * sizes.atoms;
@@ -16,8 +19,11 @@ struct Layout {
   int64_t recurrent = sizes.experts * sizes.recurrent_size();
   int64_t theta = sizes.experts * sizes.atoms;
 
-  static const T* at(const void* data, int64_t step, bool per_step, int64_t size) {
-    return static_cast<const T*>(data) + (per_step ? step * size : 0);
+  static const S* at(const void* data, int64_t step, bool per_step, int64_t size) {
+    return static_cast<const S*>(data) + (per_step ? step * size : 0);
+  }
+  const T* theta_at(const void* data, int64_t step) const {
+    return static_cast<const T*>(data) + (sizes.threshold_per_step ? step * theta : 0);
   }
   MatrixBatch x(const void* data) const {
     return {data, sizes.shared_input ? 0 : sizes.rows * sizes.dim, sizes.dim, 1};
@@ -45,53 +51,51 @@ struct Layout {
     if (status_ != kOk) return status_;  \
   } while (0)
 
-template <class T, class Kernels>
-Status select_step(const Sizes& sizes, const Layout<T>& layout, const Parameters& in, const Codes& out,
-                   const void* first, const void* second, int64_t step, const Kernels& kernels) {
-  Selection selection{first,
-                      second,
-                      layout.at(in.theta, step, sizes.threshold_per_step, layout.theta),
-                      out.dense,
-                      static_cast<T*>(out.values) + step * layout.slots,
-                      out.indices + step * layout.slots,
-                      out.support ? out.support + step * layout.code : nullptr};
-  return kernels.select(sizes, selection);
-}
-
-template <class T, class Kernels>
+template <class T, class S, class Kernels>
 Status unroll_forward(const Sizes& sizes, const Parameters& in, const Codes& out, void* scratch,
                       const Executor& executor, const Kernels& kernels) {
-  const Layout<T> layout{sizes};
+  const Layout<T, S> layout{sizes};
   const int64_t rows = sizes.rows, dim = sizes.dim, atoms = sizes.atoms;
   T* encoded = static_cast<T*>(scratch);
   T* product = encoded + layout.code;
-  T* residual = product + layout.code;
+  T* decoded = product + layout.code;
+  S* residual = reinterpret_cast<S*>(decoded + layout.input);
   const auto encode = [&](int64_t step, MatrixBatch input, T* target) {
     return layout.multiply(executor, rows, atoms, dim, input,
                            layout.encoder_at(in.encoder, step).transposed(), target);
   };
+  const auto values_at = [&](int64_t step) { return static_cast<T*>(out.values) + step * layout.slots; };
+  const auto indices_at = [&](int64_t step) { return out.indices + step * layout.slots; };
+  const auto select = [&](int64_t step, const T* first, const T* second) {
+    int8_t* support = out.support ? out.support + step * layout.code : nullptr;
+    const Selection selection{first,     second,          layout.theta_at(in.theta, step),
+                              out.dense, values_at(step), indices_at(step),
+                              support};
+    return kernels.select(sizes, selection);
+  };
   STRATCORE_TRY(encode(0, layout.x(in.x), encoded));
-  STRATCORE_TRY(select_step<T>(sizes, layout, in, out, encoded, nullptr, 0, kernels));
+  STRATCORE_TRY(select(0, encoded, nullptr));
   for (int64_t step = 1; step <= sizes.num_steps; ++step) {
     const MatrixBatch recurrent = layout.recurrent_at(in.recurrent, step).transposed();
     if (sizes.form == Form::kClassic) {
       if (sizes.encoder_per_step) STRATCORE_TRY(encode(step, layout.x(in.x), encoded));
       STRATCORE_TRY(layout.multiply(executor, rows, atoms, atoms, layout.rows_of_atoms(out.dense), recurrent,
                                     product));
-      STRATCORE_TRY(select_step<T>(sizes, layout, in, out, encoded, product, step, kernels));
+      STRATCORE_TRY(select(step, encoded, product));
     } else {
       STRATCORE_TRY(layout.multiply(executor, rows, dim, atoms, layout.rows_of_atoms(out.dense), recurrent,
-                                    residual));
-      STRATCORE_TRY(kernels.template subtract_from_input<T>(sizes, in.x, residual));
+                                    decoded));
+      STRATCORE_TRY((kernels.template subtract_from_input<T, S>(sizes, in.x, decoded, residual)));
       STRATCORE_TRY(encode(step, layout.rows_of_dim(residual), product));
-      STRATCORE_TRY(select_step<T>(sizes, layout, in, out, out.dense, product, step, kernels));
+      STRATCORE_TRY(kernels.template add_at<T>(sizes, values_at(step - 1), indices_at(step - 1), product));
+      STRATCORE_TRY(select(step, product, nullptr));
     }
   }
   return kOk;
 }
 
 // Reverse of the recurrence. grad_code holds the gradient with respect to the code of the current step.
-template <class T, class Kernels>
+template <class T, class S, class Kernels>
 class UnrolledBackward {
  public:
   UnrolledBackward(const Sizes& sizes, const Parameters& in, const Codes& codes, const Gradients& gradients,
@@ -99,16 +103,19 @@ class UnrolledBackward {
       : sizes_(sizes), in_(in), codes_(codes), gradients_(gradients), signs_(signs), executor_(executor),
         kernels_(kernels), layout_{sizes} {
     grad_code_ = static_cast<T*>(scratch);
-    grad_u_ = grad_code_ + layout_.code;
-    code_ = grad_u_ + layout_.code;
-    input_ = code_ + layout_.code;
-    grad_input_ = input_ + layout_.input;
+    grad_sum_ = grad_code_ + layout_.code;
+    grad_input_ = grad_sum_ + layout_.code;
     grad_residual_ = grad_input_ + layout_.input;
     weight_ = grad_residual_ + layout_.input;
+    partial_ = weight_ + sizes.experts * sizes.atoms * std::max(sizes.atoms, sizes.dim);
+    code_ = reinterpret_cast<S*>(partial_);
+    grad_u_ = reinterpret_cast<S*>(partial_ + layout_.code);
+    input_ = grad_u_ + layout_.code;
   }
 
   Status run() {
     STRATCORE_TRY(kernels_.template copy_or_zero<T>(layout_.code, gradients_.codes, grad_code_));
+    if (summed_) STRATCORE_TRY(kernels_.template copy_or_zero<T>(layout_.code, nullptr, grad_sum_));
     if (gradients_.x) STRATCORE_TRY(kernels_.template copy_or_zero<T>(layout_.input, nullptr, grad_input_));
     STRATCORE_TRY(clear(gradients_.encoder, layout_.encoder, sizes_.encoder_per_step, sizes_.num_steps + 1));
     STRATCORE_TRY(clear(gradients_.recurrent, layout_.recurrent, sizes_.recurrent_per_step,
@@ -140,10 +147,11 @@ class UnrolledBackward {
     } else {
       STRATCORE_TRY(kernels_.template expand_signs<T>(sizes_, values, indices, signs_));
     }
-    STRATCORE_TRY(kernels_.template pass<T>(layout_.code, grad_code_, support, grad_u_));
+    T* sum = summed_ ? grad_sum_ : nullptr;
+    STRATCORE_TRY((kernels_.template pass<T, S>(layout_.code, grad_code_, support, sum, step == 0, grad_u_)));
     if (gradients_.theta) {
       T* target = static_cast<T*>(gradients_.theta) + (sizes_.threshold_per_step ? step * layout_.theta : 0);
-      STRATCORE_TRY(kernels_.template reduce_threshold<T>(sizes_, grad_u_, support, target));
+      STRATCORE_TRY(kernels_.template reduce_threshold<T>(sizes_, grad_code_, support, partial_, target));
     }
     if (step == 0) return reverse_encoder(0, layout_.x(in_.x), grad_input_, true);
     return sizes_.form == Form::kClassic ? reverse_classic(step) : reverse_coupled(step);
@@ -156,19 +164,19 @@ class UnrolledBackward {
           static_cast<T*>(gradients_.encoder) + (sizes_.encoder_per_step ? step * layout_.encoder : 0);
       STRATCORE_TRY(layout_.multiply(executor_, sizes_.atoms, sizes_.dim, sizes_.rows,
                                      layout_.rows_of_atoms(grad_u_).transposed(), input, weight_));
-      STRATCORE_TRY(kernels_.template add<T>(layout_.encoder, weight_, target));
+      STRATCORE_TRY(kernels_.add(layout_.encoder, weight_, target));
     }
     if (accumulate && !gradients_.x) return kOk;
     T* target = accumulate ? grad_residual_ : grad_input;
     STRATCORE_TRY(layout_.multiply(executor_, sizes_.rows, sizes_.dim, sizes_.atoms,
                                    layout_.rows_of_atoms(grad_u_), layout_.encoder_at(in_.encoder, step),
                                    target));
-    return accumulate ? kernels_.template add<T>(layout_.input, target, grad_input) : kOk;
+    return accumulate ? kernels_.add(layout_.input, target, grad_input) : kOk;
   }
 
   Status expand_previous(int64_t step) {
     const void* values = static_cast<const T*>(codes_.values) + (step - 1) * layout_.slots;
-    return kernels_.template expand<T>(sizes_, values, codes_.indices + (step - 1) * layout_.slots, code_);
+    return kernels_.template expand<T, S>(sizes_, values, codes_.indices + (step - 1) * layout_.slots, code_);
   }
 
   Status add_recurrent(int64_t step, int64_t rows, MatrixBatch grad) {
@@ -176,12 +184,12 @@ class UnrolledBackward {
                 (sizes_.recurrent_per_step ? (step - 1) * layout_.recurrent : 0);
     STRATCORE_TRY(layout_.multiply(executor_, rows, sizes_.atoms, sizes_.rows, grad.transposed(),
                                    layout_.rows_of_atoms(code_), weight_));
-    return kernels_.template add<T>(layout_.recurrent, weight_, target);
+    return kernels_.add(layout_.recurrent, weight_, target);
   }
 
   // u = W x + S z
   Status reverse_classic(int64_t step) {
-    STRATCORE_TRY(reverse_encoder(step, layout_.x(in_.x), grad_input_, true));
+    if (!summed_) STRATCORE_TRY(reverse_encoder(step, layout_.x(in_.x), grad_input_, true));
     if (gradients_.recurrent) {
       STRATCORE_TRY(expand_previous(step));
       STRATCORE_TRY(add_recurrent(step, sizes_.atoms, layout_.rows_of_atoms(grad_u_)));
@@ -196,19 +204,21 @@ class UnrolledBackward {
     STRATCORE_TRY(expand_previous(step));
     const MatrixBatch dictionary = layout_.recurrent_at(in_.recurrent, step);
     if (gradients_.encoder) {
+      T* decoded = grad_residual_;
       STRATCORE_TRY(layout_.multiply(executor_, sizes_.rows, sizes_.dim, sizes_.atoms,
-                                     layout_.rows_of_atoms(code_), dictionary.transposed(), input_));
-      STRATCORE_TRY(kernels_.template subtract_from_input<T>(sizes_, in_.x, input_));
+                                     layout_.rows_of_atoms(code_), dictionary.transposed(), decoded));
+      STRATCORE_TRY((kernels_.template subtract_from_input<T, S>(sizes_, in_.x, decoded, input_)));
     }
     STRATCORE_TRY(reverse_encoder(step, layout_.rows_of_dim(input_), grad_residual_, false));
-    if (gradients_.x) STRATCORE_TRY(kernels_.template add<T>(layout_.input, grad_residual_, grad_input_));
-    STRATCORE_TRY(kernels_.template negate<T>(layout_.input, grad_residual_));
+    if (gradients_.x) STRATCORE_TRY(kernels_.add(layout_.input, grad_residual_, grad_input_));
+    S* minus = input_;
+    STRATCORE_TRY((kernels_.template negate<T, S>(layout_.input, grad_residual_, minus)));
     if (gradients_.recurrent) {
-      STRATCORE_TRY(add_recurrent(step, sizes_.dim, layout_.rows_of_dim(grad_residual_)));
+      STRATCORE_TRY(add_recurrent(step, sizes_.dim, layout_.rows_of_dim(minus)));
     }
     STRATCORE_TRY(layout_.multiply(executor_, sizes_.rows, sizes_.atoms, sizes_.dim,
-                                   layout_.rows_of_dim(grad_residual_), dictionary, grad_code_));
-    return kernels_.template add<T>(layout_.code, grad_u_, grad_code_);
+                                   layout_.rows_of_dim(minus), dictionary, grad_code_));
+    return kernels_.add(layout_.code, grad_u_, grad_code_);
   }
 
   const Sizes& sizes_;
@@ -218,10 +228,16 @@ class UnrolledBackward {
   int8_t* signs_;
   const Executor& executor_;
   const Kernels& kernels_;
-  const Layout<T> layout_;
-  T *grad_code_, *grad_u_, *code_;           // [E, B, m]
-  T *input_, *grad_input_, *grad_residual_;  // [E, B, d]
-  T* weight_;                                // [E, m, max(m, d)]
+  const Layout<T, S> layout_;
+  // With one encoder for all steps of u = W x + S z, W meets the sum of their gradients once, at step 0.
+  const bool summed_ = sizes_.form == Form::kClassic && !sizes_.encoder_per_step;
+  T *grad_code_, *grad_sum_;        // [E, B, m]
+  T *grad_input_, *grad_residual_;  // [E, B, d]
+  T* weight_;                       // [E, m, max(m, d)]
+  T* partial_;                      // [E, B, m] sums over parts of the rows, before
+  S* code_;                         // [E, B, m] takes their place
+  S* grad_u_;                       // [E, B, m]
+  S* input_;                        // [E, B, d]
 };
 
 #undef STRATCORE_TRY

@@ -2,7 +2,6 @@ import sys
 
 import numpy as np
 import pytest
-import skdim
 import torch
 
 from stratcore.analysis import (
@@ -133,6 +132,8 @@ def test_a_single_column_has_dimension_one():
 
 @pytest.mark.parametrize(("dim", "within"), [(2, 0.25), (5, 1.0), (10, 1.0)])
 def test_danco_is_that_of_scikit_dimension(dim, within):
+    import skdim  # slow to import
+
     rows = sphere(np.random.default_rng(0), 500, dim)
     fitted = DANCo(k=10, random_state=3).fit(np.concatenate([rows, rows[:50]]))
     assert fitted.num_duplicates_ == 50
