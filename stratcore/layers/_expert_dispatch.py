@@ -148,8 +148,9 @@ def _has_grouped_kernel(x_RD: Tensor, weight_EDH: Tensor) -> bool:
         return False
     if x_RD.dtype == torch.bfloat16:
         return True
-    # Tracing refuses other types before torch 2.15.
-    return x_RD.dtype in (torch.float32, torch.float16) and not torch.compiler.is_compiling()
+    # On GPUs it is made for bfloat16; tracing refuses other types before torch 2.15.
+    on_cpu = x_RD.device.type == "cpu" and x_RD.dtype in (torch.float32, torch.float16)
+    return on_cpu and not torch.compiler.is_compiling()
 
 
 def _padded_product(x_RD: Tensor, weight_EDH: Tensor, to: Assignment) -> Tensor:

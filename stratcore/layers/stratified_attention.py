@@ -133,7 +133,8 @@ class StratifiedAttention(nn.Module):
         normed = self.norm(blank_pads(hidden, mask))
         routing = self.router(normed, mask)
         strata = options.router.num_strata
-        gate_BGN = routing.weights.mT.repeat_interleave(self.all_heads // strata, 1)
+        gate_BNG = routing.weights.repeat_interleave(self.all_heads // strata, -1)
+        gate_BGN = gate_BNG.transpose(1, 2)
         q, k, v = self.qkv(normed).unflatten(-1, (3, self.all_heads, -1)).permute(2, 0, 3, 1, 4)
         read_BGNE = log_gate_attention(q, k, v, gate_BGN, mask, causal=options.causal)
         read_BGNE = read_BGNE * gate_BGN[..., None].to(read_BGNE.dtype)
