@@ -16,6 +16,7 @@ from stratcore.layers.context_parallel import (
 from stratcore.layers.depth_fusion import DepthFusion
 from stratcore.layers.dictionary import DictionaryExperts
 from stratcore.layers.gating import QueryKeyGate, expert_weights
+from stratcore.layers.layer_processing import LayerProcessing, LayerProcessingOptions
 from stratcore.layers.lista import ListaOptions, TopKLISTA
 from stratcore.layers.simplex import (
     KSimplexChannel,
@@ -34,6 +35,26 @@ from stratcore.layers.simplex_cv import (
     cv_loss,
     dual_cv_loss,
 )
+from stratcore.layers.stratified_attention import (
+    StratifiedAttention,
+    StratifiedAttentionOptions,
+    log_gate_attention,
+)
+from stratcore.layers.stratified_embedding import StratifiedEmbedding, StratifiedEmbeddingOptions
+from stratcore.layers.stratified_moe import StratifiedMoE, StratifiedMoEOptions
+from stratcore.layers.stratified_output import StratifiedOutput
+from stratcore.layers.stratified_post_attention import StratifiedPostAttention
+from stratcore.layers.stratum_router import (
+    RouterOptions,
+    Routing,
+    StratumRouter,
+    load_balance_loss,
+    route,
+    router_z_loss,
+    routing_entropy,
+    usage_loss,
+)
+from stratcore.layers.token_routing import TokenRouting, TokenRoutingOptions
 from stratcore.layers.toroidal_attention import ToroidalAttention
 from stratcore.layers.toroidal_cache import ToroidalKVCache
 from stratcore.layers.toroidal_options import ToroidalAttentionOptions, normalized_slopes
@@ -50,12 +71,27 @@ __all__ = [
     "DictionaryExperts",
     "KSimplexChannel",
     "KSimplexOptions",
+    "LayerProcessing",
+    "LayerProcessingOptions",
     "ListaOptions",
     "Patchwork",
     "PatchworkOptions",
     "QueryKeyGate",
+    "RouterOptions",
+    "Routing",
     "SimplexCVLoss",
     "SimplexCVOptions",
+    "StratifiedAttention",
+    "StratifiedAttentionOptions",
+    "StratifiedEmbedding",
+    "StratifiedEmbeddingOptions",
+    "StratifiedMoE",
+    "StratifiedMoEOptions",
+    "StratifiedOutput",
+    "StratifiedPostAttention",
+    "StratumRouter",
+    "TokenRouting",
+    "TokenRoutingOptions",
     "TopKLISTA",
     "ToroidalAttention",
     "ToroidalAttentionOptions",
@@ -69,8 +105,14 @@ __all__ = [
     "cv_loss",
     "dual_cv_loss",
     "expert_weights",
+    "load_balance_loss",
+    "log_gate_attention",
     "normalized_slopes",
     "regular_simplex",
     "regularity",
     "regularity_loss",
+    "route",
+    "router_z_loss",
+    "routing_entropy",
+    "usage_loss",
 ]

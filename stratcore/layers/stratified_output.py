@@ -1,0 +1,58 @@
+"""The one result of every stratified block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.export import register_dataclass
+
+from stratcore.layers.stratum_router import (
+    Routing,
+    load_balance_loss,
+    router_z_loss,
+    routing_entropy,
+    usage_loss,
+)
+
+LOSSES: dict[str, Callable[[Routing], Tensor]] = {
+    "balance": load_balance_loss,
+    "z": router_z_loss,
+    "entropy": routing_entropy,
+    "usage": usage_loss,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StratifiedOutput:
+    """What a stratified block gives back.
+
+    hidden: [B, N, D], as the input. losses: scalars with gradient, not weighted: 'balance' (`load_balance_loss`),
+    'z' (`router_z_loss`), 'entropy' (`routing_entropy`), 'usage' (`usage_loss`), each the sum over the block's
+    routers; the entropy is given as it is, a task chooses its sign. statistics: scalars
+    without gradient: 'load_variation' of the first router and, where there is a capacity, 'overflow', the share of
+    assignments that were dropped. routing: by what it chooses: 'strata', 'paths', 'layers', 'experts'.
+    """
+
+    hidden: Tensor
+    losses: dict[str, Tensor]
+    statistics: dict[str, Tensor]
+    routing: dict[str, Routing]
+
+
+register_dataclass(StratifiedOutput)
+
+
+def stratified_output(
+    hidden: Tensor, routing: dict[str, Routing], *, overflow: Tensor | None = None
+) -> StratifiedOutput:
+    """The result of a block from its hidden state and its routers; losses and statistics follow from those."""
+    routings = list(routing.values())
+    losses = {
+        name: sum((loss(one) for one in routings[1:]), loss(routings[0])) for name, loss in LOSSES.items()
+    }
+    statistics = {"load_variation": routings[0].load_variation()}
+    if overflow is not None:
+        statistics["overflow"] = overflow.detach()
+    return StratifiedOutput(hidden=hidden, losses=losses, statistics=statistics, routing=routing)
