@@ -131,7 +131,7 @@ def test_npy_rejects(tmp_path: Path) -> None:
     bad = VALUES.astype(np.float64)
     bad[2, 1], bad[4] = np.nan, np.inf
     assert refused(bad) == ": row 2, column 1: nan is not a finite float32; 2 of 6 rows are not finite"
-    assert "row 1, column 0: inf" in refused(np.array([[1.0], [1e300]]))
+    assert "row 1, column 0: 1e+300 is too large for float32" in refused(np.array([[1.0], [1e300]]))
 
 
 def test_npy_truncated_anywhere(tmp_path: Path) -> None:
@@ -349,3 +349,26 @@ def test_npy_takes_its_domains_from_the_file_beside_it(tmp_path):
     (tmp_path / "x.domains.txt").write_text("news\n\nnews\n")
     with pytest.raises(DataError, match="x.domains.txt: expected one domain a line for 3 rows, got 2"):
         load_table(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize(
+    ("scale", "words"),
+    [
+        (1e200, "row 0, column 0: 1e+200 is too large for float32; scale the rows"),
+        (1e-200, "row 0: every number is too small for float32, such as 1e-200; scale the rows"),
+    ],
+)
+def test_numbers_that_float32_cannot_hold(scale, words, tmp_path):
+    np.save(tmp_path / "rows.npy", np.ones((5, 3)) * scale)
+    with pytest.raises(DataError) as caught:
+        load_table(tmp_path / "rows.npy")
+    assert str(caught.value).endswith(words)
+
+
+def test_rows_of_zeros_and_single_small_numbers_stay(tmp_path):
+    rows = np.zeros((4, 2))
+    rows[1] = 1.0, 1e-200
+    np.save(tmp_path / "rows.npy", rows)
+    np.testing.assert_array_equal(
+        load_table(tmp_path / "rows.npy").embeddings, [[0, 0], [1, 0], [0, 0], [0, 0]]
+    )

@@ -86,6 +86,10 @@ def test_a_model_without_texts_gives_its_tokens(tmp_path):
     [
         (np.ones(3), "expected 240 floats, one a row, got float64 of shape"),
         (np.ones(ROWS, int), "expected 240 floats, one a row, got int64"),
+        (
+            np.r_[np.full(ROWS - 3, np.nan), 1.0, 2.0, 3.0],
+            "expected at least 4 perplexities, got 3, else NaN",
+        ),
         (np.r_[np.ones(ROWS - 1), 0.0], "row 239: expected a perplexity > 0 or NaN, got 0.0"),
     ],
 )

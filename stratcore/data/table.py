@@ -249,12 +249,27 @@ def check_domain_names(names: tuple[str, ...], source: str) -> None:
 
 
 def as_float32(values: np.ndarray, source: str) -> np.ndarray:
-    """Return a contiguous float32 copy of a float16, float32 or float64 array; refuse any other type."""
+    """Return a contiguous float32 copy of a float16, float32 or float64 array; refuse what it cannot hold."""
     if values.dtype.kind != "f" or values.dtype.itemsize not in (2, 4, 8):
         raise DataError(f"{source}: embeddings must be float16, float32 or float64, got {values.dtype}")
     check_shape(values.shape, source)
-    with np.errstate(over="ignore"):  # an overflow becomes Inf, which `check_embeddings` names by row
-        return np.array(values, dtype=np.float32, order="C")
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = np.array(values, dtype=np.float32, order="C")
+    if values.dtype.itemsize == 8:
+        large = np.isinf(narrow) & np.isfinite(values)
+        if large.any():
+            row, column = np.argwhere(large)[0]
+            raise DataError(
+                f"{source}: row {row}, column {column}: {values[row, column]:g} is too large for float32; "
+                "scale the rows"
+            )
+        lost = np.flatnonzero((values != 0).any(axis=1) & (narrow == 0).all(axis=1))
+        if lost.size:
+            raise DataError(
+                f"{source}: row {lost[0]}: every number is too small for float32, such as "
+                f"{np.abs(values[lost[0]]).max():g}; scale the rows"
+            )
+    return narrow
 
 
 def as_int64(values: Any, key: str, source: str) -> np.ndarray:

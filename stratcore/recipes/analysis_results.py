@@ -8,7 +8,7 @@ import numpy as np
 
 from stratcore import analysis
 from stratcore.analysis.neighbors import distinct_rows
-from stratcore.recipes.analysis_rows import AnalyzedRows
+from stratcore.recipes.analysis_rows import LEAST_PERPLEXITIES, AnalyzedRows
 
 
 def data_result(rows: AnalyzedRows) -> dict[str, Any]:
@@ -104,6 +104,8 @@ def perplexity_result(
     if rows.perplexity is None or source is None:
         return None
     known = np.isfinite(rows.perplexity) & np.isfinite(local_dimension)
+    if known.sum() < LEAST_PERPLEXITIES:  # neighbors at equal distances
+        return None
     value_N = rows.perplexity[known]
     tokens_N = None if rows.tokens is None else rows.tokens[known]
 

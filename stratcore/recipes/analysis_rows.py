@@ -14,6 +14,8 @@ from stratcore.data import DataError, EmbeddingTable
 from stratcore.recipes.analysis import AnalysisRows, AnalysisRun
 from stratcore.recipes.rows import load_rows
 
+LEAST_PERPLEXITIES = 4  # for a correlation
+
 
 @dataclass(frozen=True, eq=False)
 class ExpertRows:
@@ -215,6 +217,9 @@ def _perplexity(run: AnalysisRun, count: int, folder: Path, device: torch.device
     bad = np.flatnonzero(~(values > 0) & ~np.isnan(values))
     if bad.size:
         raise DataError(f"{path}: row {bad[0]}: expected a perplexity > 0 or NaN, got {values[bad[0]]}")
+    known = int(np.isfinite(values).sum())
+    if known < LEAST_PERPLEXITIES:
+        raise DataError(f"{path}: expected at least {LEAST_PERPLEXITIES} perplexities, got {known}, else NaN")
     return values.astype(np.float64)
 
 
