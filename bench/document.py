@@ -63,9 +63,10 @@ masked one.
 """
 TOPK_LISTA = """## topk_lista on the GPU
 
-Right first: one block a row, products through cuBLAS in float32 whatever the input. Where it loses, it
-loses to work that is still to be done: one block for rows of 32 atoms, the deterministic column sum of the
-threshold's gradient in one pass, float32 products of bfloat16 inputs.
+Selection with the keys of a row in registers; up to 128 atoms all steps in one kernel; products through cuBLAS, of
+16-bit factors as they are with sums in float32. Ahead of torch.compile up to 4,096 atoms. At 16,384 atoms it is
+even forward and up to a third slower with the backward, which does not use the sparsity of the codes yet; nor are
+rows of the recurrent matrix gathered. Experts with rows of their own are a loop.
 """
 
 CAYLEY_MENGER = """## cayley_menger on the GPU
@@ -84,8 +85,8 @@ backward of `x * 2`, which shows what torch itself takes for the smallest op.
 TANGENT_PROJECTION = """## tangent_projection on the GPU
 
 Without anchors it is near the byte floor. With anchors the gradient is, too; the search for the nearest anchor is
-not: with 512 anchors it takes more than twice what the floor allows, for the warps that bring rows into place
-wait for memory while the products run.
+not: with 512 anchors forward and backward take 1.4 times what they take without. Behind torch.compile: without
+anchors by 2 to 6 %, and at 1,024 dimensions in bfloat16.
 Rows named `no_anchors` and `yardstick` time another, smaller task for comparison.
 """
 
@@ -95,8 +96,8 @@ Dense: ahead of FlexAttention with the same distance, forward and backward, behi
 distance (`no_bias`). The gradient of the slopes comes with every backward here (`learn` asks for it); FlexAttention
 adds all pairs to one number by atomics. The backward adds to the gradient of the queries in any order; with
 `deterministic` it takes half as long again. With `eps` tiles are left out by a proof; `flex_block` has a mask of
-blocks made by hand for the same radius, and is ahead: a block of few tiles is mostly latency here. Float32 by
-mma.sync, in three products of TF32.
+blocks made by hand for the same radius, and is 1.2 to 1.3 times slower. Float32 by mma.sync, in three products of
+TF32.
 """
 
 OPS = {

@@ -375,10 +375,22 @@ def transfer() -> list[str]:
     return [prose(told), command(result["command"]), table(header, cells)]
 
 
+def search() -> list[str]:
+    """Numbers of experts."""
+    result = json.loads((CPU / "search_dictionary_moe.json").read_text(encoding="utf-8"))
+    rows = [row for row in result["summary"] if row["input_dim"] == 64]
+    rows.sort(key=lambda row: (row["k"], row["experts"]))
+    cells = [[row["experts"], row["k"], interval(row["fvu_validation"]), interval(row["fvu_test"]),
+              f"{row['parameters']:,.0f}"] for row in rows]  # fmt: skip
+    header = ["experts", "k", "FVU, validation", "FVU, held out", "parameters"]
+    told = words.SEARCH.format(seeds=len(result["seeds"]))
+    return [prose(told), command(result["command"]), table(header, cells)]
+
+
 def page() -> str:
     """The whole page."""
     sections = (known_spaces, real_embeddings, beside_workflows, beside_tables, perplexity, dimension_errors,
-                single_dictionaries, transfer)  # fmt: skip
+                single_dictionaries, transfer, search)  # fmt: skip
     return "\n".join([prose(words.HEAD), answers(), *(part for section in sections for part in section())])
 
 
