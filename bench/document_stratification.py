@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from bench import published_stratification as published
 from bench import stratification_words as words
 from bench.document import prose, science_rows
+from bench.markdown import command, digits, interval, mean_interval, table
 
 CPU = Path("bench/results/cpu")
 TARGET = Path("docs/stratification.md")
@@ -40,38 +40,6 @@ TESTS = ("fiber bundle, spacings", "manifold, spacings", "fiber bundle, publishe
 def load(name: str) -> Results:
     """results.json of an analysis."""
     return json.loads((CPU / f"analysis/{name}.json").read_text(encoding="utf-8"))
-
-
-def table(header: Sequence[str], cells: Iterable[Sequence[Any]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *cells]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
-
-
-def command(line: str) -> str:
-    """The command of a table."""
-    return f"`{line}`\n"
-
-
-def digits(value: float | None) -> str:
-    """Three significant digits."""
-    return "" if value is None else np.format_float_positional(value, precision=3, fractional=False, trim="-")
-
-
-def interval(found: Results | None) -> str:
-    """Value and interval."""
-    if found is None or found["value"] is None:
-        return "none"
-    value = digits(found["value"])
-    return value if found["low"] is None else f"{value} [{digits(found['low'])}, {digits(found['high'])}]"
-
-
-def mean_interval(values: Sequence[float]) -> str:
-    """Mean and t interval over seeds."""
-    from scipy import stats
-
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return f"{np.mean(values):.4f} ± {half:.4f}"
 
 
 def answers() -> str:

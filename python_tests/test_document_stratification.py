@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench import document_stratification as document
+from bench import markdown
 from bench import published_stratification as published
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +24,7 @@ def test_published_tables_have_five_strata_and_a_place():
 
 
 def test_tables_and_intervals():
-    assert document.table(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |\n"
-    assert document.interval({"value": 20.923, "low": 18.04, "high": 24.2}) == "20.9 [18, 24.2]"
-    assert document.interval({"value": 116.0, "low": None, "high": None}) == "116"
-    assert document.interval(None) == "none"
+    assert markdown.table(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |\n"
+    assert markdown.interval({"value": 20.923, "low": 18.04, "high": 24.2}) == "20.9 [18, 24.2]"
+    assert markdown.interval({"value": 116.0, "low": None, "high": None}) == "116"
+    assert markdown.interval(None) == "none"
