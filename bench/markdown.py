@@ -36,4 +36,4 @@ def interval(found: dict[str, Any] | None) -> str:
 def mean_interval(values: Sequence[float]) -> str:
     """Mean and t interval over seeds."""
     half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return f"{np.mean(values):.4f} ± {half:.4f}"
+    return f"{np.mean(values):.4f} ± {np.format_float_positional(half, precision=2, fractional=False)}"

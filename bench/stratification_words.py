@@ -19,10 +19,10 @@ Share of rejections at .05 where the null holds exactly: {centers:,} independent
 intrinsic distance.
 """
 POWER = """\
-Where a space is singular: points of each of its strata, and how many of them are rejected, means of six seeds. In
-the cube and in the hollow ball it is the larger stratum that sees the smaller one inside it. A strip that thins out
-is no manifold, yet a fiber bundle over its narrow end: only the first may be rejected. `lenient` corrects the
-published procedure for as many positions as do not overlap.
+Where a space is singular: points of each of its strata, and how many of them are rejected, means of six seeds, from
+the 10th to the 128th neighbor. In the cube and in the hollow ball it is the larger stratum that sees the smaller one
+inside it. A strip that thins out is no manifold, yet a fiber bundle over its narrow end: only the first may be
+rejected. `lenient` corrects the published procedure for as many positions as do not overlap.
 """
 REAL = """## Real embeddings
 
@@ -34,17 +34,17 @@ BESIDE = """## Beside the source documents
 
 The first document's three workflows by name, on our 3,500 texts of seven domains (five clusters by k-means; 64
 principal components but for `multi_domain`). Its models and texts are not to be had here without an account, so
-the rows differ in model; RoBERTa, LLaMA and DeepSeek were not rerun. What can be compared is what the rule says:
-it rejects nearly every point of any cloud, smooth ones too, so its rejection rates measure scale and neighbor
-distances and not strata.
+the rows differ in model; RoBERTa, LLaMA and DeepSeek were not rerun. What can be compared is the rule itself: its
+radii are fixed numbers, so what it rejects follows the scale of the features and the distances of neighbors. It
+rejects nearly every point of most smooth clouds above, about half of a sphere, and of the token tables, of which it
+sees 200 neighbors within those radii, between 1 and 82 %.
 """
 TABLE_1 = """\
-The paper's Table 1: principal components for 75 % of a stratum's variance, five strata by k-means. They follow
-from k-means and the scale of the features, not from the mixture; a few features of large variance give dimension
-2.
+Table 1 of {paper}: principal components for 75 % of a stratum's variance, five strata by k-means. They follow from
+k-means and the scale of the features, not from the mixture; a few features of large variance give dimension 2.
 """
 TABLE_2 = """\
-The paper's Table 2: sparsity weighted by the gate, by stratum. In its code the gate and the dictionaries get no
+Table 2 of {paper}: sparsity weighted by the gate, by stratum. In its code the gate and the dictionaries get no
 gradient (`test_d0_untrained_gate`), and the mean of a gate that knows nothing is {uniform}: RoBERTa's row is that
 number within .7. With the gate trained it says something; it is no dimension, though: it is high where the gate
 prefers experts of many atoms.
@@ -58,21 +58,26 @@ gate {mean_entropy:.2f}.
 PERPLEXITY = """## Dimension and perplexity
 
 The paper opens with the claim that dimension goes with perplexity and domain. Perplexity is SmolLM2-135M's of each
-text. Explained: share of the variance of its ranks. The local dimension of a text is the maximum-likelihood estimate
-from the distances of its 10th to 128th neighbor. Text length goes with all of these, so the second number of each
-row is within texts of equal length.
+text, in `perplexity.npy`; with the models at hand, `python -m stratcore.analyze MODEL --texts bundled perplexity=LM`
+makes both. Explained: share of the variance of its ranks. The local dimension of a text is the maximum-likelihood
+estimate from the distances of its 10th to 128th neighbor. Text length goes with all of these, so the second number
+of each row is within texts of equal length. The last column is of the 64 principal components that the mixture saw.
 """
 DIMENSION = """## What the dimension estimates are worth
 
-2,500 points, boundary-free manifolds whose family was left out of the calibration; goal: 5 % to dimension 10, 10
-% to 40. {inside} of {runs} runs are inside. All {outside} others carry a warning of curvature or noise, and in
-{covered} of {runs} the interval covers the truth. Worst errors:
+2,500 points, two seeds (the second without four spaces), boundary-free manifolds whose family was left out of the
+calibration; goal: 5 % to dimension 10, 10 % to 40. {inside} of {runs} runs are inside. All {outside} others carry a
+warning of curvature or noise, and in {covered} of {runs} the interval covers the truth. With a boundary
+(cubes) {bounded} runs are outside, with noise {noisy}; all of these warn, and {missed} intervals under noise
+miss. An interval as wide as that of MiniLM's tokens above says that there is no estimate. Worst errors on
+boundary-free manifolds:
 """
 SINGLE = """## One dictionary or a mixture
 
 Held-out share of the variance that is left (FVU) on 64 principal components of the MiniLM embeddings, at equal
-numbers of parameters and of active atoms k, {seeds} seeds of split and start. The mixture is no better than one
-dictionary at equal cost; where codes may be searched for (OMP), one dictionary wins.
+numbers of parameters and of active atoms k (not of operations), {seeds} seeds of split and start, ± half an interval.
+With codes of their own encoders one dictionary leaves less than the mixture at k = 8 and 16, and more at 32; where
+codes may be searched for (OMP), one dictionary wins at every k.
 """
 TRANSFER = """## Domains that were never seen
 
