@@ -41,6 +41,13 @@ def test_jackknife_interval_covers_the_mean_of_pairs():
     assert 0.92 <= hits / 400 <= 0.98
 
 
+def test_no_interval_reaches_beyond_full_agreement():
+    scores = np.array([[1, 0.98, 0.6], [0.98, 1, 0.62], [0.6, 0.62, 1]])
+    found = _pairwise_interval(scores, 0.95)
+    assert found.value == pytest.approx(2.2 / 3)
+    assert found.low < found.value < found.high == 1.0
+
+
 def test_a_method_without_seed_agrees_with_itself():
     found = stability(_blobs(spread=8.0), "agglomerative", 4, seeds=3, pairs=3)
     assert found.seeds.value == 1 and found.subsamples.value < 0.95

@@ -130,4 +130,5 @@ def _pairwise_interval(scores_SS: np.ndarray, level: float) -> Interval:
     without_S = (sums_S.sum() - 2 * sums_S) / ((count - 1) * (count - 2))
     error = np.sqrt((count - 1) / count * ((without_S - without_S.mean()) ** 2).sum())
     half = student_t.ppf((1 + level) / 2, count - 1) * error
-    return Interval(value=float(value), low=float(value - half), high=float(value + half))
+    # An agreement is at most 1, which the t interval of few seeds does not know.
+    return Interval(value=float(value), low=float(value - half), high=float(min(value + half, 1.0)))
