@@ -1,6 +1,9 @@
 #include "../common/launch.cuh"
+#include "backward_by_thread.cuh"
+#include "forward_by_thread.cuh"
 #include "forward_in_shared.cuh"
 #include "select.cuh"
+#include "select_by_warp.cuh"
 #include "topk_lista.h"
 #include "topk_lista_math.h"
 #include "topk_lista_unroll.h"
@@ -58,8 +61,8 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ int32_t chosen[2];
   const int64_t end = args.expert_end * args.rows;
   for (int64_t flat = args.expert_begin * args.rows + blockIdx.x; flat < end; flat += gridDim.x) {
-    const int64_t expert = flat / args.rows, offset = flat * args.atoms;
-    const int32_t k = widths.k[expert - args.expert_begin];
+    const int64_t expert = args.expert_of(flat), offset = flat * args.atoms;
+    const int32_t k = args.k_of(expert, widths);
     T* row = args.dense + offset;
     for (int64_t i = threadIdx.x; i < args.atoms; i += kThreads) row[i] = args.threshold(expert, offset, i);
     int32_t equal_needed;
@@ -93,6 +96,17 @@ Status by_lanes(const SelectArguments<float, S>& args, const ExpertWidths& width
 }
 
 template <int kPer, class S>
+Status by_warp(const SelectArguments<float, S>& args, const ExpertWidths& widths, cudaStream_t stream) {
+  const int64_t rows = (args.expert_end - args.expert_begin) * args.rows;
+  constexpr int kRows = kThreads / kWarp;  // of a block
+  const auto blocks = static_cast<unsigned>((rows + kRows - 1) / kRows);
+  const auto kernel =
+      args.atoms == kPer * kWarp ? select_by_warp_kernel<kPer, true, S> : select_by_warp_kernel<kPer, false, S>;
+  kernel<<<blocks, kThreads, 0, stream>>>(args, widths);
+  return launch_status();
+}
+
+template <int kPer, class S>
 Status by_block(const SelectArguments<float, S>& args, const ExpertWidths& widths, cudaStream_t stream) {
   const int64_t rows = (args.expert_end - args.expert_begin) * args.rows;
   select_by_block_kernel<kPer, S><<<grid_for(rows, 1), kRowThreads, 0, stream>>>(args, widths);
@@ -114,9 +128,9 @@ Status launch_select(const SelectArguments<T, S>& args, const ExpertWidths& widt
     if (args.atoms <= 32) return by_lanes<8, 4>(args, widths, stream);
     if (args.atoms <= 64) return by_lanes<16, 4>(args, widths, stream);
     if (args.atoms <= 128) return by_lanes<32, 4>(args, widths, stream);
-    if (args.atoms <= 256) return by_lanes<32, 8>(args, widths, stream);
-    if (args.atoms <= 512) return by_lanes<32, 16>(args, widths, stream);
-    if (args.atoms <= 1024) return by_lanes<32, 32>(args, widths, stream);
+    if (args.atoms <= 256) return by_warp<8>(args, widths, stream);
+    if (args.atoms <= 512) return by_warp<16>(args, widths, stream);
+    if (args.atoms <= 1024) return by_warp<32>(args, widths, stream);
     if (args.atoms <= 2048) return by_block<4>(args, widths, stream);
     if (args.atoms <= 4096) return by_block<8>(args, widths, stream);
     if (args.atoms <= 8192) return by_block<16>(args, widths, stream);
@@ -146,11 +160,9 @@ Status select_on_device(const Sizes& sizes, const Selection& selection, const Ex
                                      sizes.atoms,
                                      sizes.width,
                                      begin,
-                                     end};
-    ExpertWidths widths{};
-    for (int64_t expert = begin; expert < end; ++expert) {
-      widths.k[expert - begin] = static_cast<int32_t>(sizes.k[expert]);
-    }
+                                     end,
+                                     nullptr};
+    const ExpertWidths widths = widths_of(sizes, begin, end);
     const Status status = launch_select(args, widths, stream_of(executor));
     if (status != kOk) return status;
   }
@@ -326,6 +338,54 @@ class CudaKernels {
   const Executor& executor_;
 };
 
+// `scratch` holds the gradients of a shared input by expert, then the sums of `blocks` blocks an expert.
+Status backward_by_thread(const Sizes& sizes, const Parameters& in, const Codes& codes,
+                          const Gradients& gradients, void* scratch, int64_t blocks, const Executor& executor,
+                          const CudaKernels& kernels) {
+  const bool folds_input = gradients.x && sizes.shared_input && sizes.experts > 1;
+  float* by_expert = static_cast<float*>(scratch);
+  float* partial = by_expert + (folds_input ? sizes.experts * sizes.rows * sizes.dim : 0);
+  const BackwardArguments args{static_cast<const float*>(gradients.codes),
+                               static_cast<const float*>(gradients.values),
+                               static_cast<const float*>(in.x),
+                               static_cast<const float*>(in.encoder),
+                               static_cast<const float*>(in.recurrent),
+                               static_cast<const float*>(codes.values),
+                               codes.indices,
+                               codes.support,
+                               folds_input ? by_expert : static_cast<float*>(gradients.x),
+                               partial,
+                               sizes.rows,
+                               sizes.experts,
+                               static_cast<int32_t>(sizes.atoms),
+                               static_cast<int32_t>(sizes.dim),
+                               static_cast<int32_t>(sizes.width),
+                               static_cast<int32_t>(sizes.num_steps),
+                               sizes.shared_input,
+                               sizes.threshold_per_step,
+                               gradients.encoder != nullptr,
+                               gradients.recurrent != nullptr,
+                               gradients.theta != nullptr};
+  const SumsLayout sums{args.dim, args.threshold_per_step ? args.num_steps + 1 : 1};
+  const auto bytes = static_cast<int>(BackwardLayout{sums}.bytes());
+  const auto kernel = backward_by_thread_kernel;
+  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess) {
+    return launch_status();
+  }
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(sizes.experts));
+  kernel<<<grid, kBackwardThreads, bytes, stream_of(executor)>>>(args);
+  Status status = launch_status();
+  if (status != kOk) return status;
+  const SumTargets targets{static_cast<float*>(gradients.encoder), static_cast<float*>(gradients.recurrent),
+                           static_cast<float*>(gradients.theta)};
+  const dim3 squares(static_cast<unsigned>(sums.size() / kWarp), grid.y);
+  add_partial_kernel<<<squares, kThreads, 0, stream_of(executor)>>>(
+      partial, targets, sums, static_cast<int32_t>(blocks), args.atoms, sizes.experts);
+  status = launch_status();
+  if (status != kOk || !folds_input) return status;
+  return kernels.fold_experts(sizes, by_expert, gradients.x);
+}
+
 }  // namespace
 
 Status select_cuda(const Sizes& sizes, const Selection& selection, const Executor& executor) {
@@ -336,6 +396,7 @@ Status select_cuda(const Sizes& sizes, const Selection& selection, const Executo
 
 Status forward_cuda(const Sizes& sizes, const Parameters& in, const Codes& out, void* scratch,
                     const Executor& executor) {
+  if (fits_in_threads(sizes, in)) return forward_by_thread(sizes, in, out, executor);
   if (fits_in_shared<8>(sizes, in)) return forward_in_shared<8>(sizes, in, out, executor);
   if (fits_in_shared<16>(sizes, in)) return forward_in_shared<16>(sizes, in, out, executor);
   if (fits_in_shared<32>(sizes, in)) return forward_in_shared<32>(sizes, in, out, executor);
@@ -348,6 +409,9 @@ Status forward_cuda(const Sizes& sizes, const Parameters& in, const Codes& out, 
 Status backward_cuda(const Sizes& sizes, const Parameters& in, const Codes& codes, const Gradients& gradients,
                      void* scratch, int8_t* signs, const Executor& executor) {
   const CudaKernels kernels(executor);
+  const bool folds_input = gradients.x && sizes.shared_input && sizes.experts > 1;
+  const int64_t blocks = thread_backward_blocks(sizes, in, folds_input, backward_scratch(sizes));
+  if (blocks > 0) return backward_by_thread(sizes, in, codes, gradients, scratch, blocks, executor, kernels);
   return with_types(sizes.dtype, [&](auto computed, auto factor) {
     return UnrolledBackward<decltype(computed), decltype(factor), CudaKernels>(sizes, in, codes, gradients,
                                                                                scratch, signs, executor,
