@@ -14,6 +14,8 @@ namespace stratcore::topk_lista {
 
 constexpr int kExpertsPerLaunch = 256;  // their k travel as kernel arguments: no copy to the device
 
+static_assert(kExpertsPerLaunch == kMostGroupExperts, "all k of grouped rows travel with one launch");
+
 struct ExpertWidths {
   int32_t k[kExpertsPerLaunch];
 };

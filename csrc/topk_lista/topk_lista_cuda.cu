@@ -2,6 +2,7 @@
 #include "backward_by_thread.cuh"
 #include "forward_by_thread.cuh"
 #include "forward_in_shared.cuh"
+#include "groups.cuh"
 #include "select.cuh"
 #include "select_by_warp.cuh"
 #include "topk_lista.h"
@@ -147,8 +148,10 @@ Status launch_select(const SelectArguments<T, S>& args, const ExpertWidths& widt
 template <class T, class S>
 Status select_on_device(const Sizes& sizes, const Selection& selection, const Executor& executor) {
   if (sizes.rows == 0) return kOk;
-  for (int64_t begin = 0; begin < sizes.experts; begin += kExpertsPerLaunch) {
-    const int64_t end = std::min<int64_t>(begin + kExpertsPerLaunch, sizes.experts);
+  const bool grouped = sizes.group_expert != nullptr;  // then all k travel with one launch
+  const int64_t per_launch = grouped ? sizes.experts : kExpertsPerLaunch;
+  for (int64_t begin = 0; begin < sizes.experts; begin += per_launch) {
+    const int64_t end = std::min<int64_t>(begin + per_launch, sizes.experts);
     const SelectArguments<T, S> args{static_cast<const T*>(selection.first),
                                      static_cast<const T*>(selection.second),
                                      static_cast<const T*>(selection.theta),
@@ -161,8 +164,8 @@ Status select_on_device(const Sizes& sizes, const Selection& selection, const Ex
                                      sizes.width,
                                      begin,
                                      end,
-                                     nullptr};
-    const ExpertWidths widths = widths_of(sizes, begin, end);
+                                     sizes.group_expert};
+    const ExpertWidths widths = grouped ? widths_of(sizes, 0, sizes.group_experts) : widths_of(sizes, begin, end);
     const Status status = launch_select(args, widths, stream_of(executor));
     if (status != kOk) return status;
   }
@@ -392,6 +395,24 @@ Status select_cuda(const Sizes& sizes, const Selection& selection, const Executo
   return with_types(sizes.dtype, [&](auto computed, auto factor) {
     return select_on_device<decltype(computed), decltype(factor)>(sizes, selection, executor);
   });
+}
+
+Status gather_groups_cuda(const Grouping& grouping, const void* parameter, void* gathered,
+                          const Executor& executor) {
+  return with_types(grouping.dtype, [&](auto, auto factor) {
+    using S = decltype(factor);
+    if (quads_aligned<float4>(parameter, kQuad) && grouping.inner * sizeof(S) % sizeof(float4) == 0) {
+      return gather_words<float4>(grouping, grouping.inner * sizeof(S) / sizeof(float4), parameter, gathered,
+                                  executor);
+    }
+    return gather_words<S>(grouping, grouping.inner, parameter, gathered, executor);
+  });
+}
+
+Status add_groups_cuda(const Grouping& grouping, const void* gathered, void* parameter,
+                       const Executor& executor) {
+  if (grouping.dtype == DType::kFloat64) return add_groups<double>(grouping, gathered, parameter, executor);
+  return add_groups<float>(grouping, gathered, parameter, executor);
 }
 
 Status forward_cuda(const Sizes& sizes, const Parameters& in, const Codes& out, void* scratch,
