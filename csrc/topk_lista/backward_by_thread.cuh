@@ -5,7 +5,7 @@
 #include "../common/launch.cuh"
 #include "row_by_thread.cuh"
 
-// Backward of `classic` with at most 32 atoms: a thread carries the gradient of a row through all steps; the
+// Backward of `classic` with at most 32 atoms: a thread carries the gradients of two rows through all steps; the
 // gradients of the parameters are added up in registers and shared memory, by block in a second pass, always
 // in the same order. Legend as in topk_lista.h.
 namespace stratcore::topk_lista {
@@ -26,7 +26,7 @@ struct BackwardArguments {
   bool shared_input, threshold_per_step, need_encoder, need_recurrent, need_theta;
 };
 
-constexpr int kBackwardThreads = 256, kBackwardWarps = kBackwardThreads / kWarp;
+constexpr int kMostBackwardWarps = 8;  // of a block
 constexpr int kOuter = kFewAtoms;  // numbers of a 32 x 32 sum that a lane holds
 
 // Sums of a warp or block, in numbers: S [32, 32], W in chunks of 32 columns, theta [steps, 32]. Number
@@ -40,15 +40,17 @@ struct SumsLayout {
   __host__ __device__ int size() const { return theta() + thresholds * kFewAtoms; }
 };
 
-// Shared memory: S [32, 32], W [32, padded d], then for each warp its sums and two tiles.
+// Shared memory: S [32, 32], W [32, padded d], then for each warp its sums (those of S take the place of the
+// tiles, in the end), two tiles of gradients and one of codes or inputs.
 struct BackwardLayout {
   SumsLayout sums;
 
   __host__ __device__ int pitch() const { return sums.chunks() * kFewAtoms; }  // of W
   __host__ __device__ int encoder() const { return kFewAtoms * kFewAtoms; }
   __host__ __device__ int warps() const { return encoder() + kFewAtoms * pitch(); }
-  __host__ __device__ int per_warp() const { return sums.size() + 2 * kTile; }
-  __host__ __device__ int64_t bytes() const { return (int64_t(warps()) + kBackwardWarps * per_warp()) * 4; }
+  __host__ __device__ int tiles() const { return sums.size() - sums.encoder(); }
+  __host__ __device__ int per_warp() const { return tiles() + (kSets + 1) * kTile; }
+  __host__ __device__ int64_t bytes(int warps_) const { return (int64_t(warps()) + warps_ * per_warp()) * 4; }
 };
 
 // sum[i][j] += left[r][i] right[r][j] over the rows of two tiles: a lane has 4 x 8 of the numbers.
@@ -75,49 +77,44 @@ __device__ inline int2 outer_place(int element, int lane) {
   return make_int2(lane / 4 * 4 + element / 8, lane % 4 * 8 + element % 8);
 }
 
-// One warp's tile of rows: gradient of the current code in registers, of u in the tile `grads`, a code in
-// the tile `codes`.
-class TileBackward {
+// One warp's rows: gradients of the current code in registers, of u in the two tiles from `grads` on; then a
+// tile for codes or inputs.
+class RowsBackward {
  public:
-  __device__ TileBackward(const BackwardArguments& args, int64_t expert, int64_t start, float* grads,
-                          float* codes)
-      : args_(args), expert_(expert), start_(start), lane_(threadIdx.x % kWarp),
-        present_(static_cast<int>(min(args.rows - start, int64_t(kTileRows)))), grads_(grads), codes_(codes) {}
+  __device__ RowsBackward(const BackwardArguments& args, int64_t expert, int64_t start, float* grads)
+      : args_(args), expert_(expert), start_(start), lane_(threadIdx.x % kWarp), grads_(grads),
+        other_(grads + kSets * kTile) {}
 
-  // Through all steps. In the end `grads` holds the sum of the gradients of u over the steps.
+  // Through all steps. In the end the tiles hold the sums of the gradients of u over the steps.
   __device__ void run(const float* recurrent, float (&recurrent_sum)[kOuter], float* theta_sum) {
-    float grad[kFewAtoms] = {}, total[kFewAtoms] = {};
-    if (args_.grad_codes) {
-      const float* source = args_.grad_codes + (expert_ * args_.rows + start_) * args_.atoms;
-      load_tile(source, args_.atoms, 0, present_, args_.atoms % kQuad == 0, lane_, grads_);
-      __syncwarp();
-      read_row(own(grads_), grad);
-    }
-    if (!args_.support) expand(args_.num_steps);
+    float grad[kSets][kFewAtoms] = {}, total[kSets][kFewAtoms] = {};
+    if (args_.grad_codes) load_gradients(grad);
     for (int step = args_.num_steps; step >= 0; --step) {
-      if (args_.grad_values) add_at_slots(step, grad);
-      uint32_t passed, negative;
-      signs(step, passed, negative);
+      float column[kFewAtoms] = {};
 #pragma unroll
-      for (int i = 0; i < kFewAtoms; ++i) {
-        grad[i] = passed >> i & 1 ? grad[i] : 0.0f;
-        total[i] += grad[i];
+      for (int set = 0; set < kSets; ++set) {
+        if (args_.grad_values) add_at_slots(set, step, grad[set]);
+        uint32_t passed, negative;
+        signs(set, step, passed, negative);
+#pragma unroll
+        for (int i = 0; i < kFewAtoms; ++i) {
+          grad[set][i] = passed >> i & 1 ? grad[set][i] : 0.0f;
+          total[set][i] += grad[set][i];
+          column[i] += negative >> i & 1 ? -grad[set][i] : grad[set][i];
+        }
       }
       if (args_.need_theta) {
-        theta_sum[(args_.threshold_per_step ? step : 0) * kFewAtoms + lane_] += signed_columns(grad, negative);
+        theta_sum[(args_.threshold_per_step ? step : 0) * kFewAtoms + lane_] += sum_of_columns(column);
       }
       if (step == 0) break;
       __syncwarp();  // the tiles have been read
-      write_row(grad, own(grads_));
-      expand(step - 1);
-      __syncwarp();
-      if (args_.need_recurrent) add_outer(grads_, codes_, lane_, recurrent_sum);
-#pragma unroll
-      for (int i = 0; i < kFewAtoms; ++i) grad[i] = 0.0f;
+      write_rows(grad);
+      if (args_.need_recurrent) add_recurrent(step, recurrent_sum);
+      clear(grad);
       add_product(grad, own(grads_), kFewAtoms, recurrent, kFewAtoms);
     }
     __syncwarp();
-    write_row(total, own(grads_));
+    write_rows(total);
     __syncwarp();
   }
 
@@ -127,41 +124,85 @@ class TileBackward {
     const float* x = args_.x + ((args_.shared_input ? 0 : expert_ * args_.rows) + start_) * args_.dim;
     for (int first = 0; first < args_.dim; first += kFewAtoms) {
       if (args_.grad_x) {
-        float sum[kFewAtoms] = {};
+        float sum[kSets][kFewAtoms] = {};
         add_product(sum, own(grads_), kFewAtoms, encoder + first, pitch);
-        write_row(sum, own(codes_));
-        __syncwarp();
         float* target = args_.grad_x + (expert_ * args_.rows + start_) * args_.dim;
-        store_tile(codes_, target, args_.dim, first, present_, aligned, lane_);
-        __syncwarp();
+#pragma unroll
+        for (int set = 0; set < kSets; ++set) {
+          write_row(sum[set], own(other_));
+          __syncwarp();
+          store_tile(other_, target + set * kTileRows * args_.dim, args_.dim, first, present(set), aligned,
+                     lane_);
+          __syncwarp();
+        }
       }
       if (args_.need_encoder) {
-        load_tile(x, args_.dim, first, present_, aligned, lane_, codes_);
-        __syncwarp();
         float sum[kOuter] = {};
-        add_outer(grads_, codes_, lane_, sum);
+#pragma unroll 1
+        for (int set = 0; set < kSets; ++set) {
+          load_tile(x + set * kTileRows * args_.dim, args_.dim, first, present(set), aligned, lane_, other_);
+          __syncwarp();
+          add_outer(grads_ + set * kTile, other_, lane_, sum);
+          __syncwarp();
+        }
         float* target = encoder_sum + first * kFewAtoms + lane_;
 #pragma unroll
         for (int e = 0; e < kOuter; ++e) target[e * kWarp] += sum[e];
-        __syncwarp();
       }
     }
   }
 
  private:
   __device__ float* own(float* tile) const { return tile + lane_ * kPitch; }
+  __device__ int present(int set) const { return rows_present(args_.rows - start_, set * kTileRows); }
 
-  __device__ int64_t flat(int step) const {
-    return (step * args_.experts + expert_) * args_.rows + start_ + lane_;
+  __device__ int64_t flat(int set, int step) const {
+    return (step * args_.experts + expert_) * args_.rows + start_ + set * kTileRows + lane_;
   }
 
-  // The code of a step into the tile `codes`, each lane its row.
-  __device__ void expand(int step) {
+  __device__ static void clear(float (&value)[kSets][kFewAtoms]) {
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) {
+#pragma unroll
+      for (int i = 0; i < kFewAtoms; ++i) value[set][i] = 0.0f;
+    }
+  }
+
+  __device__ void write_rows(const float (&value)[kSets][kFewAtoms]) {
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) write_row(value[set], own(grads_ + set * kTile));
+  }
+
+  __device__ void load_gradients(float (&grad)[kSets][kFewAtoms]) {
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) {
+      const float* source =
+          args_.grad_codes + (expert_ * args_.rows + start_ + set * kTileRows) * args_.atoms;
+      load_tile(source, args_.atoms, 0, present(set), args_.atoms % kQuad == 0, lane_, grads_ + set * kTile);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) read_row(own(grads_ + set * kTile), grad[set]);
+  }
+
+  // d S += grad_u^T z of the step before; the gradients are in the tiles.
+  __device__ void add_recurrent(int step, float (&sum)[kOuter]) {
+#pragma unroll 1
+    for (int set = 0; set < kSets; ++set) {
+      expand(set, step - 1);
+      __syncwarp();
+      add_outer(grads_ + set * kTile, other_, lane_, sum);
+      __syncwarp();
+    }
+  }
+
+  // The code of a step into the tile, each lane its row.
+  __device__ void expand(int set, int step) {
     float zero[kFewAtoms] = {};
-    float* row = own(codes_);
+    float* row = own(other_);
     write_row(zero, row);
-    if (lane_ >= present_) return;
-    const int64_t slot = flat(step) * args_.width;
+    if (lane_ >= present(set)) return;
+    const int64_t slot = flat(set, step) * args_.width;
     if (args_.width % kQuad == 0) {
       for (int s = 0; s < args_.width; s += kQuad) {
         const float4 value = *reinterpret_cast<const float4*>(args_.values + slot + s);
@@ -174,40 +215,38 @@ class TileBackward {
   }
 
   // Registers have no address: by way of the tile, each lane its row.
-  __device__ void add_at_slots(int step, float (&grad)[kFewAtoms]) {
+  __device__ void add_at_slots(int set, int step, float (&grad)[kFewAtoms]) {
     __syncwarp();
-    float* row = own(grads_);
+    float* row = own(grads_ + set * kTile);
     write_row(grad, row);
-    const int64_t slot = flat(step) * args_.width;
-    for (int s = 0; lane_ < present_ && s < args_.width; ++s) {
+    const int64_t slot = flat(set, step) * args_.width;
+    for (int s = 0; lane_ < present(set) && s < args_.width; ++s) {
       row[args_.indices[slot + s]] += args_.grad_values[slot + s];
     }
     read_row(row, grad);
   }
 
-  // Which entries have passed the threshold, and which of them are negative. Of the kept ones (masked) the
-  // values are in the tile.
-  __device__ void signs(int step, uint32_t& passed, uint32_t& negative) const {
+  // Which entries have passed the threshold, and which of them are negative.
+  __device__ void signs(int set, int step, uint32_t& passed, uint32_t& negative) const {
     passed = negative = 0;
-    if (!args_.support) {
-      float value[kFewAtoms];
-      read_row(codes_ + lane_ * kPitch, value);
-#pragma unroll
-      for (int i = 0; i < kFewAtoms; ++i) {
-        const int8_t sign = threshold_sign(value[i], 0.0f);
-        passed |= sign ? 1u << i : 0, negative |= sign < 0 ? 1u << i : 0;
+    if (lane_ >= present(set)) return;
+    if (!args_.support) {  // of the kept entries
+      const int64_t slot = flat(set, step) * args_.width;
+      for (int s = 0; s < args_.width; ++s) {
+        const int8_t sign = threshold_sign(args_.values[slot + s], 0.0f);
+        const uint32_t bit = 1u << args_.indices[slot + s];
+        passed |= sign ? bit : 0, negative |= sign < 0 ? bit : 0;
       }
       return;
     }
-    if (lane_ >= present_) return;
-    const int8_t* row = args_.support + flat(step) * args_.atoms;
+    const int8_t* row = args_.support + flat(set, step) * args_.atoms;
     if (args_.atoms == kFewAtoms) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const uint4 quad = reinterpret_cast<const uint4*>(row)[half];
         const uint32_t word[4] = {quad.x, quad.y, quad.z, quad.w};
 #pragma unroll
-        for (int w = 0; w < 4; ++w) {  // a byte is -1, 0 or 1: its low bit and its sign bit, gathered by a product
+        for (int w = 0; w < 4; ++w) {  // bytes -1, 0 or 1: their low and sign bits, gathered by products
           const int shift = half * 16 + w * 4;
           passed |= ((word[w] & 0x01010101u) * 0x01020408u >> 24 & 15) << shift;
           negative |= ((word[w] >> 7 & 0x01010101u) * 0x01020408u >> 24 & 15) << shift;
@@ -220,11 +259,8 @@ class TileBackward {
     }
   }
 
-  // Lane l: the sum of column l over the rows, negative entries with the other sign.
-  __device__ float signed_columns(const float (&grad)[kFewAtoms], uint32_t negative) const {
-    float column[kFewAtoms];
-#pragma unroll
-    for (int i = 0; i < kFewAtoms; ++i) column[i] = negative >> i & 1 ? -grad[i] : grad[i];
+  // Lane l: the sum of number l over the lanes.
+  __device__ float sum_of_columns(float (&column)[kFewAtoms]) const {
     int base = 0, count = kFewAtoms;
     reduce_scatter<kFewAtoms, kWarp>(column, lane_, base, count);
     return column[0];
@@ -232,48 +268,50 @@ class TileBackward {
 
   const BackwardArguments& args_;
   const int64_t expert_, start_;
-  const int lane_, present_;
-  float *grads_, *codes_;
+  const int lane_;
+  float *grads_, *other_;
 };
 
-__global__ void __launch_bounds__(kBackwardThreads, 1)
+__global__ void __launch_bounds__(kMostBackwardWarps* kWarp, 1)
     backward_by_thread_kernel(const __grid_constant__ BackwardArguments args) {
   extern __shared__ float4 aligned_memory[];
   float* shared = reinterpret_cast<float*>(aligned_memory);
   const SumsLayout sums{args.dim, args.threshold_per_step ? args.num_steps + 1 : 1};
   const BackwardLayout layout{sums};
   const int64_t expert = blockIdx.y;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, pitch = layout.pitch();
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, threads = blockDim.x;
+  const int warps = threads / kWarp, pitch = layout.pitch();
   const float* recurrent = args.recurrent + expert * args.atoms * args.atoms;
-  for (int at = threadIdx.x; at < kFewAtoms * kFewAtoms; at += kBackwardThreads) {
+  for (int at = threadIdx.x; at < kFewAtoms * kFewAtoms; at += threads) {
     const int to = at / kFewAtoms, from = at % kFewAtoms;
     shared[at] = to < args.atoms && from < args.atoms ? recurrent[to * args.atoms + from] : 0.0f;
   }
   const float* encoder = args.encoder + expert * args.atoms * args.dim;
-  for (int at = threadIdx.x; at < kFewAtoms * pitch; at += kBackwardThreads) {
+  for (int at = threadIdx.x; at < kFewAtoms * pitch; at += threads) {
     const int atom = at / pitch, d = at % pitch;
     shared[layout.encoder() + at] = atom < args.atoms && d < args.dim ? encoder[atom * args.dim + d] : 0.0f;
   }
   float* own = shared + layout.warps() + warp * layout.per_warp();
-  for (int at = lane; at < sums.size(); at += kWarp) own[at] = 0.0f;
+  float* theta_sum = own + sums.theta() - sums.encoder();
+  for (int at = lane; at < layout.tiles(); at += kWarp) own[at] = 0.0f;
   __syncthreads();
   float recurrent_sum[kOuter] = {};
-  float* grads = own + sums.size();
-  const int64_t tiles = (args.rows + kTileRows - 1) / kTileRows;
-  for (int64_t tile = blockIdx.x + int64_t(gridDim.x) * warp; tile < tiles;
-       tile += int64_t(gridDim.x) * kBackwardWarps) {
-    TileBackward rows(args, expert, tile * kTileRows, grads, grads + kTile);
-    rows.run(shared, recurrent_sum, own + sums.theta());
-    if (args.grad_x || args.need_encoder) rows.finish(shared + layout.encoder(), pitch, own + sums.encoder());
+  float* tiles = own + layout.tiles();
+  for (int64_t start = (blockIdx.x + int64_t(gridDim.x) * warp) * kWarpRows; start < args.rows;
+       start += int64_t(gridDim.x) * warps * kWarpRows) {
+    RowsBackward rows(args, expert, start, tiles);
+    rows.run(shared, recurrent_sum, theta_sum);
+    if (args.grad_x || args.need_encoder) rows.finish(shared + layout.encoder(), pitch, own);
   }
 #pragma unroll
-  for (int e = 0; e < kOuter; ++e) own[e * kWarp + lane] = recurrent_sum[e];
+  for (int e = 0; e < kOuter; ++e) tiles[e * kWarp + lane] = recurrent_sum[e];
   __syncthreads();
   float* target = args.partial + (expert * gridDim.x + blockIdx.x) * sums.size();
-  for (int at = threadIdx.x; at < sums.size(); at += kBackwardThreads) {
+  for (int at = threadIdx.x; at < sums.size(); at += threads) {
+    const int place = at < sums.encoder() ? layout.tiles() + at : at - sums.encoder();
     float sum = 0.0f;
-    for (int other = 0; other < kBackwardWarps; ++other) {
-      sum += shared[layout.warps() + other * layout.per_warp() + at];
+    for (int other = 0; other < warps; ++other) {
+      sum += shared[layout.warps() + other * layout.per_warp() + place];
     }
     target[at] = sum;
   }
@@ -315,22 +353,28 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Blocks an expert of the backward with a thread a row; 0 where the sizes do not fit it.
-inline int64_t thread_backward_blocks(const Sizes& sizes, const Parameters& in, bool folds_input,
-                                      int64_t scratch) {
+// Warps a block and blocks an expert of this backward; no blocks where the sizes do not fit it.
+struct BackwardGrid {
+  int warps;
+  int64_t blocks;
+};
+
+inline BackwardGrid backward_grid(const Sizes& sizes, const Parameters& in, bool folds_input,
+                                  int64_t scratch) {
   constexpr int64_t kMostBytes = 227 << 10, kMostInputs = 128, kMostThresholds = 64, kMostExperts = 65535;
   const bool fits = sizes.dtype == DType::kFloat32 && sizes.form == Form::kClassic &&
                     !sizes.encoder_per_step && !sizes.recurrent_per_step && sizes.atoms <= kFewAtoms &&
                     sizes.dim <= kMostInputs && sizes.num_steps < kMostThresholds &&
                     sizes.experts <= kMostExperts && reinterpret_cast<uintptr_t>(in.x) % 16 == 0;
-  if (!fits) return 0;
+  if (!fits) return {0, 0};
   const SumsLayout sums{static_cast<int>(sizes.dim),
                         static_cast<int>(sizes.threshold_per_step ? sizes.num_steps + 1 : 1)};
-  if (BackwardLayout{sums}.bytes() > kMostBytes) return 0;
+  int warps = kMostBackwardWarps;
+  while (warps > 1 && BackwardLayout{sums}.bytes(warps) > kMostBytes) warps /= 2;
   const int64_t left = scratch - (folds_input ? sizes.experts * sizes.rows * sizes.dim : 0);
-  const int64_t tiles = (sizes.rows + kTileRows - 1) / kTileRows;
+  const int64_t tiles = (sizes.rows + kWarpRows - 1) / kWarpRows;
   const int64_t wanted = std::min<int64_t>(tiles, std::max<int64_t>(1, processors() / sizes.experts));
-  return std::min(wanted, left / (sizes.experts * sums.size()));
+  return {warps, std::min(wanted, left / (sizes.experts * sums.size()))};
 }
 
 }  // namespace stratcore::topk_lista

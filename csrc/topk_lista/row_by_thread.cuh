@@ -5,12 +5,15 @@
 #include "topk_lista.h"
 #include "topk_lista_math.h"
 
-// What forward and backward of at most 32 atoms share: a thread has a row, its 32 numbers in registers; a
-// warp has a tile of 32 rows in shared memory, through which rows and columns change places.
+// What forward and backward of at most 32 atoms share: a thread has two rows, their 32 numbers in registers, so
+// that what it loads of a matrix serves both; a warp has tiles of 32 rows in shared memory, through which rows
+// and columns change places.
 namespace stratcore::topk_lista {
 
 constexpr int kFewAtoms = 32;           // registers of a row
 constexpr int kTileRows = kWarp;        // a row a lane
+constexpr int kSets = 2;                // rows of a lane, from as many tiles
+constexpr int kWarpRows = kSets * kTileRows;
 constexpr int kPitch = kFewAtoms + 4;   // of a tile: quads of neighboring rows lie in other banks
 constexpr int kTile = kTileRows * kPitch;
 
@@ -52,27 +55,36 @@ __device__ inline void write_row(const float (&value)[kFewAtoms], float* row) {
   }
 }
 
-// sum += factor * row; the row is the same for all lanes.
-__device__ inline void add_multiple(float (&sum)[kFewAtoms], float factor, const float* row) {
+// The rows' sums += own[0..count) @ matrix, whose rows of 32 lie `pitch` apart; count is a multiple of 4. `own`
+// is the lane's row in the first tile.
+__device__ inline void add_product(float (&sum)[kSets][kFewAtoms], const float* own, int count,
+                                   const float* matrix, int pitch) {
+#pragma unroll 1
+  for (int j = 0; j < count; j += kQuad) {
+    float factor[kSets][kQuad];
 #pragma unroll
-  for (int i = 0; i < kFewAtoms; i += kQuad) {
-    const float4 quad = *reinterpret_cast<const float4*>(row + i);
-    sum[i] += factor * quad.x, sum[i + 1] += factor * quad.y;
-    sum[i + 2] += factor * quad.z, sum[i + 3] += factor * quad.w;
+    for (int set = 0; set < kSets; ++set) {
+      const float4 quad = *reinterpret_cast<const float4*>(own + set * kTile + j);
+      factor[set][0] = quad.x, factor[set][1] = quad.y, factor[set][2] = quad.z, factor[set][3] = quad.w;
+    }
+#pragma unroll
+    for (int part = 0; part < kQuad; ++part) {
+#pragma unroll
+      for (int i = 0; i < kFewAtoms; i += kQuad) {
+        const float4 quad = *reinterpret_cast<const float4*>(matrix + (j + part) * pitch + i);
+#pragma unroll
+        for (int set = 0; set < kSets; ++set) {
+          sum[set][i] += factor[set][part] * quad.x, sum[set][i + 1] += factor[set][part] * quad.y;
+          sum[set][i + 2] += factor[set][part] * quad.z, sum[set][i + 3] += factor[set][part] * quad.w;
+        }
+      }
+    }
   }
 }
 
-// sum += own[0..count) @ matrix, whose rows of 32 lie `pitch` apart; count is a multiple of 4.
-__device__ inline void add_product(float (&sum)[kFewAtoms], const float* own, int count, const float* matrix,
-                                   int pitch) {
-#pragma unroll 2
-  for (int j = 0; j < count; j += kQuad) {
-    const float4 factor = *reinterpret_cast<const float4*>(own + j);
-    add_multiple(sum, factor.x, matrix + j * pitch);
-    add_multiple(sum, factor.y, matrix + (j + 1) * pitch);
-    add_multiple(sum, factor.z, matrix + (j + 2) * pitch);
-    add_multiple(sum, factor.w, matrix + (j + 3) * pitch);
-  }
+// Rows of a tile that begins `offset` rows from a place with `left` rows.
+__device__ inline int rows_present(int64_t left, int offset) {
+  return static_cast<int>(min(max(left - offset, int64_t(0)), int64_t(kTileRows)));
 }
 
 // ---- the k-th largest of a row's keys, by networks that sort in falling order

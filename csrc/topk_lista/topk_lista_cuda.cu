@@ -341,10 +341,10 @@ class CudaKernels {
   const Executor& executor_;
 };
 
-// `scratch` holds the gradients of a shared input by expert, then the sums of `blocks` blocks an expert.
+// `scratch` holds the gradients of a shared input by expert, then the sums of the blocks.
 Status backward_by_thread(const Sizes& sizes, const Parameters& in, const Codes& codes,
-                          const Gradients& gradients, void* scratch, int64_t blocks, const Executor& executor,
-                          const CudaKernels& kernels) {
+                          const Gradients& gradients, void* scratch, const BackwardGrid& by_thread,
+                          const Executor& executor, const CudaKernels& kernels) {
   const bool folds_input = gradients.x && sizes.shared_input && sizes.experts > 1;
   float* by_expert = static_cast<float*>(scratch);
   float* partial = by_expert + (folds_input ? sizes.experts * sizes.rows * sizes.dim : 0);
@@ -370,20 +370,20 @@ Status backward_by_thread(const Sizes& sizes, const Parameters& in, const Codes&
                                gradients.recurrent != nullptr,
                                gradients.theta != nullptr};
   const SumsLayout sums{args.dim, args.threshold_per_step ? args.num_steps + 1 : 1};
-  const auto bytes = static_cast<int>(BackwardLayout{sums}.bytes());
+  const auto bytes = static_cast<int>(BackwardLayout{sums}.bytes(by_thread.warps));
   const auto kernel = backward_by_thread_kernel;
   if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess) {
     return launch_status();
   }
-  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(sizes.experts));
-  kernel<<<grid, kBackwardThreads, bytes, stream_of(executor)>>>(args);
+  const dim3 grid(static_cast<unsigned>(by_thread.blocks), static_cast<unsigned>(sizes.experts));
+  kernel<<<grid, by_thread.warps * kWarp, bytes, stream_of(executor)>>>(args);
   Status status = launch_status();
   if (status != kOk) return status;
   const SumTargets targets{static_cast<float*>(gradients.encoder), static_cast<float*>(gradients.recurrent),
                            static_cast<float*>(gradients.theta)};
   const dim3 squares(static_cast<unsigned>(sums.size() / kWarp), grid.y);
   add_partial_kernel<<<squares, kThreads, 0, stream_of(executor)>>>(
-      partial, targets, sums, static_cast<int32_t>(blocks), args.atoms, sizes.experts);
+      partial, targets, sums, static_cast<int32_t>(by_thread.blocks), args.atoms, sizes.experts);
   status = launch_status();
   if (status != kOk || !folds_input) return status;
   return kernels.fold_experts(sizes, by_expert, gradients.x);
@@ -431,8 +431,10 @@ Status backward_cuda(const Sizes& sizes, const Parameters& in, const Codes& code
                      void* scratch, int8_t* signs, const Executor& executor) {
   const CudaKernels kernels(executor);
   const bool folds_input = gradients.x && sizes.shared_input && sizes.experts > 1;
-  const int64_t blocks = thread_backward_blocks(sizes, in, folds_input, backward_scratch(sizes));
-  if (blocks > 0) return backward_by_thread(sizes, in, codes, gradients, scratch, blocks, executor, kernels);
+  const BackwardGrid by_thread = backward_grid(sizes, in, folds_input, backward_scratch(sizes));
+  if (by_thread.blocks > 0) {
+    return backward_by_thread(sizes, in, codes, gradients, scratch, by_thread, executor, kernels);
+  }
   return with_types(sizes.dtype, [&](auto computed, auto factor) {
     return UnrolledBackward<decltype(computed), decltype(factor), CudaKernels>(sizes, in, codes, gradients,
                                                                                scratch, signs, executor,
