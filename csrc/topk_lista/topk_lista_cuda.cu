@@ -300,7 +300,8 @@ class CudaKernels {
   template <class T>
   Status reduce_threshold(const Sizes& sizes, const T* grad, const int8_t* support, T* partial,
                           T* target) const {
-    const int64_t atoms = sizes.atoms, wanted = std::min<int64_t>(sizes.rows, kStrips);
+    const int64_t atoms = sizes.atoms;
+    const int64_t wanted = std::min<int64_t>((sizes.rows + kFewestStripRows - 1) / kFewestStripRows, kStrips);
     const int64_t per_strip = (sizes.rows + wanted - 1) / wanted,
                   strips = (sizes.rows + per_strip - 1) / per_strip;
     for (int64_t begin = 0; begin < sizes.experts; begin += kMaxGridZ) {
@@ -337,7 +338,7 @@ class CudaKernels {
   }
 
  private:
-  static constexpr int64_t kMaxGridZ = 65535, kStrips = 256;
+  static constexpr int64_t kMaxGridZ = 65535, kStrips = 256, kFewestStripRows = 32;
   const Executor& executor_;
 };
 
