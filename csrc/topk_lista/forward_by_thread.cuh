@@ -44,17 +44,21 @@ __device__ inline void load_parameters(const ForwardArguments& args, const Forwa
   }
 }
 
+// Four bits as four bytes 0 or 1.
+__device__ inline uint32_t bytes_of(uint32_t bits) { return (bits & 15) * 0x00204081u & 0x01010101u; }
+
 // What the threshold passes is not 0, and has the sign of u.
 __device__ inline void store_support(const float (&h)[kFewAtoms], int8_t* support, int atoms) {
+  uint32_t passed = 0, negative = 0;
+#pragma unroll
+  for (int i = kFewAtoms; i-- > 0;) {
+    passed |= h[i] == 0.0f ? 0 : 1u << i;
+    negative = __funnelshift_l(__float_as_uint(h[i]), negative, 1);
+  }
   uint32_t word[kFewAtoms / kQuad];
 #pragma unroll
-  for (int w = 0; w < kFewAtoms / kQuad; ++w) {
-    word[w] = 0;
-#pragma unroll
-    for (int i = 0; i < kQuad; ++i) {
-      const auto sign = static_cast<uint8_t>(threshold_sign(h[w * kQuad + i], 0.0f));
-      word[w] |= uint32_t(sign) << 8 * i;
-    }
+  for (int w = 0; w < kFewAtoms / kQuad; ++w) {  // a byte -1 is 1 and 254
+    word[w] = bytes_of(passed >> kQuad * w) + 254 * bytes_of(negative >> kQuad * w);
   }
   if (atoms == kFewAtoms) {
     reinterpret_cast<uint4*>(support)[0] = make_uint4(word[0], word[1], word[2], word[3]);
@@ -108,11 +112,12 @@ __device__ inline void finish_step(const ForwardArguments& args, float (&u)[kSet
     const int64_t row = flat + set * kTileRows;
     const bool present = lane + set * kTileRows < left;
 #pragma unroll
-    for (int i = 0; i < kFewAtoms; ++i) u[set][i] = soft_threshold(u[set][i], theta[i]);
+    for (int i = 0; i < kFewAtoms; ++i) {
+      const float left_over = copysignf(fabsf(u[set][i]) - theta[i], u[set][i]);
+      u[set][i] = fabsf(u[set][i]) <= theta[i] ? 0.0f : left_over;
+    }
     if (args.support && present) store_support(u[set], args.support + row * args.atoms, args.atoms);
-    const uint32_t kept = largest_set<kTop>(u[set], k);
-#pragma unroll
-    for (int i = 0; i < kFewAtoms; ++i) u[set][i] = kept >> i & 1 ? u[set][i] : 0.0f;
+    const uint32_t kept = keep_largest<kTop>(u[set], k);
     write_row(u[set], own + set * kTile);
     if (present) {
       store_slots(own + set * kTile, kept, k, width, args.values + row * width, args.indices + row * width);

@@ -151,21 +151,32 @@ __device__ inline uint32_t kth_largest(uint32_t (&key)[kFewAtoms], int32_t k) {
   return result;
 }
 
-// The set of the k largest |h|, as bits; of equal ones the first are kept.
+// Keeps the k largest |h| and sets the others to 0; of equal ones the first are kept. The kept ones as bits.
 template <int kTop>
-__device__ inline uint32_t largest_set(const float (&h)[kFewAtoms], int32_t k) {
+__device__ inline uint32_t keep_largest(float (&h)[kFewAtoms], int32_t k) {
   uint32_t key[kFewAtoms];
 #pragma unroll
   for (int i = 0; i < kFewAtoms; ++i) key[i] = magnitude_key(h[i]);
   const uint32_t kth = kth_largest<kTop>(key, k);
+  const float bound = __uint_as_float(kth);  // by numbers, so that no register holds a key; NaN is not below
   uint32_t kept = 0;
 #pragma unroll
-  for (int i = 0; i < kFewAtoms; ++i) kept |= magnitude_key(h[i]) >= kth ? 1u << i : 0;
+  for (int i = 0; i < kFewAtoms; ++i) {
+    const bool below = fabsf(h[i]) < bound;
+    kept |= below ? 0 : 1u << i;
+    h[i] = below ? 0.0f : h[i];
+  }
   if (__any_sync(kFullWarp, __popc(kept) > k)) {
     uint32_t equal = 0;
+    kept = 0;
 #pragma unroll
-    for (int i = 0; i < kFewAtoms; ++i) equal |= magnitude_key(h[i]) == kth ? 1u << i : 0;
+    for (int i = 0; i < kFewAtoms; ++i) {
+      kept |= magnitude_key(h[i]) >= kth ? 1u << i : 0;
+      equal |= magnitude_key(h[i]) == kth ? 1u << i : 0;
+    }
     while (__popc(kept) > k) kept &= ~(0x80000000u >> __clz(kept & equal));
+#pragma unroll
+    for (int i = 0; i < kFewAtoms; ++i) h[i] = kept >> i & 1 ? h[i] : 0.0f;
   }
   return kept;
 }
