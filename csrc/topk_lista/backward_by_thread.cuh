@@ -5,9 +5,9 @@
 #include "../common/launch.cuh"
 #include "row_by_thread.cuh"
 
-// Backward of `classic` with at most 32 atoms: a thread carries the gradients of two rows through all steps; the
-// gradients of the parameters are added up in registers and shared memory, by block in a second pass, always
-// in the same order. Legend as in topk_lista.h.
+// Backward of `classic` with at most 32 atoms: a thread carries the gradients of two rows through all steps;
+// the gradients of the parameters are added up in registers and shared memory, by block in a second pass,
+// always in the same order. Legend as in topk_lista.h.
 namespace stratcore::topk_lista {
 
 struct BackwardArguments {
@@ -27,7 +27,7 @@ struct BackwardArguments {
 };
 
 constexpr int kMostBackwardWarps = 8;  // of a block
-constexpr int kOuter = kFewAtoms;  // numbers of a 32 x 32 sum that a lane holds
+constexpr int kOuter = kFewAtoms;      // numbers of a 32 x 32 sum that a lane holds
 
 // Sums of a warp or block, in numbers: S [32, 32], W in chunks of 32 columns, theta [steps, 32]. Number
 // `element` of lane l of a square lies at element * 32 + l.
@@ -323,8 +323,8 @@ struct SumTargets {
 
 // Adds the blocks' sums: eight strips of blocks a number, then the strips.
 __global__ void __launch_bounds__(kThreads)
-    add_partial_kernel(const float* partial, SumTargets target, SumsLayout sums, int32_t blocks, int32_t atoms,
-                       int64_t experts) {
+    add_partial_kernel(const float* partial, SumTargets target, SumsLayout sums, int32_t blocks,
+                       int32_t atoms, int64_t experts) {
   constexpr int kStrips = kThreads / kWarp;
   __shared__ float strips[kStrips][kWarp];
   const int lane = threadIdx.x % kWarp, strip = threadIdx.x / kWarp, at = blockIdx.x * kWarp + lane;

@@ -180,10 +180,10 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
 // processors.
 inline bool fits_in_threads(const Sizes& sizes, const Parameters& in) {
   constexpr int64_t kFewestRows = 8192, kMostInputs = 256, kMostThresholds = 64;
-  return sizes.dtype == DType::kFloat32 && !sizes.group_expert && sizes.form == Form::kClassic && !sizes.encoder_per_step &&
-         !sizes.recurrent_per_step && sizes.atoms <= kFewAtoms && sizes.dim <= kMostInputs &&
-         sizes.num_steps < kMostThresholds && sizes.rows * sizes.experts >= kFewestRows &&
-         reinterpret_cast<uintptr_t>(in.x) % 16 == 0;
+  return sizes.dtype == DType::kFloat32 && !sizes.group_expert && sizes.form == Form::kClassic &&
+         !sizes.encoder_per_step && !sizes.recurrent_per_step && sizes.atoms <= kFewAtoms &&
+         sizes.dim <= kMostInputs && sizes.num_steps < kMostThresholds &&
+         sizes.rows * sizes.experts >= kFewestRows && reinterpret_cast<uintptr_t>(in.x) % 16 == 0;
 }
 
 inline Status forward_by_thread(const Sizes& sizes, const Parameters& in, const Codes& out,

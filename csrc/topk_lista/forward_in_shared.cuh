@@ -244,9 +244,10 @@ __global__ void __launch_bounds__(kThreads)
 template <int kLanes>
 bool fits_in_shared(const Sizes& sizes, const Parameters& in) {
   constexpr int64_t kMostBytes = 200 << 10;
-  return sizes.dtype == DType::kFloat32 && !sizes.group_expert && sizes.form == Form::kClassic && !sizes.encoder_per_step &&
-         !sizes.recurrent_per_step && sizes.atoms <= SharedLayout<kLanes>::kAtoms &&
-         quads_aligned<float>(in.x, sizes.dim) && sizes.dim <= 1024 &&
+  return sizes.dtype == DType::kFloat32 && !sizes.group_expert && sizes.form == Form::kClassic &&
+         !sizes.encoder_per_step && !sizes.recurrent_per_step &&
+         sizes.atoms <= SharedLayout<kLanes>::kAtoms && quads_aligned<float>(in.x, sizes.dim) &&
+         sizes.dim <= 1024 &&
          SharedLayout<kLanes>{static_cast<int>(sizes.dim), static_cast<int>(sizes.atoms)}.bytes() <=
              kMostBytes;
 }

@@ -35,8 +35,9 @@ template <class Word>
 Status gather_words(const Grouping& grouping, int64_t words, const void* parameter, void* gathered,
                     const Executor& executor) {
   const dim3 grid = grid_of_matrices(words, grouping.outer * grouping.groups);
-  gather_groups_kernel<<<grid, kThreads, 0, stream_of(executor)>>>(
-      grouping, words, static_cast<const Word*>(parameter), static_cast<Word*>(gathered));
+  gather_groups_kernel<<<grid, kThreads, 0, stream_of(executor)>>>(grouping, words,
+                                                                   static_cast<const Word*>(parameter),
+                                                                   static_cast<Word*>(gathered));
   return launch_status();
 }
 
@@ -63,11 +64,12 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 Status add_groups(const Grouping& grouping, const void* gathered, void* parameter, const Executor& executor) {
-  const bool aligned = quads_aligned<T>(gathered, grouping.inner) && quads_aligned<T>(parameter, grouping.inner);
-  const dim3 grid =
-      grid_of_matrices((grouping.inner + kQuad - 1) / kQuad, grouping.outer * grouping.experts);
-  add_groups_kernel<T><<<grid, kThreads, 0, stream_of(executor)>>>(
-      grouping, aligned, static_cast<const T*>(gathered), static_cast<T*>(parameter));
+  const bool aligned =
+      quads_aligned<T>(gathered, grouping.inner) && quads_aligned<T>(parameter, grouping.inner);
+  const dim3 grid = grid_of_matrices((grouping.inner + kQuad - 1) / kQuad, grouping.outer * grouping.experts);
+  add_groups_kernel<T><<<grid, kThreads, 0, stream_of(executor)>>>(grouping, aligned,
+                                                                   static_cast<const T*>(gathered),
+                                                                   static_cast<T*>(parameter));
   return launch_status();
 }
 

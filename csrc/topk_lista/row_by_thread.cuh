@@ -5,16 +5,16 @@
 #include "topk_lista.h"
 #include "topk_lista_math.h"
 
-// What forward and backward of at most 32 atoms share: a thread has two rows, their 32 numbers in registers, so
-// that what it loads of a matrix serves both; a warp has tiles of 32 rows in shared memory, through which rows
-// and columns change places.
+// What forward and backward of at most 32 atoms share: a thread has two rows, their 32 numbers in registers,
+// so that what it loads of a matrix serves both; a warp has tiles of 32 rows in shared memory, through which
+// rows and columns change places.
 namespace stratcore::topk_lista {
 
-constexpr int kFewAtoms = 32;           // registers of a row
-constexpr int kTileRows = kWarp;        // a row a lane
-constexpr int kSets = 2;                // rows of a lane, from as many tiles
+constexpr int kFewAtoms = 32;     // registers of a row
+constexpr int kTileRows = kWarp;  // a row a lane
+constexpr int kSets = 2;          // rows of a lane, from as many tiles
 constexpr int kWarpRows = kSets * kTileRows;
-constexpr int kPitch = kFewAtoms + 4;   // of a tile: quads of neighboring rows lie in other banks
+constexpr int kPitch = kFewAtoms + 4;  // of a tile: quads of neighboring rows lie in other banks
 constexpr int kTile = kTileRows * kPitch;
 
 // Columns [first, first + 32) of rows [0, present) of a matrix; the rest of the tile is 0.
@@ -55,8 +55,8 @@ __device__ inline void write_row(const float (&value)[kFewAtoms], float* row) {
   }
 }
 
-// The rows' sums += own[0..count) @ matrix, whose rows of 32 lie `pitch` apart; count is a multiple of 4. `own`
-// is the lane's row in the first tile.
+// The rows' sums += own[0..count) @ matrix, whose rows of 32 lie `pitch` apart; count is a multiple of 4.
+// `own` is the lane's row in the first tile.
 __device__ inline void add_product(float (&sum)[kSets][kFewAtoms], const float* own, int count,
                                    const float* matrix, int pitch) {
 #pragma unroll 1

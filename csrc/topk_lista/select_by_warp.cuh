@@ -84,7 +84,8 @@ struct WarpRow {
   // Without NaN magnitudes order like their keys, and are no further registers.
   __device__ bool reaches(int j, uint32_t low) const { return fabsf(h[j]) >= __uint_as_float(low); }
 
-  // Entries, none of them NaN, whose key reaches `low` > 0, in the order of their index; of more than 32 only the number counts.
+  // Entries, none of them NaN, whose key reaches `low` > 0, in the order of their index; of more than 32 only
+  // the number counts.
   __device__ int32_t gather(uint32_t low, Candidates& list) const {
     int32_t count = 0;
 #pragma unroll
@@ -222,8 +223,8 @@ __device__ void select_row(const SelectArguments<float, S>& args, const ExpertWi
   const uint32_t low = row.lower_bound(largest);
   const bool ordinary = largest <= kInfinityKey;
   const int32_t count = low > 0 && ordinary ? row.gather(low, list) : kWarp + 1;
-  const LastKept last = count <= kWarp ? row.rank(list, count, values, indices)
-                                       : row.search(largest, low, values, indices);
+  const LastKept last =
+      count <= kWarp ? row.rank(list, count, values, indices) : row.search(largest, low, values, indices);
   if (row.k < args.width) row.fill(last, static_cast<int32_t>(args.width), values, indices);
   row.store(last, ordinary, args.dense + offset);
 }

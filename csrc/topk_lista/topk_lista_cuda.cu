@@ -102,8 +102,8 @@ Status by_warp(const SelectArguments<float, S>& args, const ExpertWidths& widths
   constexpr int kRows = kThreads / kWarp;  // of a block
   int64_t blocks = (rows + kRows - 1) / kRows;
   if (kLoadsAhead<kPer>) blocks = std::min<int64_t>(blocks, kWarpBlocks<kPer> * processors());
-  const auto kernel =
-      args.atoms == kPer * kWarp ? select_by_warp_kernel<kPer, true, S> : select_by_warp_kernel<kPer, false, S>;
+  const auto kernel = args.atoms == kPer * kWarp ? select_by_warp_kernel<kPer, true, S>
+                                                 : select_by_warp_kernel<kPer, false, S>;
   kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(args, widths);
   return launch_status();
 }
@@ -166,7 +166,8 @@ Status select_on_device(const Sizes& sizes, const Selection& selection, const Ex
                                      begin,
                                      end,
                                      sizes.group_expert};
-    const ExpertWidths widths = grouped ? widths_of(sizes, 0, sizes.group_experts) : widths_of(sizes, begin, end);
+    const ExpertWidths widths =
+        grouped ? widths_of(sizes, 0, sizes.group_experts) : widths_of(sizes, begin, end);
     const Status status = launch_select(args, widths, stream_of(executor));
     if (status != kOk) return status;
   }
@@ -384,8 +385,9 @@ Status backward_by_thread(const Sizes& sizes, const Parameters& in, const Codes&
   const SumTargets targets{static_cast<float*>(gradients.encoder), static_cast<float*>(gradients.recurrent),
                            static_cast<float*>(gradients.theta)};
   const dim3 squares(static_cast<unsigned>(sums.size() / kWarp), grid.y);
-  add_partial_kernel<<<squares, kThreads, 0, stream_of(executor)>>>(
-      partial, targets, sums, static_cast<int32_t>(by_thread.blocks), args.atoms, sizes.experts);
+  add_partial_kernel<<<squares, kThreads, 0, stream_of(executor)>>>(partial, targets, sums,
+                                                                    static_cast<int32_t>(by_thread.blocks),
+                                                                    args.atoms, sizes.experts);
   status = launch_status();
   if (status != kOk || !folds_input) return status;
   return kernels.fold_experts(sizes, by_expert, gradients.x);

@@ -235,8 +235,8 @@ template <class Device>
 Tensors backward_of(const OptionalTensor& grad_codes, const OptionalTensor& grad_values, const Tensor& x,
                     const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
                     const OptionalTensor& group_expert, const Tensor& values, const Tensor& indices,
-                    const Tensor& support, const std::vector<int64_t>& k, const std::string& form, bool need_x,
-                    bool need_encoder, bool need_recurrent, bool need_theta) {
+                    const Tensor& support, const std::vector<int64_t>& k, const std::string& form,
+                    bool need_x, bool need_encoder, bool need_recurrent, bool need_theta) {
   const int64_t num_steps = values.size(0) - 1;
   const Sizes sizes = check(x, encoder, recurrent, theta, k, form, num_steps, group_expert);
   check_codes(sizes, values, indices, support, grad_codes, grad_values);
@@ -292,10 +292,10 @@ Tensors forward_grouped(const Tensor& x, const Tensor& encoder, const Tensor& re
 }
 
 template <class Device>
-Tensors backward(OptionalTensor grad_codes, OptionalTensor grad_values, const Tensor& x, const Tensor& encoder,
-                 const Tensor& recurrent, const Tensor& theta, const Tensor& values, const Tensor& indices,
-                 const Tensor& support, std::vector<int64_t> k, std::string form, bool need_x,
-                 bool need_encoder, bool need_recurrent, bool need_theta) {
+Tensors backward(OptionalTensor grad_codes, OptionalTensor grad_values, const Tensor& x,
+                 const Tensor& encoder, const Tensor& recurrent, const Tensor& theta, const Tensor& values,
+                 const Tensor& indices, const Tensor& support, std::vector<int64_t> k, std::string form,
+                 bool need_x, bool need_encoder, bool need_recurrent, bool need_theta) {
   return backward_of<Device>(grad_codes, grad_values, x, encoder, recurrent, theta, std::nullopt, values,
                              indices, support, k, form, need_x, need_encoder, need_recurrent, need_theta);
 }

@@ -87,7 +87,9 @@ def test_cuda_selects_what_the_cpu_selects(atoms, k, kind):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("backward", BACKWARDS)
-@pytest.mark.parametrize("atoms, dim, k", [(32, 64, (8,)), (32, 36, (8, 3)), (20, 7, (9, 20)), (7, 130, (5, 2, 1))])
+@pytest.mark.parametrize(
+    "atoms, dim, k", [(32, 64, (8,)), (32, 36, (8, 3)), (20, 7, (9, 20)), (7, 130, (5, 2, 1))]
+)
 @pytest.mark.parametrize("rows", [3, 9001])
 def test_few_atoms_on_the_gpu(rows, atoms, dim, k, backward):
     """Numbers of few bits: no rounding, equal magnitudes everywhere, so codes agree to the bit."""

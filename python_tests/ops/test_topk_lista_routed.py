@@ -34,7 +34,9 @@ def run(case: Case, inputs: list[Tensor], expert: Tensor, backward: str = "strai
     )
 
 
-def one_by_one(case: Case, inputs: list[Tensor], expert: Tensor, backward: str = "straight_through") -> Tensor:
+def one_by_one(
+    case: Case, inputs: list[Tensor], expert: Tensor, backward: str = "straight_through"
+) -> Tensor:
     """All experts on all rows, then each row's own."""
     codes_EBM = case.run(inputs, backward)
     return codes_EBM[expert, torch.arange(case.rows, device=expert.device)]
@@ -42,7 +44,9 @@ def one_by_one(case: Case, inputs: list[Tensor], expert: Tensor, backward: str =
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("backward", BACKWARDS)
-@pytest.mark.parametrize("kind, per_step", [("random", False), ("random", True), ("one", False), ("gap", True)])
+@pytest.mark.parametrize(
+    "kind, per_step", [("random", False), ("random", True), ("one", False), ("gap", True)]
+)
 def test_agrees_with_each_expert_on_its_rows(device, form, backward, kind, per_step):
     case = replace(CASE, form=form, per_step=per_step)
     expert = route(case, kind, device)
@@ -110,7 +114,9 @@ def test_torch_func_grad(device):
     inputs = CASE.inputs(device=device)
     eager = leaves(inputs)
     run(CASE, eager, expert).square().sum().backward()
-    grads = torch.func.grad(lambda *t: run(CASE, list(t), expert).square().sum(), argnums=(0, 1, 2, 3))(*inputs)
+    grads = torch.func.grad(lambda *t: run(CASE, list(t), expert).square().sum(), argnums=(0, 1, 2, 3))(
+        *inputs
+    )
     for grad, leaf in zip(grads, eager, strict=True):
         torch.testing.assert_close(grad, leaf.grad, rtol=1e-11, atol=1e-11)
 
@@ -163,7 +169,9 @@ def test_rejects():
     expert = route(CASE, "random")
     with pytest.raises(TypeError, match="expected expert of dtype int64 or int32, got torch.float32"):
         run(CASE, inputs, expert.float())
-    with pytest.raises(ValueError, match=r"expected expert of shape \[200\], one for each row of x, got \[199\]"):
+    with pytest.raises(
+        ValueError, match=r"expected expert of shape \[200\], one for each row of x, got \[199\]"
+    ):
         run(CASE, inputs, expert[1:])
     with pytest.raises(ValueError, match=r"expected experts in \[0, 4\), got -1 to 3"):
         run(CASE, inputs, torch.where(expert == 0, -1, expert))
