@@ -6,6 +6,7 @@ Legend: B sequences, N tokens, D channels, C labels, S strata, T real tokens.
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,12 @@ class StratifiedClassifier(PreTrainedModel):
             self.encoder.eval()
         return self
 
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Activations of the encoder's blocks are computed again in the backward pass; arguments: transformers'."""
+        with warnings.catch_warnings():  # later releases warn of this name, the first ones have no other
+            warnings.simplefilter("ignore", FutureWarning)
+            super().gradient_checkpointing_enable(*args, **kwargs)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -243,7 +250,8 @@ class StratifiedClassifier(PreTrainedModel):
             input_ids: int64 [B, N].
             attention_mask: bool or integers [B, N], true at real tokens; None: all are real.
             labels: int64 [B], in [0, C), or -100 for a row that does not count.
-            inputs: what else the encoder takes, such as token_type_ids, position_ids or inputs_embeds.
+            inputs: what else the encoder takes, such as position_ids, inputs_embeds or token_type_ids; the last have
+                no effect where the encoder knows a single type.
 
         Raises:
             ValueError: a mask of another shape or of floating point.
@@ -282,6 +290,8 @@ class StratifiedClassifier(PreTrainedModel):
         arguments = self._call | inputs | {"input_ids": input_ids}
         if mask is not None:
             arguments["attention_mask"] = mask.long()
+        if getattr(self.config.encoder, "type_vocab_size", 0) < 2:  # GPT-2 would add the words 0 and 1
+            arguments["token_type_ids"] = None
         if arguments.get("position_ids") is None:
             arguments["position_ids"] = counted_positions(self.config.encoder, mask)
         arguments = {name: value for name, value in arguments.items() if value is not None}
