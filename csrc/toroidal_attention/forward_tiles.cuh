@@ -1,7 +1,7 @@
 #pragma once
 
+#include "plane_tiles.cuh"
 #include "softmax.cuh"
-#include "tile_pipeline.cuh"
 
 // How tiles of keys and values come to a block of the forward on sm_90a: what it has in shared memory, the
 // warp that describes tiles and the thread that fetches them.
@@ -14,19 +14,19 @@ struct ForwardMaps {
 
 template <class S, int Width, bool kSmall>
 struct alignas(1024) ForwardWgmma {
-  static constexpr int kCols = kSmall || Width == 256 ? 64 : 128;  // keys of a tile
+  static constexpr int kCols = kSmall || kInPlanes<S> || Width == 256 ? 64 : 128;  // keys of a tile
   // Warpgroups that compute. Narrow heads have little to multiply beside the powers of two, and need few
   // registers.
-  static constexpr int kGroups = kSmall ? 1 : Width == 64 ? 3 : 2;
+  static constexpr int kGroups = kSmall ? 1 : Width == 64 && !kInPlanes<S> ? 3 : 2;
   static constexpr int kBlocks = !kSmall ? 1 : Width == 64 ? 3 : 2;  // of a processor
   // Registers of a thread that computes, and of the others.
   static constexpr int kComputing = kSmall ? (Width == 64 ? 120 : 216) : kGroups == 2 ? 224 : 160;
   static constexpr int kServing = kSmall ? 40 : kGroups == 2 ? 56 : 32;
   static constexpr int kRows = 64 * kGroups;
   static constexpr int kThreads = kGroup * (1 + kGroups);
-  using KeyTile = Sliced<S, Width, kCols>;
+  using KeyTile = RowTile<S, Width, kCols>;
 
-  Sliced<S, Width, kRows> q;
+  RowTile<S, Width, kRows> q;
   KeyTile k[kStages], v[kStages];
   Pattern<kRows, kCols> pattern;
   float col[2][kMaxAxes][kCols];  // coordinates of the pattern times slope and times -slope of the axis
