@@ -75,11 +75,12 @@ class KeyGradient {
     write_pattern(shared.pattern, problem_, problem_.key_base + first_, box(), problem_.query_base,
                   static_cast<int>(threadIdx.x), kComputing);
     named_wait<kComputing>(kAllGroups);
+    named_arrive<kComputing + 32>(kPlaced);
     if constexpr (kAll) {
       shared.write_coordinates(problem_.lattice.axes);
       fence_shared_to_async();
+      named_wait<kComputing>(kAllGroups);
     }
-    named_wait<kComputing + 32>(kPlaced);
   }
 
   // The warp that works out what exponents have of a tile's columns and rows.
@@ -97,8 +98,8 @@ class KeyGradient {
         shared.numbers[at][col] = column_number(shared.pattern, *note, slope, col) - shared.lse[at][col];
       for (int row = lane; row < Shared::kRows; row += 32)
         shared.row_numbers[at][row] = row_number(shared.pattern, *note, slope, row);
-      __syncwarp();
-      if (lane == 0) barrier_arrive(&shared.numbered[at]);
+      barrier_arrive(&shared.numbered[at]);
+      barrier_arrive(&shared.empty[at]);
     }
   }
 

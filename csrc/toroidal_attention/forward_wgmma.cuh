@@ -33,6 +33,7 @@ class ForwardGroup {
     const TileNote* note = notes.next(shared.notes);
     if (!note) return;
     const bool skipping = may_skip(b_.problem, b_.head);
+    const unsigned judging = first_tiles() - 1;
     unsigned done = 0, before = 0;  // tiles with weights; the last one's place
     do {
       const unsigned at = done % kStages;
@@ -42,7 +43,7 @@ class ForwardGroup {
       barrier_wait(&shared.v_full[before], done > 0 ? (done - 1) / kStages % 2 : 0);
       multiply_values(weights, before);
       pass_turn();
-      const bool judges = skipping && done == 0;
+      const bool judges = skipping && done == judging;
       if (judges) bound_scores(key_norms, reach);
       wgmma_wait<1>();
       hold(scores);
@@ -88,6 +89,12 @@ class ForwardGroup {
  private:
   static constexpr int kTurn = 1, kStaged = 4;  // named barriers: of group 0, 1, ..
 
+  // After which the others are judged.
+  __device__ unsigned first_tiles() const {
+    if constexpr (Shared::kFirst == 1) return 1;
+    return min(Shared::kFirst, (key_limit(b_.problem, b_.last) + kCols - 1) / kCols);
+  }
+
   __device__ void take_turn() const {
     if constexpr (kGroups > 1) named_wait<2 * kGroup>(kTurn + group_);
   }
@@ -121,9 +128,9 @@ class ForwardGroup {
     }
   }
 
-  // Products become scores, but for `row` of each row.
+  // Products become scores, but for `row` of each row and `col` of even and odd columns.
   __device__ __forceinline__ void add_simple(float (&scores)[kTiles][4], const TileNote& note,
-                                             float (&row)[2]) const {
+                                             float (&row)[2], float (&col)[2]) const {
     const Shared& shared = Shared::here();
     float scale = float(b_.problem.scale) * kLog2e;  // until it is used
 #pragma unroll 1
@@ -133,23 +140,21 @@ class ForwardGroup {
       const float place[2] = {start + shared.pattern.row[axis][rows_.within],
                               start + shared.pattern.row[axis][rows_.within + 8]};
       const bool linear = note.form[axis] == AxisForm::kLinear;
-      // On a ring a column's coordinate is its number: quicker worked out than loaded.
       const float2* cols =
           reinterpret_cast<const float2*>(shared.col[linear && sign < 0.0f][axis]) + lane_ % 4;
-      const float step = linear && sign < 0.0f ? -slope : slope, own = float(lane_ % 4 * 2);
-      const float2 lane_col = make_float2(step * own, step * (own + 1.0f));
-      const auto col_of = [&](int n) {
-        if constexpr (kRing)
-          return make_float2(fmaf(step, 8.0f * n, lane_col.x), fmaf(step, 8.0f * n, lane_col.y));
-        else
-          return cols[4 * n];
-      };
+      // On a ring a column's coordinate is its number, 8 n + own: quicker worked out than loaded.
+      const float step = linear && sign < 0.0f ? -slope : slope;
+      const float own[2] = {step * float(lane_ % 4 * 2), step * float(lane_ % 4 * 2 + 1)};
       if (linear) {
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
-          const float2 col = col_of(n);
+          const float2 at = kRing ? make_float2(8.0f * n * step, 8.0f * n * step) : cols[4 * n];
 #pragma unroll
-          for (int e = 0; e < 4; ++e) scores[n][e] = fmaf(scores[n][e], scale, e % 2 ? col.y : col.x);
+          for (int e = 0; e < 4; ++e) scores[n][e] = fmaf(scores[n][e], scale, e % 2 ? at.y : at.x);
+        }
+        if constexpr (kRing) {
+          col[0] = own[0];
+          col[1] = own[1];
         }
 #pragma unroll
         for (int r = 0; r < 2; ++r) row[r] -= slope * fmaf(sign, place[r], base);
@@ -157,10 +162,11 @@ class ForwardGroup {
         const float turned = slope < 0.0f ? sign : -sign, scaled[2] = {slope * place[0], slope * place[1]};
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
-          const float2 col = col_of(n);
+          const float2 at =
+              kRing ? make_float2(fmaf(step, 8.0f * n, own[0]), fmaf(step, 8.0f * n, own[1])) : cols[4 * n];
 #pragma unroll
           for (int e = 0; e < 4; ++e)
-            scores[n][e] = fmaf(scores[n][e], scale, turned * fabsf(scaled[e / 2] - (e % 2 ? col.y : col.x)));
+            scores[n][e] = fmaf(scores[n][e], scale, turned * fabsf(scaled[e / 2] - (e % 2 ? at.y : at.x)));
         }
 #pragma unroll
         for (int r = 0; r < 2; ++r) row[r] -= slope * base;
@@ -174,7 +180,7 @@ class ForwardGroup {
                                                 float (&factor)[2]) {
     const Prepared& problem = b_.problem;
     const int first = note.tile * kCols;
-    float row[2] = {};
+    float row[2] = {}, col[2] = {};
     if constexpr (kInPlanes<S>) {  // a row's number plus a column's would be rounded at the size of the tile
 #pragma unroll
       for (int n = 0; n < kTiles; ++n)
@@ -187,15 +193,17 @@ class ForwardGroup {
           },
           [](int) {});
     } else if (note.simple) {
-      add_simple(scores, note, row);
+      add_simple(scores, note, row, col);
     } else {
       const MovedPairs<Shared::kRows, kCols> pairs{Shared::here().pattern, note, rows_.within,
                                                    of_chords(problem.metric)};
       scale_and_bias(problem, b_.head, pairs, lane_, scores);
     }
     add_mask<S, false>(problem, b_.head, rows_, first, lane_, scores);
-    if (first + kCols > whole_) hide<false>(nullptr, rows_, first, lane_, scores);
-    sums.absorb(scores, row, factor);
+    if (first + kCols > whole_)  // rarely: what rows see is worked out anew, for it would take registers
+      hide<false>(nullptr, RowInfo::of<false>(problem, b_.first, 4 * group_ + warp_, lane_), first, lane_,
+                  scores);
+    sums.absorb(scores, row, col, factor);
   }
 
   // Sums of weights are never negative, but the compiler does not know: else it moves the wait for the

@@ -33,8 +33,8 @@ struct alignas(1024) KeyWgmma : ScoreTiles<S, 128, 64> {
     barrier_init(&rows_full, 1);
     for (int stage = 0; stage < kStages; ++stage) {
       barrier_init(&full[stage], 1);
-      barrier_init(&numbered[stage], 1);
-      barrier_init(&empty[stage], kGroup * kGroups);
+      barrier_init(&numbered[stage], 32);
+      barrier_init(&empty[stage], kGroup * kGroups + 32);
     }
     for (int buffer = 0; buffer < 2; ++buffer) {
       barrier_init(&scores_full[buffer], 4 * kGroups);
