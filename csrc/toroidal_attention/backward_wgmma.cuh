@@ -216,17 +216,7 @@ class QueryGradient {
         for (int a = 0; a < kMaxAxes; ++a) slopes[a] += a == axis ? share : 0.0f;
       });
       pack<S>(products, packed);
-      wgmma_fence();
-      if constexpr (kInPlanes<S>) {
-        multiply_factors(scores, packed, shared.col[at][0]);
-        wgmma_commit();
-        wgmma_wait<0>();
-        hold(scores);
-        add_sums(grad, scores);
-      } else {
-        add_product(grad, packed, shared.col[at][0]);
-        wgmma_commit();
-      }
+      add_keys(grad, scores, packed, at);
       ++given;
     }
     wgmma_wait<0>();
@@ -238,6 +228,24 @@ class QueryGradient {
   }
 
  private:
+  // grad += gradients of the scores, packed, times the keys at stage `at`; in planes done at once, by way of
+  // `sums`.
+  __device__ __forceinline__ static void add_keys(float (&grad)[E / 8][4], float (&sums)[kTiles][4],
+                                                  const Factors<S, kCols / 16>& packed, int at) {
+    Shared& shared = Shared::here();
+    wgmma_fence();
+    if constexpr (kInPlanes<S>) {
+      multiply_factors(sums, packed, shared.col[at][0]);
+      wgmma_commit();
+      wgmma_wait<0>();
+      hold(sums);
+      add_sums(grad, sums);
+    } else {
+      add_product(grad, packed, shared.col[at][0]);
+      wgmma_commit();
+    }
+  }
+
   // The block's share of the gradient of the slopes, from those of the lanes, in a fixed order.
   __device__ void share_slopes(const float (&slopes)[kMaxAxes], const RowSums& sums, int warp,
                                int lane) const {

@@ -103,7 +103,9 @@ def test_float32_holds_over_many_tiles(device, causal):
     eager = all_gradients(lambda *t: definition(*t, **options), tensors, stored)
     wanted = all_gradients(lambda *t: definition(*t, **options), [t.double() for t in tensors], stored)
     ours = all_gradients(lambda *t: run(*t, **options), tensors, stored)
-    assert_as_accurate(run(*tensors, **options).out, definition(*tensors, **options)[0], exact(tensors, **options)[0])
+    assert_as_accurate(
+        run(*tensors, **options).out, definition(*tensors, **options)[0], exact(tensors, **options)[0]
+    )
     for parts in list(zip(ours, eager, wanted, strict=True))[:3]:
         assert_as_accurate(*parts)
 
