@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import torch
-from python_tests.models.stratified_classifier_cases import batch, classifier, moved
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from python_tests.models.stratified_classifier_cases import batch, classifier, moved
 from stratcore.huggingface import register_stratified_classifier
 from stratcore.models import StratifiedClassifier, StratifiedClassifierConfig
 

@@ -51,7 +51,7 @@ def test_signs_draw_together_or_drive_apart() -> None:
         geometric_losses(leaf, signs=signs)["strata"].backward()
         moved = x - 1e-4 * leaf.grad / leaf.grad.norm()
         before, after = geometric_losses(x), geometric_losses(moved)
-        pulled[signs] = float(after["strata"] - before["strata"])  # kernel up: tokens nearer, in units of their spread
+        pulled[signs] = float(after["strata"] - before["strata"])
     assert pulled["corrected"] < 0 < pulled["source"]
     assert pulled["corrected"] == pytest.approx(-pulled["source"], rel=1e-3)
 

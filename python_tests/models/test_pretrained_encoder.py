@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
-from python_tests.models.stratified_classifier_cases import CONFIGS, ENCODERS, SIZES, encoder
 from safetensors.torch import load_file, save_file
 
+from python_tests.models.stratified_classifier_cases import CONFIGS, ENCODERS, SIZES, encoder
 from stratcore.models import PretrainedMismatch, StratifiedClassifier, load_encoder
 from stratcore.models.pretrained_encoder import check_encoder, counted_positions, drop_pooler, is_causal, pool
 
@@ -70,7 +70,9 @@ def test_distilbert_into_bert_is_refused(tmp_path: Path) -> None:
 def test_a_wrong_prefix_is_refused(tmp_path: Path) -> None:
     folder = saved("distilbert", tmp_path)
     change_weights(folder, {"transformer.": "student.transformer."})
-    with pytest.raises(PretrainedMismatch, match="32 of its tensors are not in the weights, such as 'transformer.layer.0"):
+    with pytest.raises(
+        PretrainedMismatch, match="32 of its tensors are not in the weights, such as 'transformer.layer.0"
+    ):
         load_encoder(folder)
 
 
@@ -83,11 +85,15 @@ def test_another_shape_is_refused(tmp_path: Path) -> None:
         load_encoder(folder)
 
 
-@pytest.mark.parametrize(("name", "key"), [("distilbert", "n_layers"), ("bert", "num_hidden_layers"), ("gpt2", "n_layer")])
+@pytest.mark.parametrize(
+    ("name", "key"), [("distilbert", "n_layers"), ("bert", "num_hidden_layers"), ("gpt2", "n_layer")]
+)
 def test_layers_that_would_be_left_out_are_refused(name: str, key: str, tmp_path: Path) -> None:
     folder = saved(name, tmp_path)
     change_config(folder, **{key: 1})
-    with pytest.raises(PretrainedMismatch, match=r"tensors of the weights have no place in it, such as '\S*\.1\."):
+    with pytest.raises(
+        PretrainedMismatch, match=r"tensors of the weights have no place in it, such as '\S*\.1\."
+    ):
         load_encoder(folder)
 
 
@@ -109,7 +115,9 @@ def test_heads_poolers_and_old_constants_are_no_mismatch(tmp_path: Path) -> None
 def test_a_classifier_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     StratifiedClassifier.from_encoder(encoder("distilbert")).save_pretrained(tmp_path)
     change_weights(tmp_path, {"block.gate.": None})
-    message = r"^classifier '.*' is no StratifiedClassifier: 1 of its tensors .*, such as 'block.gate.weight'$"
+    message = (
+        r"^classifier '.*' is no StratifiedClassifier: 1 of its tensors .*, such as 'block.gate.weight'$"
+    )
     with pytest.raises(PretrainedMismatch, match=message):
         StratifiedClassifier.from_pretrained(tmp_path)
     change_weights(tmp_path, {"classifier.": "head."})
@@ -169,7 +177,12 @@ def test_poolers_are_taken_out() -> None:
 
 def test_encoder_decoders_are_refused() -> None:
     config = hf.BartConfig(
-        vocab_size=8, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=1, decoder_attention_heads=1
+        vocab_size=8,
+        d_model=8,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=1,
+        decoder_attention_heads=1,
     )
     with pytest.raises(ValueError, match="expected an encoder or a decoder alone, got BartModel"):
         check_encoder(hf.BartModel(config))

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from python_tests.models.stratified_classifier_cases import CONFIGS, ROUTED, classifier
 
+from python_tests.models.stratified_classifier_cases import CONFIGS, ROUTED, classifier
 from stratcore.models import ResidualMLP, StratifiedClassifierConfig, block_parameters
 from stratcore.models.stratified_classifier_blocks import build_block, router_parameters
 
@@ -36,7 +36,9 @@ def test_plain_has_no_block() -> None:
 
 
 @pytest.mark.parametrize("variant", ROUTED)
-@pytest.mark.parametrize("encoder", [hf.DistilBertConfig(), hf.BertConfig(hidden_size=384, num_hidden_layers=6), None])
+@pytest.mark.parametrize(
+    "encoder", [hf.DistilBertConfig(), hf.BertConfig(hidden_size=384, num_hidden_layers=6), None]
+)
 def test_the_mlp_matches_within_one_percent(variant: str, encoder: Any) -> None:
     wanted = block_parameters(config(encoder, variant=variant))
     got = block_parameters(config(encoder, variant="mlp", matched_parameters=wanted))
@@ -69,11 +71,27 @@ def test_options_reach_the_block() -> None:
 @pytest.mark.parametrize(
     ("variant", "options", "message"),
     [
-        ("stratified_moe", {"experts": 8}, "block_options: stratified_moe has the options .*'num_experts'.*, got 'experts'"),
-        ("stratified_moe", {"router": {"mode": "top_k"}}, "stratified_moe: router has the options .., got 'mode'"),
-        ("token_routing", {"router": {"topk": 2}}, "token_routing: router has the options .*'top_k'.*, got 'topk'"),
+        (
+            "stratified_moe",
+            {"experts": 8},
+            "block_options: stratified_moe has the options .*'num_experts'.*, got 'experts'",
+        ),
+        (
+            "stratified_moe",
+            {"router": {"mode": "top_k"}},
+            "stratified_moe: router has the options .., got 'mode'",
+        ),
+        (
+            "token_routing",
+            {"router": {"topk": 2}},
+            "token_routing: router has the options .*'top_k'.*, got 'topk'",
+        ),
         ("token_routing", {"dim": 8}, "got 'dim'"),
-        ("stratified_post_attention", {"route_on": "input"}, "has the options .'top_k', 'hidden_dim', 'scale'., got 'route_on'"),
+        (
+            "stratified_post_attention",
+            {"route_on": "input"},
+            "has the options .'top_k', 'hidden_dim', 'scale'., got 'route_on'",
+        ),
         ("stratified_attention", {"num_heads": 5}, "num_heads: expected a divisor of dim = 32, got 5"),
     ],
 )

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from python_tests.models.stratified_classifier_cases import CONFIGS
 from transformers import DistilBertConfig
 
+from python_tests.models.stratified_classifier_cases import CONFIGS
 from stratcore.models import VARIANTS, StratifiedClassifier, StratifiedClassifierConfig
 
 
@@ -17,14 +17,20 @@ from stratcore.models import VARIANTS, StratifiedClassifier, StratifiedClassifie
     [
         ({"varaint": "plain"}, "unknown option 'varaint'; did you mean 'variant'?"),
         ({"variant": "moe"}, "variant: expected one of plain, mlp, .*, got 'moe'"),
-        ({"frozen_variant": "plain"}, "frozen_variant: expected one of stratified_attention, .*, got 'plain'"),
+        (
+            {"frozen_variant": "plain"},
+            "frozen_variant: expected one of stratified_attention, .*, got 'plain'",
+        ),
         ({"pooling": "max"}, "pooling: expected one of None, mean, cls, last, got 'max'"),
         ({"geometric_signs": "both"}, "geometric_signs: expected one of corrected, source, got 'both'"),
         ({"dropout": 1.0}, r"dropout: expected a share in \[0, 1\), got 1.0"),
         ({"variant": "mlp"}, "matched_parameters: expected a number with variant 'mlp'"),
         ({"matched_parameters": 100}, "matched_parameters: .* got 100 with 'stratified_moe'"),
         ({"variant": "plain", "block_options": {"top_k": 1}}, "block_options: variant 'plain' has none"),
-        ({"auxiliary_weights": {"balanse": 1.0}}, "has the losses .'balance', 'z', 'entropy', 'usage'., got 'balanse'"),
+        (
+            {"auxiliary_weights": {"balanse": 1.0}},
+            "has the losses .'balance', 'z', 'entropy', 'usage'., got 'balanse'",
+        ),
         ({"auxiliary_weights": {"z": float("nan")}}, "'z': expected a finite number, got nan"),
         ({"encoder": {"vocab_size": 8}}, "encoder: expected a model_type known to transformers, got None"),
     ],
@@ -57,7 +63,11 @@ def options(variant: str) -> dict[str, Any]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_json_gives_the_same_back(variant: str, tmp_path: Path) -> None:
     config = StratifiedClassifierConfig(
-        CONFIGS["distilbert"](), num_strata=4, pooling="cls", id2label={0: "a", 1: "b", 2: "c"}, **options(variant)
+        CONFIGS["distilbert"](),
+        num_strata=4,
+        pooling="cls",
+        id2label={0: "a", 1: "b", 2: "c"},
+        **options(variant),
     )
     config.save_pretrained(tmp_path)
     loaded = StratifiedClassifierConfig.from_pretrained(tmp_path)

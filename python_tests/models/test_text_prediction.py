@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from python_tests.models.stratified_classifier_cases import classifier, moved, tokenizer
 
+from python_tests.models.stratified_classifier_cases import classifier, moved, tokenizer
 from stratcore.models import StratifiedClassifier, TextPredictor
 from stratcore.models.text_prediction import encode_texts, pad_token, padded_batch, token_limit
 

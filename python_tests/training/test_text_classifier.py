@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from python_tests.models.stratified_classifier_cases import encoder, tokenizer
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
 
+from python_tests.models.stratified_classifier_cases import encoder, tokenizer
 from stratcore.models import StratifiedClassifier
 from stratcore.training.text_classifier import StratifiedTextClassifier
 
@@ -27,7 +27,10 @@ def texts_and_labels(count: int) -> tuple[list[str], np.ndarray]:
     texts = []
     for label in labels:
         words = list(generator.choice(FILLERS, generator.integers(1, 6)))
-        words.insert(int(generator.integers(0, len(words) + 1)), str(generator.choice([["bad", "poor"], ["good", "fine"]][label])))
+        words.insert(
+            int(generator.integers(0, len(words) + 1)),
+            str(generator.choice([["bad", "poor"], ["good", "fine"]][label])),
+        )
         texts.append(" ".join(words))
     return texts, np.array(["down", "up"])[labels]
 
@@ -53,7 +56,9 @@ def test_equal_seeds_give_equal_bits_and_leave_the_process_alone() -> None:
     texts, labels = texts_and_labels(40)
     before = {key: value.clone() for key, value in encoder("distilbert").state_dict().items()}
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    found = [estimator(epochs=1, random_state=seed).fit(texts, labels).predict_proba(texts) for seed in (1, 1, 2)]
+    found = [
+        estimator(epochs=1, random_state=seed).fit(texts, labels).predict_proba(texts) for seed in (1, 1, 2)
+    ]
     assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)
@@ -102,7 +107,9 @@ def test_an_encoder_in_a_folder(tmp_path: Path) -> None:
         ({"variant": "moe"}, ["good", "bad"], [0, 1], "variant: expected one of"),
     ],
 )
-def test_what_does_not_fit_is_refused(options: dict[str, Any], texts: list[str], labels: Any, message: str) -> None:
+def test_what_does_not_fit_is_refused(
+    options: dict[str, Any], texts: list[str], labels: Any, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         estimator(**options).fit(texts, labels)
 

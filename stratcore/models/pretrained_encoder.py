@@ -127,12 +127,13 @@ def check_encoder(encoder: PreTrainedModel) -> None:
 
 def drop_pooler(encoder: PreTrainedModel) -> None:
     """Takes out the pooler, which would be parameters without a gradient; in place."""
-    if not isinstance(getattr(encoder, "pooler", None), nn.Module):
+    host: Any = encoder
+    if not isinstance(getattr(host, "pooler", None), nn.Module):
         return
-    if "add_pooling_layer" in inspect.signature(type(encoder).__init__).parameters:
-        encoder.pooler = None  # its forward knows of encoders without one
+    if "add_pooling_layer" in inspect.signature(type(host).__init__).parameters:
+        host.pooler = None  # its forward knows of encoders without one
     else:
-        encoder.pooler.requires_grad_(False)
+        host.pooler.requires_grad_(False)
 
 
 # ---- reading

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +139,16 @@ class StratifiedClassifier(PreTrainedModel):
             encoder = new_encoder(config.encoder)
         else:
             config.encoder = encoder.config
-            for module in encoder.modules():
-                module._is_hf_initialized = True
+            parts: Iterable[Any] = encoder.modules()
+            for part in parts:
+                part._is_hf_initialized = True  # transformers' own mark: not to be drawn anew
         check_encoder(encoder)
         drop_pooler(encoder)
         self.encoder = encoder
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)  # before the block: see the class
+        self.classifier = nn.Linear(
+            config.hidden_size, len(config.label_names)
+        )  # before the block: see the class
         self.block = build_block(config)
         self.pooling = config.pooling or ("last" if is_causal(config.encoder) else "mean")
         self.tokenizer: Any = None
@@ -189,34 +194,41 @@ class StratifiedClassifier(PreTrainedModel):
             ValueError: options that do not fit.
         """
         if isinstance(encoder, PreTrainedModel):
-            host = copy.deepcopy(encoder).to(dtype)
+            host = copy.deepcopy(encoder)
         else:
             host = load_encoder(encoder, dtype=dtype)
             tokenizer = tokenizer or find_tokenizer(encoder)
         config = StratifiedClassifierConfig(host.config, dtype=dtype, **options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = cls(config, host).to(dtype)
+            model: Any = cls(config, host)
+        model.to(dtype)
         model.tokenizer = tokenizer
         return model.eval()
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *args: Any, output_loading_info: bool = False, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | PathLike[Any] | None,
+        *model_args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
     ) -> Any:
         """A saved classifier, with the tokenizer that lies beside it.
 
         Raises:
             PretrainedMismatch: a tensor that the weights lack, have in another shape, or have besides.
         """
+        name = str(pretrained_model_name_or_path)
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, report = super().from_pretrained(str(name), *args, **kwargs)
-        check_loaded(model, report, f"classifier {str(name)!r}")
+        loaded: Any = super().from_pretrained(name, *model_args, **kwargs)
+        model, report = loaded
+        check_loaded(model, report, f"classifier {name!r}")
         model._freeze()  # loading made parameters anew
         model.tokenizer = find_tokenizer(name)
         return (model, report) if output_loading_info else model
 
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | PathLike[Any], *args: Any, **kwargs: Any) -> None:
         """Writes config.json, safetensors and, if there is one, the tokenizer."""
         super().save_pretrained(str(save_directory), *args, **kwargs)
         if self.tokenizer is not None:

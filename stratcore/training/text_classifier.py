@@ -136,9 +136,7 @@ class StratifiedTextClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError("tokenizer: expected one, as none lies beside the encoder")
         return model
 
-    def _tokenize(
-        self, model: StratifiedClassifier, texts: Sequence[str], label_N: np.ndarray
-    ) -> TokenRows:
+    def _tokenize(self, model: StratifiedClassifier, texts: Sequence[str], label_N: np.ndarray) -> TokenRows:
         tokens = encode_texts(texts, model.tokenizer, self._length(model))
         return TokenRows(
             ids=np.concatenate([np.asarray(row, np.int64) for row in tokens]),
