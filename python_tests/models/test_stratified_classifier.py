@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from python_tests.models.stratified_classifier_cases import (
     BLOCKS,
     ENCODERS,
+    FAMILIES,
     ROUTED,
     batch,
     classifier,
@@ -101,6 +102,19 @@ def test_pads_change_no_logits(name: str, variant: str) -> None:
     expected = logits(model, inputs)
     for count, side in ((1, "right"), (37, "right"), (100, "right"), (0, "left"), (7, "left"), (100, "left")):
         assert (logits(model, padded(inputs, count, side)) - expected).abs().max() <= 1e-5, (count, side)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_further_families_of_encoders(name: str) -> None:
+    plain, model = classifier(name, "plain"), classifier(name, "layer_processing")
+    inputs = batch()
+    assert torch.equal(logits(model, inputs), logits(plain, inputs))
+    moved(model)(**inputs).loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    del inputs["labels"]
+    expected = logits(model, inputs)
+    for side in ("right", "left"):
+        assert (logits(model, padded(inputs, 60, side)) - expected).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])

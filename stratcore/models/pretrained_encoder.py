@@ -25,7 +25,7 @@ _UNUSED = ("pooler.",)
 # Constants that older checkpoints hold.
 _CONSTANTS = ("position_ids", "token_type_ids", "inv_freq", "attn.bias", "attn.masked_bias")
 # Encoders that count positions from the first column, with pads on the left too.
-_COUNTED_POSITIONS = ("bert", "distilbert", "electra", "albert")
+_COUNTED_POSITIONS = ("bert", "distilbert", "electra", "albert", "deberta", "deberta-v2")
 
 
 class PretrainedMismatch(ValueError):
@@ -149,8 +149,12 @@ def is_causal(config: PretrainedConfig) -> bool:
 
 def encoder_arguments(encoder: PreTrainedModel) -> dict[str, Any]:
     """What to call an encoder with besides tokens: no cache, where it has one."""
-    takes = inspect.signature(encoder.forward).parameters
-    return {"return_dict": True} | ({"use_cache": False} if "use_cache" in takes else {})
+    return {"return_dict": True} | ({"use_cache": False} if takes(encoder, "use_cache") else {})
+
+
+def takes(encoder: PreTrainedModel, name: str) -> bool:
+    """Whether an encoder has an argument of this name."""
+    return name in inspect.signature(encoder.forward).parameters
 
 
 def counted_positions(config: PretrainedConfig, mask: Tensor | None) -> Tensor | None:

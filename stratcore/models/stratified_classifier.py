@@ -34,6 +34,7 @@ from stratcore.models.pretrained_encoder import (
     load_encoder,
     new_encoder,
     pool,
+    takes,
 )
 from stratcore.models.stratified_classifier_blocks import build_block, router_parameters
 from stratcore.models.stratified_classifier_config import StratifiedClassifierConfig
@@ -153,6 +154,7 @@ class StratifiedClassifier(PreTrainedModel):
         self.pooling = config.pooling or ("last" if is_causal(config.encoder) else "mean")
         self.tokenizer: Any = None
         self._call = encoder_arguments(encoder)
+        self._takes_positions = takes(encoder, "position_ids")
         self.post_init()
         self._freeze()
 
@@ -304,7 +306,7 @@ class StratifiedClassifier(PreTrainedModel):
             arguments["attention_mask"] = mask.long()
         if getattr(self.config.encoder, "type_vocab_size", 0) < 2:  # GPT-2 would add the words 0 and 1
             arguments["token_type_ids"] = None
-        if arguments.get("position_ids") is None:
+        if self._takes_positions and arguments.get("position_ids") is None:
             arguments["position_ids"] = counted_positions(self.config.encoder, mask)
         arguments = {name: value for name, value in arguments.items() if value is not None}
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_encoder):

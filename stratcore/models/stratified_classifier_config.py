@@ -79,6 +79,8 @@ class StratifiedClassifierConfig(PretrainedConfig):
     model_type = "stratified_classifier"
     sub_configs = {"encoder": AutoConfig}
     has_no_defaults_at_init = True
+    # What transformers' Trainer leaves out of predictions: it can join tensors over batches, not routings.
+    keys_to_ignore_at_inference = ["task_loss", "auxiliary_losses", "statistics", "routing", "pooled"]
 
     def __init__(
         self,
