@@ -147,9 +147,8 @@ class StratifiedClassifier(PreTrainedModel):
         drop_pooler(encoder)
         self.encoder = encoder
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(
-            config.hidden_size, len(config.label_names)
-        )  # before the block: see the class
+        # Drawn before the block, so that it is the same for every variant.
+        self.classifier = nn.Linear(config.hidden_size, len(config.label_names))
         self.block = build_block(config)
         self.pooling = config.pooling or ("last" if is_causal(config.encoder) else "mean")
         self.tokenizer: Any = None
@@ -301,7 +300,7 @@ class StratifiedClassifier(PreTrainedModel):
     ) -> list[Tensor]:
         """Hidden states [B, N, D] of all layers, or the last one alone where the block needs no more."""
         of_all = isinstance(self.block, LayerProcessing) and self.block.options.inputs == "all"
-        arguments = self._call | inputs | {"input_ids": input_ids}
+        arguments = inputs | self._call | {"input_ids": input_ids, "output_hidden_states": of_all}
         if mask is not None:
             arguments["attention_mask"] = mask.long()
         if getattr(self.config.encoder, "type_vocab_size", 0) < 2:  # GPT-2 would add the words 0 and 1
@@ -310,7 +309,7 @@ class StratifiedClassifier(PreTrainedModel):
             arguments["position_ids"] = counted_positions(self.config.encoder, mask)
         arguments = {name: value for name, value in arguments.items() if value is not None}
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_encoder):
-            output = self.encoder(**arguments, output_hidden_states=of_all)
+            output = self.encoder(**arguments)
         if not of_all:
             return [output.last_hidden_state]
         return [*output.hidden_states[:-1], output.last_hidden_state]
