@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from stratcore.models.stratified_classifier import StratifiedClassifier
 
 MAX_CHARACTERS = 1_000_000
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
