@@ -16,6 +16,12 @@ Form parse_form(const std::string& form) {
   return form == "classic" ? Form::kClassic : Form::kCoupled;
 }
 
+Regime parse_regime(const std::string& regime) {
+  STD_TORCH_CHECK(regime == "auto" || regime == "dense" || regime == "gather", kOp,
+                  ": expected regime 'auto', 'dense' or 'gather', got '", regime, "'");
+  return regime == "auto" ? Regime::kAuto : regime == "dense" ? Regime::kDense : Regime::kGather;
+}
+
 bool check_steps(const char* name, const Tensor& tensor, int64_t steps) {
   STD_TORCH_CHECK(tensor.size(0) == 1 || tensor.size(0) == steps, kOp, ": expected ", name,
                   " with 1 (tied) or ", steps, " (per step) leading entries, got ", tensor.size(0));
@@ -32,7 +38,8 @@ DType factor_dtype(const Tensor& x, int64_t atoms) {
 }
 
 Sizes check(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
-            const std::vector<int64_t>& k, const std::string& form, int64_t num_steps) {
+            const std::vector<int64_t>& k, const std::string& form, int64_t num_steps,
+            const std::string& regime) {
   check_floating(kOp, "x", x);
   check_dim(kOp, "x", x, 3);
   check_dim(kOp, "encoder", encoder, 4);
@@ -44,6 +51,7 @@ Sizes check(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, con
   STD_TORCH_CHECK(num_steps >= 0, kOp, ": expected num_steps >= 0, got ", num_steps);
   Sizes sizes{};
   sizes.form = parse_form(form);
+  sizes.regime = parse_regime(regime);
   sizes.num_steps = num_steps;
   sizes.encoder_per_step = check_steps("encoder", encoder, num_steps + 1);
   sizes.recurrent_per_step = check_steps("recurrent", recurrent, num_steps);
@@ -97,6 +105,13 @@ struct Cpu {
   static constexpr auto forward = &forward_cpu;
   static constexpr auto backward = &backward_cpu;
   static constexpr auto select = &select_cpu;
+
+  static int64_t bytes_of_number(const Sizes& sizes) { return sizes.dtype == DType::kFloat64 ? 8 : 4; }
+  static int64_t forward_bytes(const Sizes& sizes) { return forward_scratch(sizes) * bytes_of_number(sizes); }
+  static int64_t backward_bytes(const Sizes& sizes, bool) {
+    return backward_scratch(sizes) * bytes_of_number(sizes);
+  }
+  static bool gathers(const Sizes&, bool) { return false; }
 };
 
 #ifdef STRATCORE_CUDA
@@ -104,6 +119,9 @@ struct Cuda {
   static constexpr auto forward = &forward_cuda;
   static constexpr auto backward = &backward_cuda;
   static constexpr auto select = &select_cuda;
+  static constexpr auto forward_bytes = &forward_scratch_cuda;
+  static constexpr auto backward_bytes = &backward_scratch_cuda;
+  static constexpr auto gathers = &gathers_backward;
 };
 #endif
 
@@ -111,8 +129,9 @@ template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& encoder,
                                                    const Tensor& recurrent, const Tensor& theta,
                                                    std::vector<int64_t> k, std::string form,
-                                                   int64_t num_steps, bool dense, bool save_support) {
-  const Sizes sizes = check(x, encoder, recurrent, theta, k, form, num_steps);
+                                                   int64_t num_steps, bool dense, bool save_support,
+                                                   std::string regime) {
+  const Sizes sizes = check(x, encoder, recurrent, theta, k, form, num_steps, regime);
   const ScalarType type = compute_type(x), factor = factor_type(x, sizes);
   const Shape code{sizes.experts, sizes.rows, sizes.atoms};
   const Shape slots{num_steps + 1, sizes.experts, sizes.rows, sizes.width};
@@ -121,8 +140,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
   Tensor support =
       empty(x, save_support ? Shape{num_steps + 1, code[0], code[1], code[2]} : Shape{0}, ScalarType::Char);
   if (sizes.rows > 0) {
-    const Inputs inputs(x, encoder, recurrent, theta, factor_type(x, sizes));
-    Tensor scratch = empty(x, {forward_scratch(sizes)}, type);
+    const Inputs inputs(x, encoder, recurrent, theta, factor);
+    Tensor scratch = empty(x, {Device::forward_bytes(sizes)}, ScalarType::Byte);
     const Codes out{codes.mutable_data_ptr(), values.mutable_data_ptr(), indices.mutable_data_ptr<int32_t>(),
                     save_support ? support.mutable_data_ptr<int8_t>() : nullptr};
     const TorchExecutor executor(x);
@@ -151,20 +170,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     OptionalTensor grad_codes, OptionalTensor grad_values, const Tensor& x, const Tensor& encoder,
     const Tensor& recurrent, const Tensor& theta, const Tensor& values, const Tensor& indices,
     const Tensor& support, std::vector<int64_t> k, std::string form, bool need_x, bool need_encoder,
-    bool need_recurrent, bool need_theta) {
+    bool need_recurrent, bool need_theta, std::string regime) {
   const int64_t num_steps = values.size(0) - 1;
-  const Sizes sizes = check(x, encoder, recurrent, theta, k, form, num_steps);
+  const Sizes sizes = check(x, encoder, recurrent, theta, k, form, num_steps, regime);
   check_codes(sizes, values, indices, support, grad_codes, grad_values);
-  const ScalarType type = compute_type(x);
+  const ScalarType type = compute_type(x), factor = factor_type(x, sizes);
   const bool straight_through = support.dim() == 4;
-  const auto output = [&](bool wanted, const Tensor& like) {
-    return zeros(x, wanted ? shape_of(like) : Shape{0}, type);
+  const auto output = [&](bool wanted, const Tensor& like, ScalarType dtype) {
+    const Shape shape = wanted ? shape_of(like) : Shape{0};
+    return sizes.rows > 0 ? empty(x, shape, dtype) : zeros(x, shape, dtype);
   };
-  Tensor grad_x = output(need_x, x), grad_encoder = output(need_encoder, encoder);
-  Tensor grad_recurrent = output(need_recurrent, recurrent), grad_theta = output(need_theta, theta);
+  Tensor grad_x = output(need_x, x, factor), grad_encoder = output(need_encoder, encoder, factor);
+  Tensor grad_recurrent = output(need_recurrent, recurrent, factor);
+  Tensor grad_theta = output(need_theta, theta, type);
   if (sizes.rows > 0) {
-    const Inputs inputs(x, encoder, recurrent, theta, factor_type(x, sizes));
-    const OptionalTensor from_codes = contiguous_as(grad_codes, type);
+    const Inputs inputs(x, encoder, recurrent, theta, factor);
+    const OptionalTensor from_codes = contiguous_as(grad_codes, factor);
     const OptionalTensor from_values = contiguous_as(grad_values, type);
     const Tensor saved_values = contiguous_as(values, type);
     const Tensor saved_indices = row_major(indices), saved_support = row_major(support);
@@ -176,13 +197,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
                               data_of(need_encoder, grad_encoder),
                               data_of(need_recurrent, grad_recurrent),
                               data_of(need_theta, grad_theta)};
-    Tensor scratch = empty(x, {backward_scratch(sizes)}, type);
-    Tensor signs =
-        empty(x, {straight_through ? 0 : sizes.experts * sizes.rows * sizes.atoms}, ScalarType::Char);
+    Tensor scratch = empty(x, {Device::backward_bytes(sizes, straight_through)}, ScalarType::Byte);
+    const bool expands = !straight_through && !Device::gathers(sizes, false);
+    Tensor signs = empty(x, {expands ? sizes.experts * sizes.rows * sizes.atoms : 0}, ScalarType::Char);
     const TorchExecutor executor(x);
     executor.check(
         kOp, Device::backward(sizes, inputs.pointers(), codes, gradients, scratch.mutable_data_ptr(),
-                              straight_through ? nullptr : signs.mutable_data_ptr<int8_t>(), executor.get()));
+                              expands ? signs.mutable_data_ptr<int8_t>() : nullptr, executor.get()));
   }
   const ScalarType out = x.scalar_type();
   return {cast(grad_x, out), cast(grad_encoder, out), cast(grad_recurrent, out), cast(grad_theta, out)};
@@ -232,11 +253,12 @@ void implement(Library& m) {
 STABLE_TORCH_LIBRARY_FRAGMENT(stratcore, m) {
   m.def(
       "topk_lista(Tensor x, Tensor encoder, Tensor recurrent, Tensor theta, int[] k, str form, int num_steps, "
-      "bool dense, bool save_support) -> (Tensor codes, Tensor values, Tensor indices, Tensor support)");
+      "bool dense, bool save_support, str regime='auto') -> (Tensor codes, Tensor values, Tensor indices, Tensor support)");
   m.def(
       "topk_lista_backward(Tensor? grad_codes, Tensor? grad_values, Tensor x, Tensor encoder, Tensor recurrent, "
       "Tensor theta, Tensor values, Tensor indices, Tensor support, int[] k, str form, bool need_x, "
-      "bool need_encoder, bool need_recurrent, bool need_theta) -> (Tensor, Tensor, Tensor, Tensor)");
+      "bool need_encoder, bool need_recurrent, bool need_theta, str regime='auto') -> (Tensor, Tensor, Tensor, "
+      "Tensor)");
   m.def("topk_ste(Tensor x, int k, bool masked) -> (Tensor dense, Tensor values, Tensor indices)");
 }
 
