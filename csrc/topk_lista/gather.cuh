@@ -7,14 +7,14 @@
 #include "topk_lista.h"
 #include "topk_lista_math.h"
 
-// Products with sparse codes: rows of a table gathered by the entries of a code, and sums over the entries that
-// name one atom, in the order of their row. Legend as in topk_lista.h.
+// Products with sparse codes: rows of a table gathered by the entries of a code, and sums over the entries
+// that name one atom, in the order of their row. Legend as in topk_lista.h.
 namespace stratcore::topk_lista {
 
 constexpr int kColumnsPerWarp = 32 * kEight, kWarpsPerBlock = kThreads / 32;
 
-// Adds factor * row of a table over the lanes of a warp, eight columns a lane. A factor of 0 reads no row of its
-// own, so that nothing comes of what stands there.
+// Adds factor * row of a table over the lanes of a warp, eight columns a lane. A factor of 0 reads no row of
+// its own, so that nothing comes of what stands there.
 template <class S>
 __device__ inline void add_rows(const S* table, int64_t columns, int64_t at, bool aligned, float factor,
                                 int64_t row, float (&sum)[kEight]) {
@@ -79,7 +79,8 @@ __global__ void __launch_bounds__(kThreads) row_sums_kernel(RowSums<S> args) {
 #pragma unroll
       for (int c = 0; c < kEight; ++c) sum[c] += base[c];
     }
-    store_eight(args.out + expert * args.out_stride + row * args.columns, at, args.columns, args.aligned, sum);
+    store_eight(args.out + expert * args.out_stride + row * args.columns, at, args.columns, args.aligned,
+                sum);
   }
 }
 
@@ -179,7 +180,8 @@ struct EntrySort {
     if (status != kOk) return status;
     size_t size = static_cast<size_t>(temporary_bytes);
     if (cub::DeviceRadixSort::SortPairs(memory + temporary, size, key, sorted, id, ordered,
-                                        static_cast<int>(slots), 0, bits, stream_of(executor)) != cudaSuccess) {
+                                        static_cast<int>(slots), 0, bits,
+                                        stream_of(executor)) != cudaSuccess) {
       return launch_status();
     }
     const int64_t count = slots;
@@ -200,8 +202,8 @@ struct EntrySort {
   }
 };
 
-// out[segment] = sign * sum over its entries (t, e, b, s) of weights[t, e, b, s] * table[e, t + shift, b], the
-// steps from `first` to `last`.
+// out[segment] = sign * sum over its entries (t, e, b, s) of weights[t, e, b, s] * table[e, t + shift, b],
+// the steps from `first` to `last`.
 template <class S>
 struct AtomSums {
   Entries entries;

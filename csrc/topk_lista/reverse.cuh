@@ -34,7 +34,8 @@ class Memory {
 // The entries of all codes, sorted by atom once for parameters of all steps and once for those of each.
 class SortedEntries {
  public:
-  SortedEntries(const Sizes& sizes, Memory& memory) : sizes_(sizes), tied_(sizes, false), by_step_(sizes, true) {
+  SortedEntries(const Sizes& sizes, Memory& memory)
+      : sizes_(sizes), tied_(sizes, false), by_step_(sizes, true) {
     tied_memory_ = memory.take<char>(tied_.bytes);
     step_memory_ = memory.take<char>(any_per_step() ? by_step_.bytes : 0);
   }

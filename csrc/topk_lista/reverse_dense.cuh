@@ -4,8 +4,8 @@
 
 #include "reverse.cuh"
 
-// Reverse with dense gradients of u, which are kept for all steps: one product, or one sum over the entries of
-// the codes, for each gradient of a parameter. Legend as in topk_lista.h; N = T + 1.
+// Reverse with dense gradients of u, which are kept for all steps: one product, or one sum over the entries
+// of the codes, for each gradient of a parameter. Legend as in topk_lista.h; N = T + 1.
 namespace stratcore::topk_lista {
 
 constexpr int kPassColumns = 32 * kEight, kPassRows = kThreads / 32, kLeastStrip = 32, kMostStrips = 256;
@@ -59,7 +59,8 @@ __global__ void __launch_bounds__(kThreads) pass_kernel(Pass<S> args) {
 #pragma unroll
         for (int i = 0; i < kEight; ++i) value[i] += later[i];
       }
-      store_eight(args.out + expert * args.out_stride + row * args.atoms, at, args.atoms, args.aligned, value);
+      store_eight(args.out + expert * args.out_stride + row * args.atoms, at, args.atoms, args.aligned,
+                  value);
     }
     if (!args.partial) continue;
 #pragma unroll
@@ -82,7 +83,8 @@ class DenseReverse {
  public:
   // Without memory: only bytes() is meant.
   DenseReverse(const Sizes& sizes, bool gathers, void* scratch, int8_t* signs)
-      : sizes_(sizes), coupled_(sizes.form == Form::kCoupled), gathers_(gathers), signs_(signs), memory_(scratch) {
+      : sizes_(sizes), coupled_(sizes.form == Form::kCoupled), gathers_(gathers), signs_(signs),
+        memory_(scratch) {
     if (gathers) sorted_.emplace(sizes, memory_);
     const int64_t code = sizes.experts * sizes.rows * sizes.atoms;
     const int64_t input = sizes.experts * sizes.rows * sizes.dim;
@@ -90,7 +92,7 @@ class DenseReverse {
     const int64_t recurrents = std::max<int64_t>(sizes.recurrent_per_step ? sizes.num_steps : 1, 1);
     const int64_t recurrent = recurrents * sizes.experts * sizes.recurrent_size();
     grad_u_ = memory_.take<S>(steps_ * code);
-    product_ = memory_.take<S>(code);
+    product_ = memory_.take<S>(std::max(code, input));
     grad_r_ = memory_.take<S>(grad_r_steps_ * input);
     input_ = memory_.take<S>(coupled_ ? steps_ * input : 0);
     encoder_t_ = memory_.take<S>(kCopies ? encoders * sizes.experts * sizes.atoms * sizes.dim : 0);
@@ -160,8 +162,8 @@ class DenseReverse {
   Status copy_parameters() {
     if (kCopies) {
       const int64_t count = (sizes_.encoder_per_step ? steps_ : 1) * sizes_.experts;
-      STRATCORE_TRY(transpose(*executor_, static_cast<const S*>(in_->encoder), encoder_t_, count, sizes_.atoms,
-                              sizes_.dim));
+      STRATCORE_TRY(transpose(*executor_, static_cast<const S*>(in_->encoder), encoder_t_, count,
+                              sizes_.atoms, sizes_.dim));
     }
     if (sizes_.num_steps == 0) return kOk;
     if (kCopies || coupled_) {
@@ -172,8 +174,8 @@ class DenseReverse {
     if (gathers_) return kOk;
     const int64_t slots = layout_.slots, experts = sizes_.experts, rows = sizes_.rows, width = sizes_.width;
     const int64_t atoms = sizes_.atoms, steps = sizes_.num_steps;
-    const cudaError_t cleared = cudaMemsetAsync(codes_, 0, steps * experts * rows * atoms * sizeof(S),
-                                                stream_of(*executor_));
+    const cudaError_t cleared =
+        cudaMemsetAsync(codes_, 0, steps * experts * rows * atoms * sizeof(S), stream_of(*executor_));
     if (cleared != cudaSuccess) return launch_status();
     const float sign = coupled_ ? -1.0f : 1.0f;
     const auto* values = static_cast<const float*>(codes_in_->values);
@@ -273,8 +275,8 @@ class DenseReverse {
   Status go_back(int64_t step) {
     const int64_t rows = sizes_.rows, atoms = sizes_.atoms, dim = sizes_.dim;
     if (!coupled_) return multiply(rows, atoms, atoms, grad_u(step), recurrent(step), product_);
-    STRATCORE_TRY(multiply(rows, dim, atoms, grad_u(step), encoder(step),
-                           grad_r_ + step * input_size(), grad_r_steps_ * input_size()));
+    STRATCORE_TRY(multiply(rows, dim, atoms, grad_u(step), encoder(step), grad_r_ + step * input_size(),
+                           grad_r_steps_ * input_size()));
     return multiply(rows, atoms, dim, grad_r(step), recurrent(step), product_);
   }
 
@@ -306,8 +308,7 @@ class DenseReverse {
     if (gradients_->x) {
       for (int64_t step = 0; step < (coupled_ || !by_step ? 1 : steps_); ++step) {
         STRATCORE_TRY(multiply(sizes_.rows, sizes_.dim, sizes_.atoms, summed_ ? sum : grad_u(step),
-                               encoder(step), grad_r_ + step * input_size(),
-                               grad_r_steps_ * input_size()));
+                               encoder(step), grad_r_ + step * input_size(), grad_r_steps_ * input_size()));
       }
     }
     if (!gradients_->encoder) return kOk;
@@ -355,7 +356,7 @@ class DenseReverse {
   int8_t* const signs_;
   Memory memory_;
   std::optional<SortedEntries> sorted_;
-  S *grad_u_, *product_;         // [E, N, B, m], [E, B, m]
+  S *grad_u_, *product_;         // [E, N, B, m], [E, B, m or d]
   S *grad_r_, *input_;           // [E, 1 or N, B, d], [E, N, B, d]
   S *encoder_t_, *recurrent_t_;  // [P, E, d, m], [P, E, m, m or d]
   S *transposed_, *codes_;       // [P, E, m, m or d], [E, T, B, m]

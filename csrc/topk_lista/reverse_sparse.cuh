@@ -9,12 +9,12 @@ namespace stratcore::topk_lista {
 
 // One step of g_u at the kept entries. Fillers and entries that the threshold stopped have value 0.
 struct SparseStep {
-  const float* values;         // [E, B, K] of this step
-  const int32_t* indices;      // [E, B, K]
-  const float* grad_values;    // [E, B, K] or null
-  const float* later_grad;     // g_u of the next step [E, B, K] ...
-  const int32_t* later;        // ... at these indices
-  float* out;                  // [E, B, K]
+  const float* values;       // [E, B, K] of this step
+  const int32_t* indices;    // [E, B, K]
+  const float* grad_values;  // [E, B, K] or null
+  const float* later_grad;   // g_u of the next step [E, B, K] ...
+  const int32_t* later;      // ... at these indices
+  float* out;                // [E, B, K]
   int64_t experts, rows, width, atoms, dim;
 };
 
@@ -32,8 +32,8 @@ template <class S>
 __global__ void __launch_bounds__(kThreads) sparse_classic_kernel(SparseStep args, const S* recurrent) {
   const int lane = threadIdx.x % 32;
   const int64_t stride = int64_t(gridDim.x) * (kThreads / 32);
-  for (int64_t flat = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32; flat < args.experts * args.rows;
-       flat += stride) {
+  for (int64_t flat = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+       flat < args.experts * args.rows; flat += stride) {
     const S* table = recurrent + flat / args.rows * args.atoms * args.atoms;
     for (int64_t first = 0; first < args.width; first += 32) {
       const int64_t own = flat * args.width + first + lane;
@@ -94,8 +94,8 @@ __global__ void __launch_bounds__(kThreads)
 
 constexpr int kColumnsInShared = 16384;
 
-// Gradient of S: row i is the sum over the entries (t, e, b, s) of atom i of g_u times the code before, in their
-// order. Each warp of the block has its columns.
+// Gradient of S: row i is the sum over the entries (t, e, b, s) of atom i of g_u times the code before, in
+// their order. Each warp of the block has its columns.
 template <class S>
 struct SparseProduct {
   Entries entries;
@@ -207,7 +207,8 @@ class SparseReverse {
       STRATCORE_TRY(transpose(executor, static_cast<const S*>(in.recurrent), dictionary_t_, count, sizes_.dim,
                               sizes_.atoms));
     }
-    STRATCORE_TRY(last_sparse_step<S>(executor, at(sizes_.num_steps), static_cast<const S*>(gradients.codes)));
+    STRATCORE_TRY(last_sparse_step<S>(executor, at(sizes_.num_steps),
+                                      static_cast<const S*>(gradients.codes)));
     for (int64_t step = sizes_.num_steps; step > 0; --step) STRATCORE_TRY(go_back(step));
     if (gradients.theta) STRATCORE_TRY(finish_threshold());
     if (gradients.x) STRATCORE_TRY(finish_input());
@@ -225,10 +226,17 @@ class SparseReverse {
   SparseStep at(int64_t step) const {
     const int64_t offset = step * layout_.slots, next = offset + layout_.slots;
     const auto* grad_values = static_cast<const float*>(gradients_->values);
-    return {values() + offset, codes_->indices + offset, grad_values ? grad_values + offset : nullptr,
-            grads_ + next,     codes_->indices + next,   grads_ + offset,
-            sizes_.experts,    sizes_.rows,              sizes_.width,
-            sizes_.atoms,      sizes_.dim};
+    return {values() + offset,
+            codes_->indices + offset,
+            grad_values ? grad_values + offset : nullptr,
+            grads_ + next,
+            codes_->indices + next,
+            grads_ + offset,
+            sizes_.experts,
+            sizes_.rows,
+            sizes_.width,
+            sizes_.atoms,
+            sizes_.dim};
   }
 
   // Rows of W [m, d] at the entries of `steps` gradients of u from `step` on, summed.
@@ -270,8 +278,9 @@ class SparseReverse {
   Status finish_threshold() {
     Entries entries;
     STRATCORE_TRY(sorted_.get(*executor_, codes_->indices, sizes_.threshold_per_step, &entries));
-    sparse_threshold_kernel<<<grid_for(entries.segments, kThreads / 32), kThreads, 0, stream_of(*executor_)>>>(
-        entries, values(), grads_, static_cast<float*>(gradients_->theta));
+    sparse_threshold_kernel<<<grid_for(entries.segments, kThreads / 32), kThreads, 0,
+                              stream_of(*executor_)>>>(entries, values(), grads_,
+                                                       static_cast<float*>(gradients_->theta));
     return launch_status();
   }
 
@@ -308,8 +317,8 @@ class SparseReverse {
       return cudaMemsetAsync(target, 0, bytes, stream_of(*executor_)) == cudaSuccess ? kOk : launch_status();
     }
     if (coupled_) {
-      return RecurrentSums<S>{grad_r_, sizes_.dim, -1.0f, transposed_, target}.run(*executor_, sizes_, *codes_,
-                                                                                 sorted_);
+      return RecurrentSums<S>{grad_r_, sizes_.dim, -1.0f, transposed_, target}.run(*executor_, sizes_,
+                                                                                   *codes_, sorted_);
     }
     Entries entries;
     STRATCORE_TRY(sorted_.get(*executor_, codes_->indices, sizes_.recurrent_per_step, &entries));

@@ -3,8 +3,8 @@
 #include "eights.cuh"
 #include "select.cuh"
 
-// One step of long rows in one kernel: u from memory or with rows of S^T gathered, threshold, exact selection.
-// Legend as in topk_lista.h.
+// One step of long rows in one kernel: u from memory or with rows of S^T gathered, threshold, exact
+// selection. Legend as in topk_lista.h.
 namespace stratcore::topk_lista {
 
 constexpr int kEightsPerThread = 4, kWideEntries = kEight * kEightsPerThread;
@@ -69,8 +69,8 @@ __device__ inline uint32_t nth_of_warp(uint32_t value, int n) {
   return __shfl_sync(~0u, value, n - 1);
 }
 
-// Where too many entries are at or above `low`, a bound that leaves k or more of them, but no more than the list
-// takes. By halves: a path for rows of equal magnitudes.
+// Where too many entries are at or above `low`, a bound that leaves k or more of them, but no more than the
+// list takes. By halves: a path for rows of equal magnitudes.
 template <int kThreads_>
 __device__ __noinline__ uint64_t raise_bound(const float* h, uint64_t low, int32_t count, int32_t k,
                                              WideShared<kThreads_>& shared) {
@@ -98,7 +98,8 @@ __device__ __noinline__ uint64_t raise_bound(const float* h, uint64_t low, int32
   return low;
 }
 
-// The threads of a block with one row: kWideEntries entries each, in eights that stand kThreads_ eights apart.
+// The threads of a block with one row: kWideEntries entries each, in eights that stand kThreads_ eights
+// apart.
 template <int kThreads_, class S>
 struct WideRow {
   const WideStep<S>& step;
@@ -304,7 +305,8 @@ __global__ void __launch_bounds__(kThreads_, 1024 / kThreads_)
 template <int kThreads_, class S>
 Status launch_wide(const WideStep<S>& step, const ExpertWidths& widths, cudaStream_t stream) {
   const int64_t rows = (step.expert_end - step.expert_begin) * step.rows;
-  const auto kernel = step.table ? select_wide_kernel<kThreads_, S, true> : select_wide_kernel<kThreads_, S, false>;
+  const auto kernel =
+      step.table ? select_wide_kernel<kThreads_, S, true> : select_wide_kernel<kThreads_, S, false>;
   kernel<<<static_cast<unsigned>(rows), kThreads_, 0, stream>>>(step, widths);
   return launch_status();
 }

@@ -56,8 +56,8 @@ struct Gradients {
 // Atoms up to which rows of 16-bit codes can be selected on the GPU.
 constexpr int64_t kMostAtomsOf16Bits = 16384;
 
-// Atoms for each kept one from which gathering beats dense products on a GPU: in the forward and the straight-
-// through backward their rates decide (README.md); a masked backward has sparse gradients as well.
+// Atoms for each kept one from which gathering beats dense products on a GPU: in the forward and the
+// straight- through backward their rates decide (README.md); a masked backward has sparse gradients as well.
 constexpr int64_t kGatherRatio = 160, kMaskedGatherRatio = 32;
 
 // Entries that the kernel of long rows keeps at most; 0 for rows that it does not take.
@@ -66,8 +66,8 @@ constexpr int64_t most_wide_width(int64_t atoms) {
   return atoms <= 2048 ? 64 : atoms <= 4096 ? 128 : 256;
 }
 
-// Whether a forward or backward of such sizes gathers, on a GPU: in float32 or less, the forward where the kernel
-// of long rows takes them.
+// Whether a forward or backward of such sizes gathers, on a GPU: in float32 or less, the forward where the
+// kernel of long rows takes them.
 STRATCORE_API bool gathers_forward(const Sizes& sizes);
 STRATCORE_API bool gathers_backward(const Sizes& sizes, bool straight_through);
 

@@ -260,7 +260,8 @@ class CudaKernels {
 
   // The indices of one row are distinct, so no two threads write one element.
   template <class T, class S>
-  Status add_at(const Sizes& sizes, const void* values, const int32_t* indices, S* dense, T sign = T(1)) const {
+  Status add_at(const Sizes& sizes, const void* values, const int32_t* indices, S* dense,
+                T sign = T(1)) const {
     const auto* v = static_cast<const T*>(values);
     const int64_t atoms = sizes.atoms, width = sizes.width;
     return launch_each(executor_, sizes.experts * sizes.rows * width, [=] __device__(int64_t slot) {
@@ -392,7 +393,8 @@ Status backward_cuda(const Sizes& sizes, const Parameters& in, const Codes& code
       }
       return DenseReverse<S>(sizes, gathers, scratch, signs).run(in, codes, gradients, executor, kernels);
     } else {
-      return UnrolledBackward<T, S, CudaKernels>(sizes, in, codes, gradients, scratch, signs, executor, kernels)
+      return UnrolledBackward<T, S, CudaKernels>(sizes, in, codes, gradients, scratch, signs, executor,
+                                                 kernels)
           .run();
     }
   });

@@ -201,9 +201,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const bool expands = !straight_through && !Device::gathers(sizes, false);
     Tensor signs = empty(x, {expands ? sizes.experts * sizes.rows * sizes.atoms : 0}, ScalarType::Char);
     const TorchExecutor executor(x);
-    executor.check(
-        kOp, Device::backward(sizes, inputs.pointers(), codes, gradients, scratch.mutable_data_ptr(),
-                              expands ? signs.mutable_data_ptr<int8_t>() : nullptr, executor.get()));
+    executor.check(kOp,
+                   Device::backward(sizes, inputs.pointers(), codes, gradients, scratch.mutable_data_ptr(),
+                                    expands ? signs.mutable_data_ptr<int8_t>() : nullptr, executor.get()));
   }
   const ScalarType out = x.scalar_type();
   return {cast(grad_x, out), cast(grad_encoder, out), cast(grad_recurrent, out), cast(grad_theta, out)};

@@ -35,9 +35,7 @@ def distance(result: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("backward", BACKWARDS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", [*LONG, SHORT], ids=["eights", "odd", "short"])
-def test_matches_reference_in_every_regime(
-    device, case, form, backward, per_step, input_per_expert, regime
-):
+def test_matches_reference_in_every_regime(device, case, form, backward, per_step, input_per_expert, regime):
     case = dataclasses.replace(
         case, form=form, per_step=per_step, input_per_expert=input_per_expert, regime=regime, num_steps=2
     )
@@ -55,7 +53,8 @@ def test_regimes_agree_on_16_bits(device, dtype, form, backward):
     case = Case(form, rows=40, dim=64, atoms=2048, k=(16, 32), num_steps=1)
     inputs = case.inputs(dtype, device)
     dense, gathered = (
-        gradients(dataclasses.replace(case, regime=regime), inputs, backward) for regime in ("dense", "gather")
+        gradients(dataclasses.replace(case, regime=regime), inputs, backward)
+        for regime in ("dense", "gather")
     )
     for result, wanted in zip(gathered, dense, strict=True):
         assert distance(result, wanted) < 0.15  # a flipped selection moves a whole row

@@ -18,7 +18,6 @@ from stratcore.ops._checks import check_choice, check_floating
 from stratcore.ops._topk_lista_call import BACKWARDS, FORMS, REGIMES, Call, check_shapes
 from stratcore.ops._topk_lista_replay import Replay
 
-
 # As in csrc/topk_lista/topk_lista.h: atoms for each kept one from which gathering beats dense products.
 GATHER_RATIO, MASKED_GATHER_RATIO = 160, 32
 
