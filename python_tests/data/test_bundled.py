@@ -23,8 +23,9 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 import stratcore.data.bundled as bundled
 from stratcore.data.bundled import build, carriers, load_bundled
 from stratcore.data.bundled.__main__ import main
+from stratcore.data.classification import normalized_text
 from stratcore.data.errors import DataError
-from stratcore.data.split import audit, split_rows
+from stratcore.data.split import audit, duplicate_groups, split_rows
 from stratcore.data.table import load_table
 from stratcore.data.texts import load_texts
 
@@ -49,7 +50,7 @@ def test_table() -> None:
 
 def test_rows_are_clean_and_shuffled() -> None:
     table = load_bundled()
-    report = audit(table, split_rows(table, seed=0))
+    report = audit(table, split_rows(table, seed=0), duplicate_groups(table.embeddings))
     assert report["warnings"] == [] and report["duplicate_rows"] == 0
     assert report["label_domain_bits"] < 1e-9
     same_domain_as_next = (table.domain[1:] == table.domain[:-1]).mean()
@@ -90,7 +91,7 @@ def test_choose_texts() -> None:
         "c": third + [(text.upper(), -1) for text, _ in second],
     }
     table = build.choose_texts(pools, 12)
-    assert len({build.normalized(text) for text in table.texts}) == 36
+    assert len({normalized_text(text) for text in table.texts}) == 36
     assert np.bincount(table.label[table.domain == 0]).tolist() == [6, 6]
     assert sorted(np.array(table.texts)[table.domain == 2]) == sorted(text for text, _ in third)
     assert table.label_names == (("negative", "positive"), (), ())
@@ -130,7 +131,7 @@ def test_readers_of_the_carriers() -> None:
     sdist = make_archive({"vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz": inner})
     assert list(carriers.rated_sentences(sdist, "tweets")) == [("good\té", 1), ("bad", 0)]
     reviews = make_archive({"package/test/fixtures/yelp.json": b'[{"class": 1, "text": "x"}, {"text": ""}]'})
-    assert list(carriers.restaurant_reviews(reviews)) == [("x", 1)]
+    assert list(carriers.review_sentences(reviews, "yelp")) == [("x", 1)]
     listed = make_archive(
         {"package/spdx-full.json": b'{"B": {"licenseText": "b"}, "A": {"licenseText": "a"}, "C": {}}'}
     )

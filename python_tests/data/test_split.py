@@ -43,7 +43,7 @@ def test_duplicates_stay_together() -> None:
     assert np.unique(group).size in (800, 801)
     for seed in range(5):
         split = split_rows(table, seed=seed)
-        report = audit(table, split)
+        report = audit(table, split, duplicate_groups(table.embeddings))
         assert report["shared_rows"] == {"train/validation": 0, "train/test": 0, "validation/test": 0}
         assert report["duplicate_rows"] == 1000 - np.unique(group).size
         assert [rows.size for _, rows in split.parts()] == pytest.approx([700, 150, 150], abs=10)
@@ -68,7 +68,7 @@ def test_zero_share_and_errors() -> None:
 
 def test_audit_of_clean_table_is_silent() -> None:
     table = make(4000)
-    report = audit(table, split_rows(table, seed=0))
+    report = audit(table, split_rows(table, seed=0), duplicate_groups(table.embeddings))
     assert report["warnings"] == []
     assert report["label_domain_bits"] < 0.005
     assert all(0.9 < changes < 1.1 for changes in report["label_changes"].values())
@@ -77,7 +77,7 @@ def test_audit_of_clean_table_is_silent() -> None:
 def test_audit_measures_label_domain_confound() -> None:
     table = make(1000, 2)
     confounded = EmbeddingTable.from_arrays(table.embeddings, table.domain, label=table.domain)
-    report = audit(confounded, split_rows(confounded, seed=0))
+    report = audit(confounded, split_rows(confounded, seed=0), duplicate_groups(confounded.embeddings))
     assert report["label_domain_bits"] == pytest.approx(1.0)
     assert report["label_domain_bits_corrected"] == pytest.approx(1.0 - 1 / (2000 * np.log(2)))
     assert "label and domain share 0.999 bits" in report["warnings"][0]
@@ -88,7 +88,7 @@ def test_audit_finds_sorted_labels_and_one_label_parts() -> None:
     table = make(400, 1)
     table = EmbeddingTable.from_arrays(table.embeddings, label=np.arange(400) // 200, domain_names=("film",))
     first_rows = Split(np.arange(100), np.arange(100, 120), np.arange(300, 400))
-    report = audit(table, first_rows)
+    report = audit(table, first_rows, duplicate_groups(table.embeddings))
     assert report["label_changes"]["film"] == pytest.approx(1 / 399 / (0.5 * 400 / 399))
     assert report["warnings"] == [
         "domain 'film' is sorted by label: shuffle before taking its first rows",
@@ -101,14 +101,14 @@ def test_audit_finds_sorted_labels_and_one_label_parts() -> None:
 def test_audit_finds_leaked_rows() -> None:
     table = make(100, 1)
     leaky = Split(np.arange(60), np.arange(60, 80), np.arange(55, 100))
-    report = audit(table, leaky)
+    report = audit(table, leaky, duplicate_groups(table.embeddings))
     assert report["shared_rows"] == {"train/validation": 0, "train/test": 5, "validation/test": 20}
     assert "5 test rows also stand in train" in report["warnings"]
 
 
 def test_audit_without_labels() -> None:
     table = EmbeddingTable.from_arrays(make(50, 2).embeddings)
-    report = audit(table, split_rows(table, seed=0))
+    report = audit(table, split_rows(table, seed=0), duplicate_groups(table.embeddings))
     assert report["label_domain_bits"] == 0.0 and report["warnings"] == []
 
 

@@ -57,12 +57,20 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--print_config", action="store_true", help="print the resolved configuration and stop"
     )
+    parser.add_argument(
+        "--reproduce-artefact",
+        action="store_true",
+        help="run the source document's own procedure instead (compare_classifiers); short for "
+        "reproduce_artefact=true",
+    )
     arguments = parser.parse_intermixed_args(argv)
     recipes = [word for word in arguments.words if "=" not in word]
     if len(recipes) > 1:
         raise UsageError(f"expected one recipe, got {' and '.join(recipes)}")
     arguments.recipe = recipes[0] if recipes else None
     arguments.settings = [word for word in arguments.words if "=" in word]
+    if arguments.reproduce_artefact:
+        arguments.settings.append("reproduce_artefact=true")
     if arguments.resume and arguments.output is None:
         raise UsageError("--resume: expected --output DIR, the run folder to go on with")
     return arguments

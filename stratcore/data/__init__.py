@@ -11,6 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stratcore.data.bundled import load_bundled
     from stratcore.data.bundled.build import bundled_texts
+    from stratcore.data.classification import (
+        ClassificationTable,
+        SplitOptions,
+        require_no_confound,
+        split_texts,
+    )
+    from stratcore.data.classification_sets import load_classification
     from stratcore.data.embeddings import Embedded, EmbedOptions, embed_table, embed_texts
     from stratcore.data.errors import DataError
     from stratcore.data.gguf import load_gguf
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
     from stratcore.data.token_table import TokenTable, token_embeddings
 
 _MODULE_OF = {
+    "ClassificationTable": "classification",
     "DataError": "errors",
     "EmbedOptions": "embeddings",
     "Embedded": "embeddings",
@@ -30,6 +38,7 @@ _MODULE_OF = {
     "PAPER_MODELS": "texts",
     "PerplexityOptions": "perplexity",
     "Split": "split",
+    "SplitOptions": "classification",
     "Strata": "synthetic",
     "StrataOptions": "synthetic",
     "TEXT_SETS": "texts",
@@ -42,19 +51,23 @@ _MODULE_OF = {
     "embed_texts": "embeddings",
     "join_texts": "texts",
     "load_bundled": "bundled",
+    "load_classification": "classification_sets",
     "load_gguf": "gguf",
     "load_table": "table",
     "load_texts": "texts",
     "require_domains": "table",
+    "require_no_confound": "classification",
     "require_rows": "table",
     "save_table": "table_files",
     "split_rows": "split",
+    "split_texts": "classification",
     "text_perplexity": "perplexity",
     "token_embeddings": "token_table",
     "union_of_strata": "synthetic",
 }
 
 __all__ = [
+    "ClassificationTable",
     "DataError",
     "EmbedOptions",
     "Embedded",
@@ -62,6 +75,7 @@ __all__ = [
     "PAPER_MODELS",
     "PerplexityOptions",
     "Split",
+    "SplitOptions",
     "Strata",
     "StrataOptions",
     "TEXT_SETS",
@@ -74,13 +88,16 @@ __all__ = [
     "embed_texts",
     "join_texts",
     "load_bundled",
+    "load_classification",
     "load_gguf",
     "load_table",
     "load_texts",
     "require_domains",
+    "require_no_confound",
     "require_rows",
     "save_table",
     "split_rows",
+    "split_texts",
     "text_perplexity",
     "token_embeddings",
     "union_of_strata",

@@ -18,6 +18,7 @@ class TextSet:
         label_names: meaning of the integers in `label_column`.
         label_column: column with the label.
         split: part with public labels and the most rows.
+        pair_column: with the second text, where a row is a pair of texts.
     """
 
     hub_name: str
@@ -26,6 +27,7 @@ class TextSet:
     label_names: tuple[str, ...]
     label_column: str = "label"
     split: str = "train"
+    pair_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ TEXT_SETS: dict[str, TextSet] = {
     "ag_news": TextSet(
         "fancyzhx/ag_news", None, "text", ("world", "sports", "business", "science and technology")
     ),
+}
+
+PAIR_SETS: dict[str, TextSet] = {
+    "qqp": TextSet("nyu-mll/glue", "qqp", "question1", ("different", "same"), pair_column="question2"),
 }
 
 PAPER_MODELS: dict[str, PaperModel] = {

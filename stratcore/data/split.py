@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,9 +18,28 @@ MUTUAL_INFORMATION_LIMIT = 0.05  # bits
 SORTEDNESS_LIMIT = 0.5  # share of the label changes that shuffled rows would show
 
 
+class LabeledRows(Protocol):
+    """What `audit` looks at: of each row its label (-1 unknown) and its domain, both [N] int64."""
+
+    @property
+    def label(self) -> np.ndarray:
+        """[N]."""
+        ...
+
+    @property
+    def domain(self) -> np.ndarray:
+        """[N]."""
+        ...
+
+    @property
+    def domain_names(self) -> tuple[str, ...]:
+        """One a domain."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Row indices of the three parts, each [M] int64 and ascending."""
+    """Row indices of the three parts, each [M] int64; what makes a split says in which order."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -44,7 +63,7 @@ def split_rows(
         seed: of the shuffle.
 
     Returns:
-        Parts that are disjoint and hold every row. Without duplicates the size of each part in each domain is
+        Parts that are disjoint, hold every row and ascend. Without duplicates the size of each part in each domain is
         its share, rounded up or down.
 
     Raises:
@@ -86,8 +105,13 @@ def duplicate_groups(embeddings: np.ndarray) -> np.ndarray:
     return number[group.reshape(-1)]
 
 
-def audit(table: EmbeddingTable, split: Split) -> dict[str, Any]:
+def audit(table: LabeledRows, split: Split, group: np.ndarray) -> dict[str, Any]:
     """Measure the confounds of a labelled, split table. Never raises.
+
+    Args:
+        table: labels and domains of N rows.
+        split: row numbers of each part, in the order in which they are used.
+        group: [N] int64, the same number for rows that are the same (`duplicate_groups`).
 
     Returns:
         label_domain_bits: plug-in mutual information of label and domain where the label is known, in bits.
@@ -96,12 +120,11 @@ def audit(table: EmbeddingTable, split: Split) -> dict[str, Any]:
         label_changes: per domain, how often the label changes from row to row, relative to shuffled rows
             (0 sorted, about 1 shuffled); None where a domain has fewer than two known labels.
         duplicate_rows: rows that repeat an earlier row.
-        shared_rows: per pair of parts, rows of the second part that also stand in the first, by value.
+        shared_rows: per pair of parts, rows of the second part that also stand in the first.
         warnings: texts.
     """
     known = np.flatnonzero(table.label >= 0)
     bits, corrected = _mutual_information(table.label[known], table.domain[known])
-    group = duplicate_groups(table.embeddings)
     changes = {
         name: _label_changes(table.label[known[table.domain[known] == i]])
         for i, name in enumerate(table.domain_names)
@@ -155,7 +178,7 @@ def _label_changes(label: np.ndarray) -> float | None:
 
 
 def _warnings(
-    report: dict[str, Any], table: EmbeddingTable, parts: list[tuple[str, np.ndarray]]
+    report: dict[str, Any], table: LabeledRows, parts: list[tuple[str, np.ndarray]]
 ) -> Iterator[str]:
     if report["label_domain_bits_corrected"] > MUTUAL_INFORMATION_LIMIT:
         yield (

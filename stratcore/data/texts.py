@@ -5,7 +5,6 @@ Legend: N texts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +14,12 @@ import numpy as np
 
 from stratcore.data.errors import DataError
 from stratcore.data.registry import PAPER_MODELS, TEXT_SETS, PaperModel, TextSet
-from stratcore.data.table import check_domain_names, check_file
-from stratcore.data.table_columns import check_columns, csv_lines, name_column
+from stratcore.data.table import check_domain_names
+from stratcore.data.table_columns import name_column
+from stratcore.data.text_files import SUFFIXES, text_columns
 
 __all__ = ["PAPER_MODELS", "TEXT_SETS", "PaperModel", "TextSet", "TextTable", "join_texts", "load_texts"]
 
-COLUMNS = ("text", "label", "domain")
 MAX_CHARACTERS = 1_000_000
 
 
@@ -116,13 +115,11 @@ def load_texts(
     if name == "bundled":
         return _load_bundled_texts(rows, seed)
     path = Path(name_or_path)
-    readers = {".txt": _read_txt, ".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    if path.suffix.lower() not in readers:
+    if path.suffix.lower() not in SUFFIXES:
         raise DataError(
-            f"{name}: expected one of {', '.join(TEXT_SETS)}, or a file ending in {', '.join(readers)}"
+            f"{name}: expected one of {', '.join(TEXT_SETS)}, or a file ending in {', '.join(SUFFIXES)}"
         )
-    check_file(path)
-    columns = readers[path.suffix.lower()](path)
+    columns = text_columns(path)
     return _text_table(path, columns, domain or path.stem, _draw(name, len(columns["text"]), rows, seed))
 
 
@@ -162,10 +159,14 @@ def _draw(source: str, available: int, rows: int | None, seed: int) -> np.ndarra
     return np.random.default_rng(seed).permutation(available)[:rows]
 
 
-def _load_hub_set(name: str, rows: int | None, seed: int, domain: str) -> TextTable:
+def hub_columns(name: str, facts: TextSet, rows: int | None, seed: int) -> dict[str, list[Any]]:
+    """Columns of a set of the hub, by their names there; rows drawn at random.
+
+    Raises:
+        DataError: the set is not to be had, lacks a column, or has fewer rows than wanted.
+    """
     from datasets import load_dataset
 
-    facts = TEXT_SETS[name]
     try:
         dataset = load_dataset(facts.hub_name, facts.config, split=facts.split)
     except Exception as error:  # the client raises a different type for each way of being offline
@@ -174,15 +175,25 @@ def _load_hub_set(name: str, rows: int | None, seed: int, domain: str) -> TextTa
             f"text set {name!r}: {facts.hub_name!r} is not to be had from the hub ({first_line}); "
             "go online once, or give a local .txt, .csv, .jsonl or .parquet file"
         ) from error
-    for column in (facts.text_column, facts.label_column):
+    columns = [facts.text_column, facts.label_column]
+    if facts.pair_column is not None:
+        columns.append(facts.pair_column)
+    for column in columns:
         if column not in dataset.column_names:
             raise DataError(f"text set {name!r}: column {column!r} is missing beside {dataset.column_names}")
     drawn = dataset.select(_draw(f"text set {name!r}", len(dataset), rows, seed))
+    return {column: list(drawn[column]) for column in columns}
+
+
+def _load_hub_set(name: str, rows: int | None, seed: int, domain: str) -> TextTable:
+    facts = TEXT_SETS[name]
+    columns = hub_columns(name, facts, rows, seed)
+    texts = tuple(columns[facts.text_column])
     return TextTable(
-        texts=tuple(drawn[facts.text_column]),
-        domain=np.zeros(len(drawn), np.int64),
+        texts=texts,
+        domain=np.zeros(len(texts), np.int64),
         domain_names=(domain,),
-        label=np.asarray(drawn[facts.label_column], np.int64),
+        label=np.asarray(columns[facts.label_column], np.int64),
         label_names=(facts.label_names,),
         source=f"text set {name!r}",
     )
@@ -221,77 +232,3 @@ def _text_table(path: Path, columns: dict[str, list[Any]], domain: str, drawn: n
         tuple(label_names),
         str(path),
     )
-
-
-def _read_lines(path: Path) -> list[tuple[int, str]]:
-    """Lines that are not blank, with their numbers."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start}: not UTF-8 ({error.reason})") from None
-    lines = [
-        (number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), start=1) if line.strip()
-    ]
-    if not lines:
-        raise DataError(f"{path}: every line is blank")
-    return lines
-
-
-def _read_txt(path: Path) -> dict[str, list[Any]]:
-    return {"text": [line for _, line in _read_lines(path)]}
-
-
-def _read_csv(path: Path) -> dict[str, list[Any]]:
-    lines = csv_lines(path)
-    _, header = next(lines, (1, []))
-    _check_text_column(path, header)
-    columns: dict[str, list[Any]] = {name: [] for name in header}
-    for number, cells in lines:
-        if len(cells) != len(header):
-            raise DataError(f"{path}: line {number}: expected {len(header)} columns, got {len(cells)}")
-        for name, cell in zip(header, cells, strict=True):
-            columns[name].append(cell)
-    if not columns["text"]:
-        raise DataError(f"{path}: no row below the header")
-    return columns
-
-
-def _read_jsonl(path: Path) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {}
-    for number, line in _read_lines(path):
-        try:
-            item = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: line {number}: not JSON ({error})") from None
-        if not isinstance(item, dict):
-            raise DataError(f"{path}: line {number}: expected an object, got {type(item).__name__}")
-        if not columns:
-            _check_text_column(path, list(item))
-            columns = {name: [] for name in COLUMNS if name in item}
-        for name, column in columns.items():
-            if name not in item:
-                raise DataError(f"{path}: line {number}: key {name!r} is missing")
-            column.append(item[name])
-    return columns
-
-
-def _read_parquet(path: Path) -> dict[str, list[Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            _check_text_column(path, names)
-            columns = file.read(columns=[name for name in COLUMNS if name in names]).to_pydict()
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise DataError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
-    if not columns["text"]:
-        raise DataError(f"{path}: the table has no row")
-    return columns
-
-
-def _check_text_column(path: Path, names: Sequence[str]) -> None:
-    check_columns(path, names)
-    if "text" not in names:
-        raise DataError(f"{path}: column 'text' is missing beside {list(names)}")

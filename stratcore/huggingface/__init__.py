@@ -1,4 +1,4 @@
-"""Toroidal attention in models of transformers: registered, put into a host and taken out, saved and restored."""
+"""Toroidal attention in models of transformers, put in, taken out, saved, restored; models for its auto classes."""
 
 from stratcore.huggingface.adapter import (
     load_toroidal_adapter,
@@ -6,6 +6,7 @@ from stratcore.huggingface.adapter import (
     save_toroidal_adapter,
 )
 from stratcore.huggingface.attention import register_toroidal_attention
+from stratcore.huggingface.auto_classes import register_stratified_classifier
 from stratcore.huggingface.bias import ToroidalBias
 from stratcore.huggingface.settings import Torus
 from stratcore.huggingface.surgery import (
@@ -18,6 +19,7 @@ __all__ = [
     "ToroidalBias",
     "Torus",
     "load_toroidal_adapter",
+    "register_stratified_classifier",
     "register_toroidal_attention",
     "remove_toroidal_attention",
     "restore_toroidal_attention",

@@ -1,5 +1,34 @@
-"""The model families: frozen options and the module of each."""
+"""The model families: options and the module of each; a name is loaded when it is first used."""
 
-from stratcore.models.dictionary_moe import DictionaryMoE, DictionaryMoEOptions, DictionaryMoEOutput
+from __future__ import annotations
 
-__all__ = ["DictionaryMoE", "DictionaryMoEOptions", "DictionaryMoEOutput"]
+from importlib import import_module
+from typing import Any
+
+_NAMES = {
+    "dictionary_moe": ("DictionaryMoE", "DictionaryMoEOptions", "DictionaryMoEOutput"),
+    "geometric_regularization": ("geometric_losses",),
+    "pretrained_encoder": ("PretrainedMismatch", "load_encoder"),
+    "stratified_classifier": (
+        "ParameterCount",
+        "RoutedTokens",
+        "StratifiedClassifier",
+        "StratifiedClassifierOutput",
+    ),
+    "stratified_classifier_blocks": ("ResidualMLP", "block_parameters"),
+    "stratified_classifier_config": ("VARIANTS", "StratifiedClassifierConfig"),
+    "text_prediction": ("TextPrediction", "TextPredictor"),
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_NAMES])

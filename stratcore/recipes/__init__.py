@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from stratcore.recipes.analysis import AnalysisRun, advanced, multi_domain, notebook, stratification
+from stratcore.recipes.compare_classifiers import CompareClassifiersRun, compare_classifiers
 from stratcore.recipes.compare_dictionaries import CompareDictionariesRun, compare_dictionaries
 from stratcore.recipes.dictionary_moe import DictionaryMoERun, dictionary_moe, dictionary_moe_seed
 from stratcore.recipes.search_dictionary_moe import SearchDictionaryMoERun, search_dictionary_moe
@@ -15,6 +16,7 @@ from stratcore.recipes.transfer_dictionary_moe import TransferDictionaryMoERun, 
 RECIPES: dict[str, Callable[[], Any]] = {
     "dictionary_moe": dictionary_moe,
     "dictionary_moe_seed": dictionary_moe_seed,
+    "compare_classifiers": compare_classifiers,
     "compare_dictionaries": compare_dictionaries,
     "search_dictionary_moe": search_dictionary_moe,
     "transfer_dictionary_moe": transfer_dictionary_moe,
@@ -27,6 +29,7 @@ ANALYSES: dict[str, Callable[[], AnalysisRun]] = {
 }
 _EXECUTORS: dict[type, str] = {  # loaded on use: they import the models
     AnalysisRun: "stratcore.recipes.analysis_run",
+    CompareClassifiersRun: "stratcore.recipes.compare_classifiers_run",
     CompareDictionariesRun: "stratcore.recipes.compare_dictionaries_run",
     SearchDictionaryMoERun: "stratcore.recipes.search_dictionary_moe",
     TransferDictionaryMoERun: "stratcore.recipes.transfer_dictionary_moe",
@@ -37,11 +40,13 @@ __all__ = [
     "ANALYSES",
     "RECIPES",
     "AnalysisRun",
+    "CompareClassifiersRun",
     "CompareDictionariesRun",
     "DictionaryMoERun",
     "SearchDictionaryMoERun",
     "TransferDictionaryMoERun",
     "advanced",
+    "compare_classifiers",
     "compare_dictionaries",
     "dictionary_moe",
     "dictionary_moe_seed",

@@ -118,6 +118,7 @@ def write_trials(
     tables: Sequence[Table],
     answer: Sequence[str],
     caveats: Sequence[tuple[str, str]],
+    figures: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes results.json, table.md and report.html, and prints the tables.
 
@@ -128,7 +129,9 @@ def write_trials(
         tables: for the page.
         answer: what they say, in sentences.
         caveats: what they do not say, a word and a sentence each.
+        figures: matplotlib figures of the page by name; written to plots/ too.
     """
+    from stratcore.analysis.plots import save_figures
     from stratcore.analysis.report import write_page
 
     plain = to_plain({"schema_version": SCHEMA_VERSION, "answer": list(answer), **results})
@@ -142,5 +145,6 @@ def write_trials(
         "caveats": caveats,
         "tables": [asdict(t) for t in tables],
     }
-    write_page(folder / "report.html", "trials", page, {}, {})
+    drawn = save_figures(folder / "plots", figures) if figures else {}
+    write_page(folder / "report.html", "trials", page, drawn, {})
     print(text)

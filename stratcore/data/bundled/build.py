@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from stratcore.data.bundled import FILE_NAME, carriers
+from stratcore.data.classification import normalized_text
 from stratcore.data.embeddings import EmbedOptions, embed_table
 from stratcore.data.errors import DataError
 from stratcore.data.table import EmbeddingTable
@@ -93,7 +94,7 @@ def domain_pools(archives: dict[str, bytes]) -> dict[str, list[tuple[str, int]]]
     """Return all candidate (text, label) pairs per domain; label -1 is unknown."""
     rated = archives[carriers.VADER.package]
     pools = {domain: list(carriers.rated_sentences(rated, part)) for domain, part in RATED_DOMAINS}
-    pools["restaurant"] = list(carriers.restaurant_reviews(archives[carriers.REVIEWS.package]))
+    pools["restaurant"] = list(carriers.review_sentences(archives[carriers.REVIEWS.package], "yelp"))
     rng = np.random.default_rng(SEED)
     legal = license_passages(carriers.license_texts(archives[carriers.LICENSES.package]), rng)
     drama = drama_passages(carriers.speeches(archives[carriers.PLAYS.package]), rng)
@@ -116,7 +117,7 @@ def choose_texts(pools: dict[str, list[tuple[str, int]]], rows_per_domain: int) 
         wanted = {label: rows_per_domain // len(labels) for label in labels}
         for i in rng.permutation(len(pool)):
             text, label = " ".join(pool[i][0].split()), pool[i][1]
-            key = normalized(text)
+            key = normalized_text(text)
             if wanted[label] and key not in seen and MIN_WORDS <= len(key.split()) <= MAX_WORDS:
                 seen.add(key)
                 wanted[label] -= 1
@@ -134,11 +135,6 @@ def choose_texts(pools: dict[str, list[tuple[str, int]]], rows_per_domain: int) 
         label_names=tuple(SENTIMENT if known else () for known in has_label),
         source="bundled",
     )
-
-
-def normalized(text: str) -> str:
-    """Lower case, letters and digits only: two texts that agree here are one text."""
-    return " ".join(re.findall(r"[^\W_]+", text.lower()))
 
 
 def license_passages(texts: Iterable[str], rng: np.random.Generator) -> Iterator[str]:
