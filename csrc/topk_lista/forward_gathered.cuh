@@ -7,18 +7,11 @@
 // Legend as in topk_lista.h.
 namespace stratcore::topk_lista {
 
-// Calls `launch(begin, end, widths)` for as many experts at a time as one launch takes.
-template <class Launch>
-Status for_each_launch(const Sizes& sizes, const Launch& launch) {
-  for (int64_t begin = 0; begin < sizes.experts; begin += kExpertsPerLaunch) {
-    const int64_t end = std::min<int64_t>(begin + kExpertsPerLaunch, sizes.experts);
-    ExpertWidths widths{};
-    for (int64_t expert = begin; expert < end; ++expert) {
-      widths.k[expert - begin] = static_cast<int32_t>(sizes.k[expert]);
-    }
-    STRATCORE_TRY(launch(begin, end, widths));
-  }
-  return kOk;
+// Whether the kernel of long rows takes these.
+inline bool runs_wide(const Sizes& sizes, const Selection& selection) {
+  return sizes.width <= most_wide_width(sizes.atoms) && eights_aligned(selection.first, sizes.atoms) &&
+         eights_aligned(selection.second, sizes.atoms) && eights_aligned(selection.theta, sizes.atoms) &&
+         eights_aligned(selection.dense, sizes.atoms) && eights_aligned(selection.support, sizes.atoms);
 }
 
 // One selection of all rows; with a table u += S z of the code `before` at first.
@@ -42,13 +35,17 @@ Status run_wide(const Executor& executor, const Sizes& sizes, const Selection& s
                    sizes.width,
                    0,
                    0,
-                   eights_aligned(selection.first, atoms) && eights_aligned(selection.second, atoms) &&
-                       eights_aligned(selection.theta, atoms) && eights_aligned(selection.dense, atoms) &&
-                       eights_aligned(selection.support, atoms) && eights_aligned(table, atoms)};
-  return for_each_launch(sizes, [&](int64_t begin, int64_t end, const ExpertWidths& widths) {
+                   sizes.group_expert};
+  const bool grouped = sizes.group_expert != nullptr;  // then all k travel with one launch
+  const int64_t per_launch = grouped ? sizes.experts : kExpertsPerLaunch;
+  for (int64_t begin = 0; begin < sizes.experts; begin += per_launch) {
+    const int64_t end = std::min<int64_t>(begin + per_launch, sizes.experts);
     step.expert_begin = begin, step.expert_end = end;
-    return select_wide(step, widths, stream_of(executor));
-  });
+    const ExpertWidths widths =
+        grouped ? widths_of(sizes, 0, sizes.group_experts) : widths_of(sizes, begin, end);
+    STRATCORE_TRY(select_wide(step, widths, stream_of(executor)));
+  }
+  return kOk;
 }
 
 template <class S>

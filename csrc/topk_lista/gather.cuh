@@ -15,9 +15,9 @@ constexpr int kColumnsPerWarp = 32 * kEight, kWarpsPerBlock = kThreads / 32;
 
 // Adds factor * row of a table over the lanes of a warp, eight columns a lane. A factor of 0 reads no row of
 // its own, so that nothing comes of what stands there.
-template <class S>
-__device__ inline void add_rows(const S* table, int64_t columns, int64_t at, bool aligned, float factor,
-                                int64_t row, float (&sum)[kEight]) {
+template <bool kAligned, class S>
+__device__ inline void add_rows(const S* table, int64_t columns, int64_t at, float factor, int64_t row,
+                                float (&sum)[kEight]) {
   const uint32_t used = __ballot_sync(~0u, factor != 0.0f);
   if (used == 0) return;
   const int64_t any = __shfl_sync(~0u, row, __ffs(used) - 1);
@@ -28,7 +28,7 @@ __device__ inline void add_rows(const S* table, int64_t columns, int64_t at, boo
     const float weight = __shfl_sync(~0u, factor, i);
     const int64_t from = __shfl_sync(~0u, row, i);
     float value[kEight];
-    load_eight(table + from * columns, at, columns, aligned, value);
+    load_eight<kAligned>(table + from * columns, at, columns, value);
 #pragma unroll
     for (int c = 0; c < kEight; ++c) sum[c] += weight * value[c];
   }
@@ -51,7 +51,7 @@ struct RowSums {
 };
 
 // A warp a row and 256 columns; all rows of a strip of columns before the next strip, which then stays in L2.
-template <class S>
+template <bool kAligned, class S>
 __global__ void __launch_bounds__(kThreads) row_sums_kernel(RowSums<S> args) {
   const int lane = threadIdx.x % 32;
   const int64_t per_strip = args.experts * args.rows;
@@ -70,17 +70,16 @@ __global__ void __launch_bounds__(kThreads) row_sums_kernel(RowSums<S> args) {
       const float factor = inside ? args.sign * args.values[slot] : 0.0f;
       const int64_t group = args.table_per_step ? step * args.experts + expert : expert;
       const int64_t from = group * args.atoms + (inside ? args.indices[slot] : 0);
-      add_rows(args.table, args.columns, at, args.aligned, factor, from, sum);
+      add_rows<kAligned>(args.table, args.columns, at, factor, from, sum);
     }
     if (args.base) {
       float base[kEight];
-      load_eight(args.base + expert * args.base_stride + row * args.columns, at, args.columns, args.aligned,
-                 base);
+      load_eight<kAligned>(args.base + expert * args.base_stride + row * args.columns, at, args.columns,
+                           base);
 #pragma unroll
       for (int c = 0; c < kEight; ++c) sum[c] += base[c];
     }
-    store_eight(args.out + expert * args.out_stride + row * args.columns, at, args.columns, args.aligned,
-                sum);
+    store_eight<kAligned>(args.out + expert * args.out_stride + row * args.columns, at, args.columns, sum);
   }
 }
 
@@ -89,27 +88,28 @@ Status row_sums(const Executor& executor, const RowSums<S>& args) {
   const int64_t strips = (args.columns + kColumnsPerWarp - 1) / kColumnsPerWarp;
   const int64_t jobs = args.experts * args.rows * strips;
   if (jobs == 0) return kOk;
-  row_sums_kernel<S><<<grid_for(jobs, kWarpsPerBlock), kThreads, 0, stream_of(executor)>>>(args);
+  const auto kernel = args.aligned ? row_sums_kernel<true, S> : row_sums_kernel<false, S>;
+  kernel<<<grid_for(jobs, kWarpsPerBlock), kThreads, 0, stream_of(executor)>>>(args);
   return launch_status();
 }
 
-constexpr int kTile = 64, kTileRows = 8;
+constexpr int kSquare = 64, kSquareRows = 8;
 
 // [batch, rows, cols] -> [batch, cols, rows]
 template <class S>
-__global__ void __launch_bounds__(kTile* kTileRows)
+__global__ void __launch_bounds__(kSquare* kSquareRows)
     transpose_kernel(const S* source, S* target, int64_t rows, int64_t cols) {
-  __shared__ S tile[kTile][kTile + 4 / sizeof(S) + (sizeof(S) > 4)];
+  __shared__ S tile[kSquare][kSquare + 4 / sizeof(S) + (sizeof(S) > 4)];
   const int64_t batch = int64_t(blockIdx.z) * rows * cols;
-  const int64_t row = int64_t(blockIdx.y) * kTile, col = int64_t(blockIdx.x) * kTile;
-  const int x = threadIdx.x % kTile, y = threadIdx.x / kTile;
+  const int64_t row = int64_t(blockIdx.y) * kSquare, col = int64_t(blockIdx.x) * kSquare;
+  const int x = threadIdx.x % kSquare, y = threadIdx.x / kSquare;
 #pragma unroll
-  for (int i = y; i < kTile; i += kTileRows) {
+  for (int i = y; i < kSquare; i += kSquareRows) {
     if (row + i < rows && col + x < cols) tile[i][x] = source[batch + (row + i) * cols + col + x];
   }
   __syncthreads();
 #pragma unroll
-  for (int i = y; i < kTile; i += kTileRows) {
+  for (int i = y; i < kSquare; i += kSquareRows) {
     if (col + i < cols && row + x < rows) target[batch + (col + i) * rows + row + x] = tile[x][i];
   }
 }
@@ -120,11 +120,11 @@ Status transpose(const Executor& executor, const S* source, S* target, int64_t b
   constexpr int64_t kMostBatch = 65535;
   for (int64_t begin = 0; begin < batch; begin += kMostBatch) {
     const int64_t count = std::min(kMostBatch, batch - begin);
-    const dim3 grid(static_cast<unsigned>((cols + kTile - 1) / kTile),
-                    static_cast<unsigned>((rows + kTile - 1) / kTile), static_cast<unsigned>(count));
+    const dim3 grid(static_cast<unsigned>((cols + kSquare - 1) / kSquare),
+                    static_cast<unsigned>((rows + kSquare - 1) / kSquare), static_cast<unsigned>(count));
     const int64_t offset = begin * rows * cols;
-    transpose_kernel<S>
-        <<<grid, kTile * kTileRows, 0, stream_of(executor)>>>(source + offset, target + offset, rows, cols);
+    transpose_kernel<S><<<grid, kSquare * kSquareRows, 0, stream_of(executor)>>>(source + offset,
+                                                                                 target + offset, rows, cols);
     const Status status = launch_status();
     if (status != kOk) return status;
   }
@@ -217,7 +217,7 @@ struct AtomSums {
   bool aligned;
 };
 
-template <class S>
+template <bool kAligned, class S>
 __global__ void __launch_bounds__(kThreads) atom_sums_kernel(AtomSums<S> args) {
   const int lane = threadIdx.x % 32;
   const int64_t per_strip = args.end - args.begin;
@@ -241,9 +241,9 @@ __global__ void __launch_bounds__(kThreads) atom_sums_kernel(AtomSums<S> args) {
                  slot % per_expert / args.width;
         }
       }
-      add_rows(args.table, args.columns, at, args.aligned, factor, from, sum);
+      add_rows<kAligned>(args.table, args.columns, at, factor, from, sum);
     }
-    store_eight(args.out + (segment - args.begin) * args.columns, at, args.columns, args.aligned, sum);
+    store_eight<kAligned>(args.out + (segment - args.begin) * args.columns, at, args.columns, sum);
   }
 }
 
@@ -252,7 +252,8 @@ Status atom_sums(const Executor& executor, const AtomSums<S>& args) {
   const int64_t strips = (args.columns + kColumnsPerWarp - 1) / kColumnsPerWarp;
   const int64_t jobs = (args.end - args.begin) * strips;
   if (jobs == 0) return kOk;
-  atom_sums_kernel<S><<<grid_for(jobs, kWarpsPerBlock), kThreads, 0, stream_of(executor)>>>(args);
+  const auto kernel = args.aligned ? atom_sums_kernel<true, S> : atom_sums_kernel<false, S>;
+  kernel<<<grid_for(jobs, kWarpsPerBlock), kThreads, 0, stream_of(executor)>>>(args);
   return launch_status();
 }
 

@@ -23,10 +23,9 @@ struct Pass {
   float* partial;  // [strips, E, m] or null
   bool accumulate;
   int64_t experts, rows, atoms, steps, rows_per_strip;
-  bool aligned;
 };
 
-template <class S>
+template <bool kAligned, class S>
 __global__ void __launch_bounds__(kThreads) pass_kernel(Pass<S> args) {
   __shared__ float sums[kPassRows][kPassColumns];
   const int lane = threadIdx.x % 32, y = threadIdx.x / 32;
@@ -35,32 +34,29 @@ __global__ void __launch_bounds__(kThreads) pass_kernel(Pass<S> args) {
   const int64_t step_size = args.rows * args.atoms;
   for (int64_t expert = blockIdx.z; expert < args.experts; expert += gridDim.z) {
     float sum[kEight] = {};
+#pragma unroll 2
     for (int64_t row = start + y; row < stop; row += kPassRows) {
       const int64_t offset = (expert * args.rows + row) * args.atoms;
       const int64_t stepped = expert * args.steps * step_size + row * args.atoms;
-      float value[kEight] = {};
+      float value[kEight] = {}, before[kEight] = {};
       int8_t sign[kEight];
-      if (args.grad) load_eight(args.grad + offset, at, args.atoms, args.aligned, value);
-      load_signs(args.support + offset, at, args.atoms, args.aligned, sign);
-      if (args.before) {
-        float before[kEight];
-        load_eight(args.before + stepped, at, args.atoms, args.aligned, before);
-#pragma unroll
-        for (int i = 0; i < kEight; ++i) value[i] = before[i] - value[i];
-      }
+      if (args.grad) load_eight<kAligned>(args.grad + offset, at, args.atoms, value);
+      load_signs<kAligned>(args.support + offset, at, args.atoms, sign);
+      if (args.before) load_eight<kAligned>(args.before + stepped, at, args.atoms, before);
 #pragma unroll
       for (int i = 0; i < kEight; ++i) {
+        value[i] = args.before ? before[i] - value[i] : value[i];
         if (sign[i] == 0) value[i] = 0.0f;
         sum[i] += sign[i] < 0 ? -value[i] : value[i];
       }
+#pragma unroll 4
       for (int64_t step = 0; step < args.later_steps; ++step) {
         float later[kEight];
-        load_eight(args.later + stepped + step * step_size, at, args.atoms, args.aligned, later);
+        load_eight<kAligned>(args.later + stepped + step * step_size, at, args.atoms, later);
 #pragma unroll
         for (int i = 0; i < kEight; ++i) value[i] += later[i];
       }
-      store_eight(args.out + expert * args.out_stride + row * args.atoms, at, args.atoms, args.aligned,
-                  value);
+      store_eight<kAligned>(args.out + expert * args.out_stride + row * args.atoms, at, args.atoms, value);
     }
     if (!args.partial) continue;
 #pragma unroll
@@ -114,7 +110,7 @@ class DenseReverse {
     for (int64_t step = sizes_.num_steps; step >= 0; --step) STRATCORE_TRY(reverse(step, kernels));
     STRATCORE_TRY(finish_encoder());
     if (gradients.recurrent) STRATCORE_TRY(finish_recurrent());
-    if (!gradients.x) return kOk;
+    if (!gradients.x || writes_input_) return kOk;
     return sum_parts<S>(executor, sizes_, grad_r_, grad_r_steps_, static_cast<S*>(gradients.x));
   }
 
@@ -263,11 +259,13 @@ class DenseReverse {
   Status launch(Pass<S>& pass) const {
     pass.experts = sizes_.experts, pass.rows = sizes_.rows, pass.atoms = sizes_.atoms;
     pass.steps = steps_, pass.rows_per_strip = strip_;
-    pass.aligned = eights_aligned(pass.grad, sizes_.atoms) && eights_aligned(pass.support, sizes_.atoms);
     const dim3 grid(static_cast<unsigned>((sizes_.atoms + kPassColumns - 1) / kPassColumns),
                     static_cast<unsigned>(strips_),
                     static_cast<unsigned>(std::min<int64_t>(sizes_.experts, 65535)));
-    pass_kernel<S><<<grid, kThreads, 0, stream_of(*executor_)>>>(pass);
+    const bool aligned =
+        eights_aligned(pass.grad, sizes_.atoms) && eights_aligned(pass.support, sizes_.atoms);
+    const auto kernel = aligned ? pass_kernel<true, S> : pass_kernel<false, S>;
+    kernel<<<grid, kThreads, 0, stream_of(*executor_)>>>(pass);
     return launch_status();
   }
 
@@ -306,9 +304,11 @@ class DenseReverse {
     const MatrixBatch sum = layout_.rows_of_atoms(product_);
     const bool by_step = sizes_.encoder_per_step;
     if (gradients_->x) {
+      S* target = writes_input_ ? static_cast<S*>(gradients_->x) : grad_r_;
+      const int64_t stride = writes_input_ ? 0 : grad_r_steps_ * input_size();
       for (int64_t step = 0; step < (coupled_ || !by_step ? 1 : steps_); ++step) {
         STRATCORE_TRY(multiply(sizes_.rows, sizes_.dim, sizes_.atoms, summed_ ? sum : grad_u(step),
-                               encoder(step), grad_r_ + step * input_size(), grad_r_steps_ * input_size()));
+                               encoder(step), target + step * input_size(), stride));
       }
     }
     if (!gradients_->encoder) return kOk;
@@ -353,6 +353,8 @@ class DenseReverse {
   // With one encoder for all steps of u = W x + S z, W meets the sum of their gradients once.
   const bool summed_ = !coupled_ && !sizes_.encoder_per_step;
   const int64_t grad_r_steps_ = summed_ ? 1 : steps_;
+  // One product is the gradient of x then.
+  const bool writes_input_ = grad_r_steps_ == 1 && (sizes_.experts == 1 || !sizes_.shared_input);
   int8_t* const signs_;
   Memory memory_;
   std::optional<SortedEntries> sorted_;

@@ -59,10 +59,9 @@ __global__ void __launch_bounds__(kThreads) sparse_classic_kernel(SparseStep arg
 }
 
 // g_u - g_r D at the entries of the code before, a warp an entry; rows of D^T [m, d].
-template <class S>
+template <bool kAligned, class S>
 __global__ void __launch_bounds__(kThreads)
-    sparse_coupled_kernel(SparseStep args, const S* dictionary_t, const S* grad_r, int64_t grad_r_stride,
-                          bool aligned) {
+    sparse_coupled_kernel(SparseStep args, const S* dictionary_t, const S* grad_r, int64_t grad_r_stride) {
   const int lane = threadIdx.x % 32;
   const int64_t stride = int64_t(gridDim.x) * (kThreads / 32);
   for (int64_t slot = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
@@ -75,8 +74,8 @@ __global__ void __launch_bounds__(kThreads)
       const S* grad = grad_r + expert * grad_r_stride + row * args.dim;
       for (int64_t at = lane * kEight; at < args.dim; at += 32 * kEight) {
         float a[kEight], b[kEight];
-        load_eight(column, at, args.dim, aligned, a);
-        load_eight(grad, at, args.dim, aligned, b);
+        load_eight<kAligned>(column, at, args.dim, a);
+        load_eight<kAligned>(grad, at, args.dim, b);
 #pragma unroll
         for (int i = 0; i < kEight; ++i) sum -= a[i] * b[i];
       }
@@ -270,8 +269,10 @@ class SparseReverse {
     }
     S* grad_r = grad_r_ + step * input_size();
     STRATCORE_TRY(encoder_rows(step, 1, grad_r, steps_ * input_size()));
-    sparse_coupled_kernel<S><<<grid_for(layout_.slots, kThreads / 32), kThreads, 0, stream_of(*executor_)>>>(
-        args, dictionary_t(step), grad_r, steps_ * input_size(), eights_aligned(grad_r, sizes_.dim));
+    const auto kernel =
+        eights_aligned(grad_r, sizes_.dim) ? sparse_coupled_kernel<true, S> : sparse_coupled_kernel<false, S>;
+    kernel<<<grid_for(layout_.slots, kThreads / 32), kThreads, 0, stream_of(*executor_)>>>(
+        args, dictionary_t(step), grad_r, steps_ * input_size());
     return launch_status();
   }
 

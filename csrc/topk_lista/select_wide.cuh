@@ -24,7 +24,7 @@ struct WideStep {
   int8_t* support;   // [E, B, m] or null
   int64_t rows, atoms, width;
   int64_t expert_begin, expert_end;  // of this launch
-  bool aligned;                      // rows of every array can be read eight elements at a time
+  const int32_t* group_expert;       // [E] whose k counts, or null where each counts for itself
 };
 
 // Orders entries as the selection does: by magnitude, then the lower index. The last bit is the sign.
@@ -72,14 +72,14 @@ __device__ inline uint32_t nth_of_warp(uint32_t value, int n) {
 // Where too many entries are at or above `low`, a bound that leaves k or more of them, but no more than the
 // list takes. By halves: a path for rows of equal magnitudes.
 template <int kThreads_>
-__device__ __noinline__ uint64_t raise_bound(const float* h, uint64_t low, int32_t count, int32_t k,
-                                             WideShared<kThreads_>& shared) {
+__device__ inline uint64_t raise_bound(const float* h, uint64_t low, int32_t count, int32_t k,
+                                       WideShared<kThreads_>& shared) {
   uint64_t high = ~uint64_t(0);
 #pragma unroll 1
   for (int parity = 0; count > kMostCandidates; parity ^= 1) {
     const uint64_t middle = low + (high - low) / 2;
     int32_t own = 0;
-#pragma unroll 4
+#pragma unroll 1
     for (int j = 0; j < kWideEntries; ++j) {
       const int atom = (j / kEight * kThreads_ + static_cast<int>(threadIdx.x)) * kEight + j % kEight;
       own += Ranked::of(h[j], atom).order >= middle;
@@ -88,6 +88,7 @@ __device__ __noinline__ uint64_t raise_bound(const float* h, uint64_t low, int32
     if (threadIdx.x % 32 == 0) shared.counts[parity][threadIdx.x / 32] = own;
     __syncthreads();
     int32_t above = 0;
+#pragma unroll 1
     for (int warp = 0; warp < kThreads_ / 32; ++warp) above += shared.counts[parity][warp];
     if (above >= k) {
       low = middle, count = above;
@@ -100,7 +101,7 @@ __device__ __noinline__ uint64_t raise_bound(const float* h, uint64_t low, int32
 
 // The threads of a block with one row: kWideEntries entries each, in eights that stand kThreads_ eights
 // apart.
-template <int kThreads_, class S>
+template <int kThreads_, class S, bool kFull>
 struct WideRow {
   const WideStep<S>& step;
   WideShared<kThreads_>& shared;
@@ -117,16 +118,29 @@ struct WideRow {
     return (part * kThreads_ + thread) * kEight;
   }
 
+  // Rows of exactly all entries need no bounds, and their parts lie at constant distances.
+  template <class V>
+  __device__ Eight<V> part_of(const V* row, int part) const {
+    if constexpr (kFull) return reinterpret_cast<const Eight<V>*>(row)[part * kThreads_ + threadIdx.x];
+    return *reinterpret_cast<const Eight<V>*>(row + (at(part) < step.atoms ? at(part) : 0));
+  }
+
+  __device__ bool inside(int part) const { return kFull || at(part) < step.atoms; }
+
   __device__ void load() {
     const int64_t offset = flat * step.atoms;
 #pragma unroll
     for (int part = 0; part < kEightsPerThread; ++part) {
-      load_eight(step.first + offset, at(part), step.atoms, step.aligned, h[part]);
-      if (!step.second) continue;
-      float more[kEight];
-      load_eight(step.second + offset, at(part), step.atoms, step.aligned, more);
+      const auto first = part_of(step.first + offset, part);
 #pragma unroll
-      for (int i = 0; i < kEight; ++i) h[part][i] += more[i];
+      for (int i = 0; i < kEight; ++i) h[part][i] = inside(part) ? first.element[i] : 0.0f;
+    }
+    if (!step.second) return;
+#pragma unroll
+    for (int part = 0; part < kEightsPerThread; ++part) {
+      const auto second = part_of(step.second + offset, part);
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) h[part][i] += inside(part) ? second.element[i] : 0.0f;
     }
   }
 
@@ -142,12 +156,14 @@ struct WideRow {
       const float factor = shared.list_value[s];
       if (factor == 0.0f) continue;
       const S* from = step.table + (expert * atoms + shared.list_atom[s]) * atoms;
+      Eight<S> column[kEightsPerThread];
+#pragma unroll
+      for (int part = 0; part < kEightsPerThread; ++part) column[part] = part_of(from, part);
 #pragma unroll
       for (int part = 0; part < kEightsPerThread; ++part) {
-        float column[kEight];
-        load_eight(from, at(part), atoms, step.aligned, column);
+        const float weight = inside(part) ? factor : 0.0f;
 #pragma unroll
-        for (int i = 0; i < kEight; ++i) h[part][i] += factor * column[i];
+        for (int i = 0; i < kEight; ++i) h[part][i] += weight * number(column[part].element[i]);
       }
     }
   }
@@ -157,18 +173,18 @@ struct WideRow {
     uint32_t largest = 0;
 #pragma unroll
     for (int part = 0; part < kEightsPerThread; ++part) {
-      float bound[kEight] = {};
-      if (step.theta) load_eight(step.theta + expert * step.atoms, at(part), step.atoms, step.aligned, bound);
+      Eight<float> bound{};
+      if (step.theta) bound = part_of(step.theta + expert * step.atoms, part);
       int8_t sign[kEight];
 #pragma unroll
       for (int i = 0; i < kEight; ++i) {
         const float u = h[part][i];
-        sign[i] = threshold_sign(u, bound[i]);
-        if (step.theta) h[part][i] = soft_threshold(u, bound[i]);
+        sign[i] = threshold_sign(u, bound.element[i]);
+        if (step.theta && inside(part)) h[part][i] = soft_threshold(u, bound.element[i]);
         largest = max(largest, magnitude_key(h[part][i]));
       }
       if (step.support) {
-        store_signs(step.support + flat * step.atoms, at(part), step.atoms, step.aligned, sign);
+        store_signs(step.support + flat * step.atoms, at(part), step.atoms, sign);
       }
     }
     return largest;
@@ -284,18 +300,19 @@ struct WideRow {
         const bool stays = key > smallest_key || (key == smallest_key && last >= uint32_t(smallest));
         kept[i] = stays ? h[part][i] : 0.0f;
       }
-      store_eight(step.dense + flat * step.atoms, first, step.atoms, step.aligned, kept);
+      store_eight<true>(step.dense + flat * step.atoms, first, step.atoms, kept);
     }
   }
 };
 
 // One block a step.
-template <int kThreads_, class S, bool kGather>
+template <int kThreads_, class S, bool kGather, bool kFull>
 __global__ void __launch_bounds__(kThreads_, 1024 / kThreads_)
     select_wide_kernel(WideStep<S> step, ExpertWidths widths) {
   __shared__ WideShared<kThreads_> shared;
   const int64_t flat = step.expert_begin * step.rows + blockIdx.x, expert = flat / step.rows;
-  WideRow<kThreads_, S> row{step, shared, flat, expert, widths.k[expert - step.expert_begin], {}};
+  const int64_t counted = step.group_expert ? step.group_expert[expert] : expert - step.expert_begin;
+  WideRow<kThreads_, S, kFull> row{step, shared, flat, expert, widths.k[counted], {}};
   row.load();
   if constexpr (kGather) row.gather();
   const int32_t count = row.find_candidates(row.threshold());
@@ -305,8 +322,12 @@ __global__ void __launch_bounds__(kThreads_, 1024 / kThreads_)
 template <int kThreads_, class S>
 Status launch_wide(const WideStep<S>& step, const ExpertWidths& widths, cudaStream_t stream) {
   const int64_t rows = (step.expert_end - step.expert_begin) * step.rows;
-  const auto kernel =
-      step.table ? select_wide_kernel<kThreads_, S, true> : select_wide_kernel<kThreads_, S, false>;
+  const bool full = step.atoms == kThreads_ * kWideEntries;
+  const auto gathering =
+      full ? select_wide_kernel<kThreads_, S, true, true> : select_wide_kernel<kThreads_, S, true, false>;
+  const auto selecting =
+      full ? select_wide_kernel<kThreads_, S, false, true> : select_wide_kernel<kThreads_, S, false, false>;
+  const auto kernel = step.table ? gathering : selecting;
   kernel<<<static_cast<unsigned>(rows), kThreads_, 0, stream>>>(step, widths);
   return launch_status();
 }

@@ -22,9 +22,14 @@ struct Sizes {
   bool encoder_per_step;    // encoder has T + 1 leading entries instead of 1
   bool recurrent_per_step;  // recurrent has T leading entries instead of 1
   bool threshold_per_step;  // theta has T + 1 leading entries instead of 1
+  // Where groups of rows share experts, E counts groups, and their parameters have been gathered. The expert
+  // of each group, on the device, in [0, group_experts), which are the entries of k; null otherwise.
+  const int32_t* group_expert;
+  int64_t group_experts;
   DType dtype;  // of x, encoder, recurrent and the dense code; all else is float64 for float64, else float32
   Regime regime = Regime::kAuto;
 
+  int64_t k_of(int64_t expert) const { return k[group_expert ? group_expert[expert] : expert]; }
   int64_t recurrent_size() const { return form == Form::kClassic ? atoms * atoms : dim * atoms; }
 };
 
@@ -56,13 +61,17 @@ struct Gradients {
 // Atoms up to which rows of 16-bit codes can be selected on the GPU.
 constexpr int64_t kMostAtomsOf16Bits = 16384;
 
-// Atoms for each kept one from which gathering beats dense products on a GPU: in the forward and the
-// straight- through backward their rates decide (README.md); a masked backward has sparse gradients as well.
-constexpr int64_t kGatherRatio = 160, kMaskedGatherRatio = 32;
+// Experts that groups of rows can share on the GPU: their k travel as arguments of one launch.
+constexpr int64_t kMostGroupExperts = 256;
+
+// Atoms for each kept one from which gathering beats dense products on a GPU: where the rows that are
+// gathered come from its cache (those of D in strips, those of an S of at most so many bytes), and where they
+// do not. A masked backward has sparse gradients as well. Measured, see README.md.
+constexpr int64_t kGatherRatio = 96, kFarGatherRatio = 200, kMaskedGatherRatio = 32, kNearBytes = 80 << 20;
 
 // Entries that the kernel of long rows keeps at most; 0 for rows that it does not take.
 constexpr int64_t most_wide_width(int64_t atoms) {
-  if (atoms <= 1024 || atoms > 16384) return 0;
+  if (atoms <= 1024 || atoms > 16384 || atoms % 8 != 0) return 0;
   return atoms <= 2048 ? 64 : atoms <= 4096 ? 128 : 256;
 }
 
@@ -90,6 +99,24 @@ STRATCORE_API Status backward_cpu(const Sizes& sizes, const Parameters& in, cons
 STRATCORE_API Status backward_cuda(const Sizes& sizes, const Parameters& in, const Codes& codes,
                                    const Gradients& gradients, void* scratch, int8_t* signs,
                                    const Executor& executor);
+
+// Parameters [outer, experts, inner] of `dtype` for the groups of an expert each: [outer, E, inner].
+struct Grouping {
+  DType dtype;
+  const int32_t* expert;  // [E], each in [0, experts)
+  int64_t groups, experts, outer, inner;
+};
+
+STRATCORE_API Status gather_groups_cpu(const Grouping& grouping, const void* parameter, void* gathered,
+                                       const Executor& executor);
+STRATCORE_API Status gather_groups_cuda(const Grouping& grouping, const void* parameter, void* gathered,
+                                        const Executor& executor);
+
+// The transpose: sums over the groups of each expert, in their order; float64 or float32.
+STRATCORE_API Status add_groups_cpu(const Grouping& grouping, const void* gathered, void* parameter,
+                                    const Executor& executor);
+STRATCORE_API Status add_groups_cuda(const Grouping& grouping, const void* gathered, void* parameter,
+                                     const Executor& executor);
 
 // The fused pass of one step: u = first + second, h = h_theta(u), then the k largest |h| of each row.
 struct Selection {

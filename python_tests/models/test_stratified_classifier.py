@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
+
 from python_tests.models.stratified_classifier_cases import (
     BLOCKS,
     ENCODERS,
@@ -16,8 +18,6 @@ from python_tests.models.stratified_classifier_cases import (
     encoder,
     moved,
 )
-from torch.utils._pytree import tree_leaves
-
 from stratcore.layers._residual_branch import ZeroLinear
 from stratcore.models import VARIANTS, ParameterCount, StratifiedClassifier, StratifiedClassifierConfig
 

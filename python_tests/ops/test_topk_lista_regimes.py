@@ -12,9 +12,9 @@ from python_tests.conftest import ROOT
 from python_tests.ops.topk_lista_cases import BACKWARDS, FORMS, Case, leaves, op
 from stratcore import ops
 
-# Atoms that take the kernel of long rows, with rows that can and cannot be read eight at a time.
-LONG = [Case(rows=37, dim=24, atoms=2048, k=(3, 64, 33)), Case(rows=19, dim=31, atoms=1101, k=(5, 1, 40))]
-SHORT = Case(rows=33, dim=20, atoms=72, k=(2, 40, 9))
+# Atoms that take the kernel of long rows, with rows that fill its threads and that do not.
+LONG = [Case(rows=37, dim=24, atoms=2048, k=(3, 64, 33)), Case(rows=19, dim=31, atoms=1104, k=(5, 1, 40))]
+SHORT = Case(rows=33, dim=21, atoms=75, k=(2, 40, 9))
 
 
 def gradients(case: Case, inputs: list[Tensor], backward: str, define: bool = False) -> list[Tensor]:
@@ -34,7 +34,7 @@ def distance(result: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("per_step, input_per_expert", [(False, False), (True, True)])
 @pytest.mark.parametrize("backward", BACKWARDS)
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("case", [*LONG, SHORT], ids=["eights", "odd", "short"])
+@pytest.mark.parametrize("case", [*LONG, SHORT], ids=["full", "odd", "short"])
 def test_matches_reference_in_every_regime(device, case, form, backward, per_step, input_per_expert, regime):
     case = dataclasses.replace(
         case, form=form, per_step=per_step, input_per_expert=input_per_expert, regime=regime, num_steps=2
@@ -92,11 +92,11 @@ def test_few_non_zeros_fill_up_from_the_lowest_index(device, regime):
     """A high threshold leaves some rows nothing and others less than k."""
     x = torch.zeros(3, 4, device=device)
     x[1, 0], x[2] = 3.0, 5.0
-    encoder = torch.zeros(1500, 4, device=device)
+    encoder = torch.zeros(1504, 4, device=device)
     encoder[1400, 0] = encoder[2, 1] = encoder[0, 2] = 1.0
-    theta = torch.full((1500,), 1.0, device=device)
+    theta = torch.full((1504,), 1.0, device=device)
     code = ops.topk_lista_sparse(
-        x, encoder, torch.zeros(1500, 1500, device=device), theta, 4, num_steps=1, regime=regime
+        x, encoder, torch.zeros(1504, 1504, device=device), theta, 4, num_steps=1, regime=regime
     )
     assert code.indices.tolist() == [[0, 1, 2, 3], [0, 1, 2, 1400], [0, 1, 2, 1400]]
     assert code.values.tolist() == [[0, 0, 0, 0], [0, 0, 0, 2], [4, 0, 4, 4]]
@@ -114,13 +114,16 @@ def test_nan_stays_in_its_row_where_rows_are_gathered(device, form):
 
 
 def test_regime_of_sizes():
-    assert ops.topk_lista_regime(atoms=16384, k=32) == "gather"
-    assert ops.topk_lista_regime(atoms=4096, k=32) == "dense"
-    assert ops.topk_lista_regime(atoms=4096, k=(8, 32)) == "dense"
-    assert ops.topk_lista_regime(atoms=4096, k=32, backward="masked") == "gather"
-    assert ops.topk_lista_regime(atoms=512, k=32, backward="masked") == "dense"
+    regime = ops.topk_lista_regime
+    assert regime(atoms=16384, k=32, dtype=torch.bfloat16) == "gather"
+    assert regime(atoms=16384, k=128, dtype=torch.bfloat16) == "dense"
+    assert regime(atoms=16384, k=128, dtype=torch.bfloat16, form="coupled") == "gather"
+    assert regime(atoms=4096, k=32) == "gather" and regime(atoms=4096, k=(8, 64)) == "dense"
+    assert regime(atoms=4096, k=32, dtype=torch.float64) == "dense"
+    assert regime(atoms=512, k=16) == "dense" and regime(atoms=512, k=16, backward="masked") == "gather"
     header = (ROOT / "csrc/topk_lista/topk_lista.h").read_text()
-    assert "kGatherRatio = 160, kMaskedGatherRatio = 32;" in header
+    wanted = "kGatherRatio = 96, kFarGatherRatio = 200, kMaskedGatherRatio = 32, kNearBytes = 80 << 20;"
+    assert wanted in header
 
 
 def test_unknown_regime_is_named():

@@ -32,7 +32,7 @@ class Call:
         form: str,
         backward: str,
         input_per_expert: bool,
-        regime: str,
+        regime: str = "auto",
     ) -> None:
         check_choice("topk_lista", "form", form, FORMS)
         check_choice("topk_lista", "regime", regime, REGIMES)

@@ -18,31 +18,45 @@ from stratcore.ops._checks import check_choice, check_floating
 from stratcore.ops._topk_lista_call import BACKWARDS, FORMS, REGIMES, Call, check_shapes
 from stratcore.ops._topk_lista_replay import Replay
 
-# As in csrc/topk_lista/topk_lista.h: atoms for each kept one from which gathering beats dense products.
-GATHER_RATIO, MASKED_GATHER_RATIO = 160, 32
+# As in csrc/topk_lista/topk_lista.h: atoms for each kept one from which gathering beats dense products, and bytes of S
+# up to which its rows come from the cache.
+GATHER_RATIO, FAR_GATHER_RATIO, MASKED_GATHER_RATIO, NEAR_BYTES = 96, 200, 32, 80 << 20
 
 
-def topk_lista_regime(*, atoms: int, k: int | Sequence[int], backward: str | None = None) -> str:
+def topk_lista_regime(
+    *,
+    atoms: int,
+    k: int | Sequence[int],
+    form: str = "classic",
+    dtype: torch.dtype = torch.float32,
+    backward: str | None = None,
+) -> str:
     """How `topk_lista` makes its products with codes on a GPU, unless `regime` forces it.
 
     Args:
         atoms: M.
         k: entries kept, one number or one an expert; the largest counts.
+        form: 'classic' or 'coupled'.
+        dtype: of the input.
         backward: None for the forward, 'straight_through' or 'masked' for that backward.
 
     Returns:
-        'dense' (matrix products) or 'gather' (rows of the parameters at the kept entries). On the CPU, in float64
-        and, for the forward, outside of 1,025 to 16,384 atoms and with very large k (64 to 2,048 atoms, 128 to
-        4,096, 256 beyond) all is dense.
+        'dense' (matrix products) or 'gather' (rows of the parameters at the kept entries). On the CPU and in float64
+        all is dense; so is the forward outside of 1,025 to 16,384 atoms, a multiple of 8, and with very large k (more
+        than 64 of up to 2,048 atoms, 128 of up to 4,096, 256 beyond).
 
     Raises:
-        ValueError: an unknown backward.
+        ValueError: an unknown form or backward.
     """
+    check_choice("topk_lista_regime", "form", form, FORMS)
     if backward is not None:
         check_choice("topk_lista_regime", "backward", backward, BACKWARDS)
-    ratio = MASKED_GATHER_RATIO if backward == "masked" else GATHER_RATIO
+    near = form == "coupled" or atoms * atoms * min(dtype.itemsize, 4) <= NEAR_BYTES
+    ratio = GATHER_RATIO if near else FAR_GATHER_RATIO
+    if backward == "masked":
+        ratio = MASKED_GATHER_RATIO
     width = k if isinstance(k, int) else max(k)
-    return "gather" if atoms >= ratio * width else "dense"
+    return "gather" if dtype != torch.float64 and atoms >= ratio * width else "dense"
 
 
 class SparseCode(NamedTuple):
