@@ -31,9 +31,15 @@ from stratcore.training.tasks import DictionaryMoETask, Rows
 Codes = Callable[..., Tensor]
 
 
-def reference_codes(x: Tensor, encoder: Tensor, recurrent: Tensor, theta: Tensor, k: Any, **how: Any) -> Tensor:
+def reference_codes(
+    x: Tensor, encoder: Tensor, recurrent: Tensor, theta: Tensor, k: Any, **how: Any
+) -> Tensor:
     """Codes [E, B, M] by the definition that the tests compare with."""
-    parameters = (encoder.reshape(-1, *encoder.shape[-3:]), recurrent[None], theta.reshape(-1, *theta.shape[-2:]))
+    parameters = (
+        encoder.reshape(-1, *encoder.shape[-3:]),
+        recurrent[None],
+        theta.reshape(-1, *theta.shape[-2:]),
+    )
     return reference.topk_lista(x, *parameters, k, how["num_steps"], how["form"], how["backward"])[-1]
 
 
@@ -55,7 +61,12 @@ def topk_codes(x: Tensor, encoder: Tensor, recurrent: Tensor, theta: Tensor, k: 
     return torch.stack(codes)
 
 
-ARMS: dict[str, Codes | None] = {"reference": reference_codes, "topk": topk_codes, "stratcore": None, "graph": None}
+ARMS: dict[str, Codes | None] = {
+    "reference": reference_codes,
+    "topk": topk_codes,
+    "stratcore": None,
+    "graph": None,
+}
 
 
 @contextmanager
@@ -77,7 +88,9 @@ class Step:
         run = dictionary_moe()
         torch.manual_seed(0)
         self.model = DictionaryMoE(run.model).to(device)
-        rows = Rows(torch.randn(batch, run.model.input_dim, device=device), torch.zeros(batch, device=device).long())
+        rows = Rows(
+            torch.randn(batch, run.model.input_dim, device=device), torch.zeros(batch, device=device).long()
+        )
         runtime = Runtime.create("cuda" if device.type == "cuda" else "cpu")
         self.task = DictionaryMoETask(
             self.model, rows, rows, run.objective, runtime, batch_size=batch, seed=0
@@ -146,7 +159,9 @@ def difference(batch: int, device: torch.device, function: Codes | None, wanted:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints one line an arm and batch."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batches", default="8,4096")
     parser.add_argument("--seconds", type=float, default=2.0)

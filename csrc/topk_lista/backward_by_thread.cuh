@@ -26,6 +26,8 @@ struct BackwardArguments {
   bool shared_input, threshold_per_step, need_encoder, need_recurrent, need_theta;
 };
 
+constexpr int kSets = 2;  // rows of a lane, from as many tiles: what it loads of a matrix serves both
+constexpr int kWarpRows = kSets * kTileRows;
 constexpr int kMostBackwardWarps = 8;  // of a block
 constexpr int kOuter = kFewAtoms;      // numbers of a 32 x 32 sum that a lane holds
 

@@ -5,14 +5,13 @@
 #include "forward_in_shared.cuh"
 #include "row_by_thread.cuh"
 
-// Forward of at most 32 atoms and many rows: a thread two rows, all steps in one kernel, the parameters of an
+// Forward of at most 32 atoms and many rows: a thread a row, all steps in one kernel, the parameters of an
 // expert in shared memory. Legend as in topk_lista.h.
 namespace stratcore::topk_lista {
 
 constexpr int kForwardThreads = 128, kForwardWarps = kForwardThreads / kWarp;
-constexpr int kForwardRows = kForwardWarps * kWarpRows;  // of a block
 
-// Shared memory in numbers: W^T [d, 32], S^T [32, 32], theta [steps, 32], two tiles a warp.
+// Shared memory in numbers: W^T [d, 32], S^T [32, 32], theta [steps, 32], a tile a warp.
 struct ForwardLayout {
   int dim, thresholds;
 
@@ -20,7 +19,7 @@ struct ForwardLayout {
   __host__ __device__ int recurrent() const { return padded_dim() * kFewAtoms; }
   __host__ __device__ int theta() const { return recurrent() + kFewAtoms * kFewAtoms; }
   __host__ __device__ int tiles() const { return theta() + thresholds * kFewAtoms; }
-  __host__ __device__ int64_t bytes() const { return (int64_t(tiles()) + kForwardWarps * kSets * kTile) * 4; }
+  __host__ __device__ int64_t bytes() const { return (int64_t(tiles()) + kForwardWarps * kTile) * 4; }
 };
 
 // Transposed, zeros beyond the atoms and the input.
@@ -99,34 +98,30 @@ __device__ inline void store_slots(const float* row, uint32_t kept, int32_t k, i
   }
 }
 
-// Codes of one step from u; their dense rows are left in the tiles.
+// Code of one step from u; its dense row is left in the tile.
 template <int kTop>
-__device__ inline void finish_step(const ForwardArguments& args, float (&u)[kSets][kFewAtoms],
-                                   const float* theta_row, int64_t flat, int64_t left, int32_t k, int lane,
+__device__ inline void finish_step(const ForwardArguments& args, float (&u)[kFewAtoms],
+                                   const float* theta_row, int64_t flat, bool present, int32_t k,
                                    float* own) {
-  float theta[kFewAtoms];
-  read_row(theta_row, theta);
-  const auto width = static_cast<int32_t>(args.width);
 #pragma unroll
-  for (int set = 0; set < kSets; ++set) {
-    const int64_t row = flat + set * kTileRows;
-    const bool present = lane + set * kTileRows < left;
+  for (int i = 0; i < kFewAtoms; i += kQuad) {
+    const float4 quad = *reinterpret_cast<const float4*>(theta_row + i);
+    const float theta[kQuad] = {quad.x, quad.y, quad.z, quad.w};
 #pragma unroll
-    for (int i = 0; i < kFewAtoms; ++i) {
-      const float left_over = copysignf(fabsf(u[set][i]) - theta[i], u[set][i]);
-      u[set][i] = fabsf(u[set][i]) <= theta[i] ? 0.0f : left_over;
-    }
-    if (args.support && present) store_support(u[set], args.support + row * args.atoms, args.atoms);
-    const uint32_t kept = keep_largest<kTop>(u[set], k);
-    write_row(u[set], own + set * kTile);
-    if (present) {
-      store_slots(own + set * kTile, kept, k, width, args.values + row * width, args.indices + row * width);
+    for (int j = 0; j < kQuad; ++j) {
+      const float left_over = copysignf(fabsf(u[i + j]) - theta[j], u[i + j]);
+      u[i + j] = fabsf(u[i + j]) <= theta[j] ? 0.0f : left_over;
     }
   }
+  if (args.support && present) store_support(u, args.support + flat * args.atoms, args.atoms);
+  const uint32_t kept = keep_largest<kTop>(u, k);
+  write_row(u, own);
+  const auto width = static_cast<int32_t>(args.width);
+  if (present) store_slots(own, kept, k, width, args.values + flat * width, args.indices + flat * width);
 }
 
 template <int kTop>
-__global__ void __launch_bounds__(kForwardThreads, 2)
+__global__ void __launch_bounds__(kForwardThreads, 4)
     forward_by_thread_kernel(ForwardArguments args, ExpertWidths widths, int64_t expert_begin) {
   extern __shared__ float4 aligned_memory[];
   float* shared = reinterpret_cast<float*>(aligned_memory);
@@ -134,49 +129,38 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   const int64_t expert = expert_begin + blockIdx.y;
   const int32_t k = widths.k[blockIdx.y];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  float* tiles = shared + layout.tiles() + warp * kSets * kTile;
-  float* own = tiles + lane * kPitch;
+  float* tile = shared + layout.tiles() + warp * kTile;
+  float* own = tile + lane * kPitch;
   load_parameters(args, layout, expert, shared);
   __syncthreads();
   const float* x = args.x + (args.shared_input ? 0 : expert * args.rows * args.dim);
   const bool x_aligned = args.dim % kQuad == 0, code_aligned = args.atoms % kQuad == 0;
-  for (int64_t start = int64_t(blockIdx.x) * kForwardRows + warp * kWarpRows; start < args.rows;
-       start += int64_t(gridDim.x) * kForwardRows) {
-    const int64_t left = args.rows - start;
-    float c[kSets][kFewAtoms] = {};
+  for (int64_t start = int64_t(blockIdx.x) * kForwardThreads + warp * kTileRows; start < args.rows;
+       start += int64_t(gridDim.x) * kForwardThreads) {
+    const int present = rows_present(args.rows - start, 0);
+    float c[1][kFewAtoms] = {};
     for (int first = 0; first < args.dim; first += kFewAtoms) {
       __syncwarp();
-#pragma unroll
-      for (int set = 0; set < kSets; ++set) {
-        load_tile(x + (start + set * kTileRows) * args.dim, args.dim, first,
-                  rows_present(left, set * kTileRows), x_aligned, lane, tiles + set * kTile);
-      }
+      load_tile(x + start * args.dim, args.dim, first, present, x_aligned, lane, tile);
       __syncwarp();
       add_product(c, own, min(layout.padded_dim() - first, kFewAtoms), shared + first * kFewAtoms, kFewAtoms);
     }
     for (int step = 0; step <= args.num_steps; ++step) {
-      float u[kSets][kFewAtoms];
+      float u[1][kFewAtoms];
 #pragma unroll
-      for (int set = 0; set < kSets; ++set) {
-#pragma unroll
-        for (int i = 0; i < kFewAtoms; ++i) u[set][i] = c[set][i];
-      }
+      for (int i = 0; i < kFewAtoms; ++i) u[0][i] = c[0][i];
       if (step > 0) add_product(u, own, kFewAtoms, shared + layout.recurrent(), kFewAtoms);
       const float* theta = shared + layout.theta() + (args.threshold_per_step ? step : 0) * kFewAtoms;
       const int64_t flat = (step * args.experts + expert) * args.rows + start + lane;
-      finish_step<kTop>(args, u, theta, flat, left, k, lane, own);
+      finish_step<kTop>(args, u[0], theta, flat, lane < present, k, own);
     }
     __syncwarp();
     float* dense = args.dense + (expert * args.rows + start) * args.atoms;
-#pragma unroll
-    for (int set = 0; set < kSets; ++set) {
-      store_tile(tiles + set * kTile, dense + set * kTileRows * args.atoms, args.atoms, 0,
-                 rows_present(left, set * kTileRows), code_aligned, lane);
-    }
+    store_tile(tile, dense, args.atoms, 0, present, code_aligned, lane);
   }
 }
 
-// Whether a thread two rows pays: float32, `classic`, one set of parameters for all steps, and rows for all
+// Whether a thread a row pays: float32, `classic`, one set of parameters for all steps, and rows for all
 // processors.
 inline bool fits_in_threads(const Sizes& sizes, const Parameters& in) {
   constexpr int64_t kFewestRows = 8192, kMostInputs = 256, kMostThresholds = 64;
@@ -191,7 +175,7 @@ inline Status forward_by_thread(const Sizes& sizes, const Parameters& in, const 
   const ForwardArguments args = forward_arguments(sizes, in, out);
   const ForwardLayout layout{args.dim, args.threshold_per_step ? args.num_steps + 1 : 1};
   const auto bytes = static_cast<int>(layout.bytes());
-  const int64_t tiles = (sizes.rows + kForwardRows - 1) / kForwardRows;
+  const int64_t tiles = (sizes.rows + kForwardThreads - 1) / kForwardThreads;
   for (int64_t begin = 0; begin < sizes.experts; begin += kExpertsPerLaunch) {
     const int64_t end = std::min<int64_t>(begin + kExpertsPerLaunch, sizes.experts);
     const ExpertWidths widths = widths_of(sizes, begin, end);
@@ -200,7 +184,7 @@ inline Status forward_by_thread(const Sizes& sizes, const Parameters& in, const 
     if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess) {
       return launch_status();
     }
-    const int64_t blocks = std::min<int64_t>(tiles, std::max<int64_t>(1, 2 * processors() / (end - begin)));
+    const int64_t blocks = std::min<int64_t>(tiles, std::max<int64_t>(1, 4 * processors() / (end - begin)));
     const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(end - begin));
     kernel<<<grid, kForwardThreads, bytes, stream_of(executor)>>>(args, widths, begin);
     const Status status = launch_status();

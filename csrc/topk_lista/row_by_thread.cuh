@@ -5,15 +5,12 @@
 #include "topk_lista.h"
 #include "topk_lista_math.h"
 
-// What forward and backward of at most 32 atoms share: a thread has two rows, their 32 numbers in registers,
-// so that what it loads of a matrix serves both; a warp has tiles of 32 rows in shared memory, through which
-// rows and columns change places.
+// What forward and backward of at most 32 atoms share: a thread has one row or two, their 32 numbers in
+// registers; a warp has tiles of 32 rows in shared memory, through which rows and columns change places.
 namespace stratcore::topk_lista {
 
-constexpr int kFewAtoms = 32;     // registers of a row
-constexpr int kTileRows = kWarp;  // a row a lane
-constexpr int kSets = 2;          // rows of a lane, from as many tiles
-constexpr int kWarpRows = kSets * kTileRows;
+constexpr int kFewAtoms = 32;          // registers of a row
+constexpr int kTileRows = kWarp;       // a row a lane
 constexpr int kPitch = kFewAtoms + 4;  // of a tile: quads of neighboring rows lie in other banks
 constexpr int kTile = kTileRows * kPitch;
 
@@ -55,8 +52,9 @@ __device__ inline void write_row(const float (&value)[kFewAtoms], float* row) {
   }
 }
 
-// The rows' sums += own[0..count) @ matrix, whose rows of 32 lie `pitch` apart; count is a multiple of 4.
-// `own` is the lane's row in the first tile.
+// The sums of a lane's rows, one in each of kSets tiles, += own[0..count) @ matrix, whose rows of 32 lie
+// `pitch` apart; count is a multiple of 4. `own` is the lane's row in the first tile.
+template <int kSets>
 __device__ inline void add_product(float (&sum)[kSets][kFewAtoms], const float* own, int count,
                                    const float* matrix, int pitch) {
 #pragma unroll 1

@@ -42,12 +42,9 @@ struct WarpRow {
   __device__ uint32_t before() const { return (1u << lane) - 1; }
 
   // All loads of a kind together, without a store between two of them.
-  __device__ void load(const float* first) {
+  __device__ void load(const float* first, const float* second, const float* theta) {
 #pragma unroll
     for (int j = 0; j < kPer; ++j) h[j] = inside(j) ? first[at(j)] : 0.0f;
-  }
-
-  __device__ void threshold(const float* second, const float* theta) {
     if (second) {
 #pragma unroll
       for (int j = 0; j < kPer; ++j) h[j] += inside(j) ? second[at(j)] : 0.0f;
@@ -202,20 +199,21 @@ struct WarpRow {
   }
 };
 
-// Rows of up to 512 entries leave registers for the next row, which is loaded while this one is searched.
-template <int kPer>
-constexpr bool kLoadsAhead = kPer <= 16;
-
-template <int kPer>
-constexpr int kWarpBlocks = kPer <= 8 ? 4 : 3;  // resident on a multiprocessor
-
 template <int kPer, bool kFull, class S>
-__device__ void select_row(const SelectArguments<float, S>& args, const ExpertWidths& widths, int64_t flat,
-                           WarpRow<kPer, kFull>& row, Candidates& list) {
+__global__ void __launch_bounds__(kThreads, kPer > 16 ? 3 : 4)
+    select_by_warp_kernel(SelectArguments<float, S> args, ExpertWidths widths) {
+  __shared__ Candidates lists[kThreads / kWarp];
+  const int64_t flat =
+      args.expert_begin * args.rows + int64_t(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
+  if (flat >= args.expert_end * args.rows) return;
+  Candidates& list = lists[threadIdx.x / kWarp];
+  WarpRow<kPer, kFull> row;
+  row.lane = threadIdx.x % kWarp;
+  row.atoms = static_cast<int32_t>(args.atoms);
   const int64_t expert = args.expert_of(flat), offset = flat * args.atoms;
   row.k = args.k_of(expert, widths);
-  row.threshold(args.second ? args.second + offset : nullptr,
-                args.theta ? args.theta + expert * args.atoms : nullptr);
+  row.load(args.first + offset, args.second ? args.second + offset : nullptr,
+           args.theta ? args.theta + expert * args.atoms : nullptr);
   if (args.support) row.store_support(args.support + offset);
   float* values = args.values + flat * args.width;
   int32_t* indices = args.indices + flat * args.width;
@@ -227,35 +225,6 @@ __device__ void select_row(const SelectArguments<float, S>& args, const ExpertWi
       count <= kWarp ? row.rank(list, count, values, indices) : row.search(largest, low, values, indices);
   if (row.k < args.width) row.fill(last, static_cast<int32_t>(args.width), values, indices);
   row.store(last, ordinary, args.dense + offset);
-}
-
-template <int kPer, bool kFull, class S>
-__global__ void __launch_bounds__(kThreads, kWarpBlocks<kPer>)
-    select_by_warp_kernel(SelectArguments<float, S> args, ExpertWidths widths) {
-  __shared__ Candidates lists[kThreads / kWarp];
-  Candidates& list = lists[threadIdx.x / kWarp];
-  const int64_t end = args.expert_end * args.rows, stride = int64_t(gridDim.x) * (kThreads / kWarp);
-  int64_t flat =
-      args.expert_begin * args.rows + int64_t(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
-  if (flat >= end) return;
-  WarpRow<kPer, kFull> row;
-  row.lane = threadIdx.x % kWarp;
-  row.atoms = static_cast<int32_t>(args.atoms);
-  row.load(args.first + flat * args.atoms);
-  if constexpr (!kLoadsAhead<kPer>) {  // the grid has a warp for every row
-    select_row(args, widths, flat, row, list);
-    return;
-  }
-  while (true) {
-    WarpRow<kPer, kFull> ahead = row;
-    const int64_t next = flat + stride;
-    if (next < end) ahead.load(args.first + next * args.atoms);
-    select_row(args, widths, flat, row, list);
-    if (next >= end) return;
-    __syncwarp();  // the list has been read
-    flat = next;
-    row = ahead;
-  }
 }
 
 }  // namespace stratcore::topk_lista

@@ -103,11 +103,10 @@ template <int kPer, class S>
 Status by_warp(const SelectArguments<float, S>& args, const ExpertWidths& widths, cudaStream_t stream) {
   const int64_t rows = (args.expert_end - args.expert_begin) * args.rows;
   constexpr int kRows = kThreads / kWarp;  // of a block
-  int64_t blocks = (rows + kRows - 1) / kRows;
-  if (kLoadsAhead<kPer>) blocks = std::min<int64_t>(blocks, kWarpBlocks<kPer> * processors());
+  const auto blocks = static_cast<unsigned>((rows + kRows - 1) / kRows);
   const auto kernel = args.atoms == kPer * kWarp ? select_by_warp_kernel<kPer, true, S>
                                                  : select_by_warp_kernel<kPer, false, S>;
-  kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(args, widths);
+  kernel<<<blocks, kThreads, 0, stream>>>(args, widths);
   return launch_status();
 }
 

@@ -36,6 +36,7 @@ class KeyGradient {
           const int query = tile * kCols, count = min(kCols, queries - query);
           describe_tile(problem_, rows, box_at(problem_.lattice, problem_.query_base + query, count), tile,
                         note);
+          note.ring &= !kInPlanes<S>;
           note.repeat = repeat;
           note.empty = sums.empty[pair_of(repeat) * tiles.count() + tile];
           note.limited = key_limit(problem_, query) < first_ + Shared::kRows;
@@ -74,11 +75,12 @@ class KeyGradient {
     write_pattern(shared.pattern, problem_, problem_.key_base + first_, box(), problem_.query_base,
                   static_cast<int>(threadIdx.x), kComputing);
     named_wait<kComputing>(kAllGroups);
+    named_arrive<kComputing + 32>(kPlaced);
     if constexpr (kAll) {
       shared.write_coordinates(problem_.lattice.axes);
       fence_shared_to_async();
+      named_wait<kComputing>(kAllGroups);
     }
-    named_wait<kComputing + 32>(kPlaced);
   }
 
   // The warp that works out what exponents have of a tile's columns and rows.
@@ -96,8 +98,8 @@ class KeyGradient {
         shared.numbers[at][col] = column_number(shared.pattern, *note, slope, col) - shared.lse[at][col];
       for (int row = lane; row < Shared::kRows; row += 32)
         shared.row_numbers[at][row] = row_number(shared.pattern, *note, slope, row);
-      __syncwarp();
-      if (lane == 0) barrier_arrive(&shared.numbered[at]);
+      barrier_arrive(&shared.numbered[at]);
+      barrier_arrive(&shared.empty[at]);
     }
   }
 
@@ -204,20 +206,27 @@ class KeyGradient {
                         problem_.keys, problem_.dim, lane, grad_v, one);
   }
 
- private:
+ protected:
   static constexpr int kAllGroups = 1, kSecondStarts = 2, kPlaced = 3;  // named barriers
 
   // Queries without weights take no part, even where the gradient of their output is not a number. Both
   // groups agree.
   __device__ __forceinline__ static void drop_columns(const float (&lse)[kCols],
-                                                      Sliced<S, E, kCols>& outputs) {
+                                                      RowTile<S, E, kCols>& outputs) {
+    if constexpr (kInPlanes<S>)
+      for (auto& plane : outputs.plane) clear_columns(lse, plane);
+    else
+      clear_columns(lse, outputs);
+    fence_shared_to_async();
+    named_wait<kGroup * Shared::kGroups>(kAllGroups);
+  }
+  __device__ __forceinline__ static void clear_columns(const float (&lse)[kCols],
+                                                       Sliced<Multiplied<S>, E, kCols>& outputs) {
     for (int at = static_cast<int>(threadIdx.x); at < E / kSlice * kCols; at += kGroup * Shared::kGroups) {
       if (lse[at % kCols] != INFINITY) continue;
       uint4* row = reinterpret_cast<uint4*>(outputs.slice[at / kCols][at % kCols]);
       for (int i = 0; i < kSlice / 8; ++i) row[i] = make_uint4(0, 0, 0, 0);
     }
-    fence_shared_to_async();
-    named_wait<kGroup * Shared::kGroups>(kAllGroups);
   }
 
   __device__ static void start_slopes() {
@@ -326,14 +335,14 @@ class KeyGradient {
   int group_, first_, repeats_, length_;
 };
 
-template <class S, int E, bool kAll>
+template <class S, int E, class Block>
 __device__ __forceinline__ void key_block(const Prepared& problem, const Gradients& gradients,
                                           const RowSums& sums, const BackwardMaps& maps) {
   using Shared = KeyWgmma<S, E>;
   const int blocks = (static_cast<int>(problem.keys) + Shared::kRows - 1) / Shared::kRows;
   const int group = static_cast<int>(blockIdx.x) / blocks;
   const int first = (static_cast<int>(blockIdx.x) - group * blocks) * Shared::kRows;
-  const KeyGradient<S, E, kAll> block(problem, group, first);
+  const Block block(problem, group, first);
   if (threadIdx.x == 0) Shared::here().init();
   __syncthreads();
   const int warpgroup = uniform(static_cast<int>(threadIdx.x) / kGroup);
@@ -357,9 +366,9 @@ __global__ void __launch_bounds__(KeyWgmma<S, E>::kThreads, 1)
                      const __grid_constant__ RowSums sums, const __grid_constant__ BackwardMaps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   if constexpr (kRing)
-    key_block<S, E, kAll>(plain_ring(problem), gradients, sums, maps);
+    key_block<S, E, KeyGradient<S, E, kAll>>(plain_ring(problem), gradients, sums, maps);
   else
-    key_block<S, E, kAll>(problem, gradients, sums, maps);
+    key_block<S, E, KeyGradient<S, E, kAll>>(problem, gradients, sums, maps);
 #endif
 }
 

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "backward_mma.cuh"
-#include "tile_pipeline.cuh"
+#include "plane_tiles.cuh"
 
 // The backward on sm_90a for 16-bit types and heads of up to 128: as by mma.sync one kernel that holds
 // queries, here, and one that holds keys, in backward_keys_wgmma.cuh: the same bits on every run. A block
@@ -17,8 +17,8 @@ template <class S, int Width>
 struct alignas(1024) BackwardWgmma {
   static constexpr int kCols = 64, kGroups = 2, kRows = 64 * kGroups, kThreads = kGroup * (1 + kGroups);
 
-  Sliced<S, Width, kRows> row[2];
-  Sliced<S, Width, kCols> col[kStages][2];
+  RowTile<S, Width, kRows> row[2];
+  RowTile<S, Width, kCols> col[kStages][2];
   Pattern<kRows, kCols> pattern;
   NoteQueue notes;
   float slopes[4 * kGroups][kMaxAxes];
@@ -41,7 +41,8 @@ struct alignas(1024) BackwardWgmma {
   }
 };
 
-// What exponents have of a column and of a row, but for log-sums, of tiles of one ring; else 0.
+// What exponents have of a column and of a row, but for log-sums, of tiles of one ring; else 0. Not for
+// planes: their sum is rounded at the size of the tile.
 template <int Rows, int Cols>
 __device__ __forceinline__ float column_number(const Pattern<Rows, Cols>& pattern, const TileNote& note,
                                                float slope, int col) {
@@ -143,6 +144,7 @@ class QueryGradient {
         const int key = (base + lane) * kCols, count = min(kCols, static_cast<int>(problem_.keys) - key);
         describe_tile(problem_, rows, box_at(problem_.lattice, problem_.key_base + key, count), base + lane,
                       note);
+        note.ring &= !kInPlanes<S>;
         note.limited = key + kCols > whole;
       });
     }
@@ -179,7 +181,7 @@ class QueryGradient {
     }
     const bool empty = __any_sync(0xffffffffu, lse[0] == INFINITY || lse[1] == INFINITY);
     float grad[E / 8][4] = {}, slopes[kMaxAxes] = {}, scores[kTiles][4], products[kTiles][4];
-    uint32_t packed[kCols / 16][4];
+    Factors<S, kCols / 16> packed;
     NoteReader notes;
     int given = 0;
     barrier_wait(&shared.rows_full, 0);
@@ -196,7 +198,7 @@ class QueryGradient {
                                 row_number(shared.pattern, *note, slope, rows.within + 8) - lse[1]};
       wgmma_wait<1>();
       hold(scores);
-      hold(grad);
+      if constexpr (!kInPlanes<S>) hold(grad);
       if (given > 0) barrier_arrive(&shared.empty[(given - 1) % kStages]);
       weigh<false, S>(
           problem_, [&] { return head_; }, shared.pattern, *note, rows, lane,
@@ -214,9 +216,7 @@ class QueryGradient {
         for (int a = 0; a < kMaxAxes; ++a) slopes[a] += a == axis ? share : 0.0f;
       });
       pack<S>(products, packed);
-      wgmma_fence();
-      add_product(grad, packed, shared.col[at][0]);
-      wgmma_commit();
+      add_keys(grad, scores, packed, at);
       ++given;
     }
     wgmma_wait<0>();
@@ -228,6 +228,24 @@ class QueryGradient {
   }
 
  private:
+  // grad += gradients of the scores, packed, times the keys at stage `at`; in planes done at once, by way of
+  // `sums`.
+  __device__ __forceinline__ static void add_keys(float (&grad)[E / 8][4], float (&sums)[kTiles][4],
+                                                  const Factors<S, kCols / 16>& packed, int at) {
+    Shared& shared = Shared::here();
+    wgmma_fence();
+    if constexpr (kInPlanes<S>) {
+      multiply_factors(sums, packed, shared.col[at][0]);
+      wgmma_commit();
+      wgmma_wait<0>();
+      hold(sums);
+      add_sums(grad, sums);
+    } else {
+      add_product(grad, packed, shared.col[at][0]);
+      wgmma_commit();
+    }
+  }
+
   // The block's share of the gradient of the slopes, from those of the lanes, in a fixed order.
   __device__ void share_slopes(const float (&slopes)[kMaxAxes], const RowSums& sums, int warp,
                                int lane) const {

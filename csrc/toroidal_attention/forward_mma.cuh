@@ -61,7 +61,7 @@ struct ForwardStep {
     score<false>(problem, head, shared.places, shared.sites, shared.mask, rows, tile * kCols, limited, lane,
                  scores);
     float factor[2];
-    sums.absorb(scores, {0.0f, 0.0f}, factor);
+    sums.absorb(scores, {0.0f, 0.0f}, {0.0f, 0.0f}, factor);
     sums.rescale(factor);
     copies_wait<0>();
     __syncthreads();

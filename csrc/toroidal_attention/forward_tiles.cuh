@@ -1,7 +1,7 @@
 #pragma once
 
+#include "plane_tiles.cuh"
 #include "softmax.cuh"
-#include "tile_pipeline.cuh"
 
 // How tiles of keys and values come to a block of the forward on sm_90a: what it has in shared memory, the
 // warp that describes tiles and the thread that fetches them.
@@ -14,19 +14,24 @@ struct ForwardMaps {
 
 template <class S, int Width, bool kSmall>
 struct alignas(1024) ForwardWgmma {
-  static constexpr int kCols = kSmall || Width == 256 ? 64 : 128;  // keys of a tile
+  static constexpr int kCols = kSmall || kInPlanes<S> || Width == 256 ? 64 : 128;  // keys of a tile
   // Warpgroups that compute. Narrow heads have little to multiply beside the powers of two, and need few
   // registers.
-  static constexpr int kGroups = kSmall ? 1 : Width == 64 ? 3 : 2;
+  static constexpr int kGroups = kSmall ? 1 : Width == 64 && !kInPlanes<S> ? 3 : 2;
   static constexpr int kBlocks = !kSmall ? 1 : Width == 64 ? 3 : 2;  // of a processor
   // Registers of a thread that computes, and of the others.
-  static constexpr int kComputing = kSmall ? (Width == 64 ? 120 : 216) : kGroups == 2 ? 224 : 160;
-  static constexpr int kServing = kSmall ? 40 : kGroups == 2 ? 56 : 32;
+  static constexpr int kComputing = kSmall         ? (Width == 64 ? 120 : 216)
+                                    : kGroups == 2 ? (kInPlanes<S> ? 224 : 232)
+                                                   : 160;
+  static constexpr int kServing = kSmall ? 40 : kGroups == 2 ? (kInPlanes<S> ? 56 : 40) : 32;
   static constexpr int kRows = 64 * kGroups;
   static constexpr int kThreads = kGroup * (1 + kGroups);
-  using KeyTile = Sliced<S, Width, kCols>;
+  // Tiles that are looked at before the others are judged: so many that every row has had its nearest keys,
+  // where tiles are narrower than blocks.
+  static constexpr int kFirst = kInPlanes<S> ? kRows / kCols : 1;
+  using KeyTile = RowTile<S, Width, kCols>;
 
-  Sliced<S, Width, kRows> q;
+  RowTile<S, Width, kRows> q;
   KeyTile k[kStages], v[kStages];
   Pattern<kRows, kCols> pattern;
   float col[2][kMaxAxes][kCols];  // coordinates of the pattern times slope and times -slope of the axis
@@ -75,8 +80,8 @@ __device__ __forceinline__ void fetch_tile(const QueryBlock& block, const Forwar
   shared.v[at].fetch(maps.v, &shared.v_full[at], key, block.head.kv_head, block.head.batch);
 }
 
-// The warp that describes, and fetches the first tile. Where tiles may be left out, that one is looked at
-// before the others are judged, but for those that are wanted whatever it says.
+// The warp that describes, and fetches the first tile. Where tiles may be left out, the first are looked at
+// before the others are judged, but for those that are wanted whatever they say.
 template <class Shared>
 __device__ void describe_keys(const QueryBlock& block, const ForwardMaps& maps, int32_t* tile_counts) {
   constexpr int kCols = Shared::kCols;
@@ -98,7 +103,7 @@ __device__ void describe_keys(const QueryBlock& block, const ForwardMaps& maps, 
   bool judged = !tiles.skipping(), sure = false;
   for (int base = 0; base < tiles.count();) {
     const int tile = tiles.at(nearest, base + lane);
-    const bool wanted = tiles.wants(tile) || (!judged && lane == 0);
+    const bool wanted = tiles.wants(tile) || (!judged && lane < Shared::kFirst && tile < tiles.count());
     give(tile, wanted && !sure);
     sure = !judged && wanted;
     if (judged) {

@@ -2,18 +2,20 @@
 
 #include "forward_tiles.cuh"
 
-// The forward on sm_90a for 16-bit types. A block holds 128 queries of one head (192 where heads are narrow),
-// 64 a warpgroup. The scores of a tile are made while the values of the tile before are summed, and one
-// warpgroup's softmax runs while the others' products do. Where a head looks at few tiles, beginning and end
-// of a block take longer than they do: then blocks are small, of 64 queries, and several share a processor.
+// The forward on sm_90a for 16-bit types, and for float32 in planes. A block holds 128 queries of one head
+// (192 where heads are narrow), 64 a warpgroup. The scores of a tile are made while the values of the tile
+// before are summed, and one warpgroup's softmax runs while the others' products do. Where a head looks at
+// few tiles, beginning and end of a block take longer than they do: then blocks are small, of 64 queries, and
+// several share a processor.
 namespace stratcore::toroidal_attention {
 
-// A warpgroup that computes.
-template <class S, int E, bool kSmall>
+// A warpgroup that computes. kRing: of_plain_ring.
+template <class S, int E, bool kRing, bool kSmall>
 class ForwardGroup {
  public:
   using Shared = ForwardWgmma<S, E, kSmall>;
   static constexpr int kCols = Shared::kCols, kTiles = kCols / 8, kGroups = Shared::kGroups;
+  static constexpr bool kReadsCols = !kRing && !kInPlanes<S>;  // shared.col
 
   __device__ ForwardGroup(const QueryBlock& block, int group)
       : b_(block), group_(group), lane_(static_cast<int>(threadIdx.x) % 32),
@@ -25,12 +27,13 @@ class ForwardGroup {
     Shared& shared = Shared::here();
     if (group_ == kGroups - 1) pass_turn();
     float scores[kTiles][4], factor[2], reach[2];
-    uint32_t weights[kCols / 16][4] = {};  // of the tile before; at first nothing times the tile's own values
+    Factors<S, kCols / 16> weights = {};  // of the tile before; at first nothing times the tile's own values
     NoteReader notes;
     barrier_wait(&shared.q_full, 0);
     const TileNote* note = notes.next(shared.notes);
     if (!note) return;
     const bool skipping = may_skip(b_.problem, b_.head);
+    const unsigned judging = first_tiles() - 1;
     unsigned done = 0, before = 0;  // tiles with weights; the last one's place
     do {
       const unsigned at = done % kStages;
@@ -40,7 +43,7 @@ class ForwardGroup {
       barrier_wait(&shared.v_full[before], done > 0 ? (done - 1) / kStages % 2 : 0);
       multiply_values(weights, before);
       pass_turn();
-      const bool judges = skipping && done == 0;
+      const bool judges = skipping && done == judging;
       if (judges) bound_scores(key_norms, reach);
       wgmma_wait<1>();
       hold(scores);
@@ -49,9 +52,9 @@ class ForwardGroup {
       if (judges) judge(reach);
       after_weights();
       wgmma_wait<0>();
-      hold(sums.value);
+      take_values();
       if (done > 0) barrier_arrive(&shared.v_empty[before]);
-      sums.rescale(factor);
+      if (__any_sync(kFullWarp, factor[0] != 1.0f || factor[1] != 1.0f)) sums.rescale(factor);
       pack<S>(scores, weights);
       before = at;
       ++done;
@@ -59,7 +62,7 @@ class ForwardGroup {
     barrier_wait(&shared.v_full[before], (done - 1) / kStages % 2);
     multiply_values(weights, before);
     wgmma_wait<0>();
-    hold(sums.value);
+    take_values();
   }
 
   __device__ void store(const Output& out, int pair) {
@@ -74,13 +77,23 @@ class ForwardGroup {
     }
     S* data = static_cast<S*>(out.out) + b_.head.batch * out.out_strides.batch +
               b_.head.head * out.out_strides.head;
-    named_wait<kGroup>(kStaged + group_);  // no warp reads queries any more
-    store_rows_by<S, E>(Shared::here().q, data, out.out_strides.row, rows_, queries, b_.problem.dim, lane_,
-                        sums.value, factor);
+    if constexpr (kInPlanes<S>) {
+      store_rows<S, E>(data, out.out_strides.row, rows_, queries, b_.problem.dim, lane_, sums.value, factor);
+    } else {
+      named_wait<kGroup>(kStaged + group_);  // no warp reads queries any more
+      store_rows_by<S, E>(Shared::here().q, data, out.out_strides.row, rows_, queries, b_.problem.dim, lane_,
+                          sums.value, factor);
+    }
   }
 
  private:
   static constexpr int kTurn = 1, kStaged = 4;  // named barriers: of group 0, 1, ..
+
+  // After which the others are judged.
+  __device__ unsigned first_tiles() const {
+    if constexpr (Shared::kFirst == 1) return 1;
+    return min(Shared::kFirst, (key_limit(b_.problem, b_.last) + kCols - 1) / kCols);
+  }
 
   __device__ void take_turn() const {
     if constexpr (kGroups > 1) named_wait<2 * kGroup>(kTurn + group_);
@@ -96,15 +109,28 @@ class ForwardGroup {
     wgmma_commit();
   }
 
-  __device__ __forceinline__ void multiply_values(const uint32_t (&weights)[kCols / 16][4], unsigned at) {
+  __device__ __forceinline__ void multiply_values(const Factors<S, kCols / 16>& weights, unsigned at) {
     wgmma_fence();
-    add_product(sums.value, weights, Shared::here().v[at]);
+    if constexpr (kInPlanes<S>)
+      multiply_factors(products_, weights, Shared::here().v[at]);
+    else
+      add_product(sums.value, weights, Shared::here().v[at]);
     wgmma_commit();
   }
 
-  // Products become scores, but for `row` of each row.
+  // After that product.
+  __device__ __forceinline__ void take_values() {
+    if constexpr (kInPlanes<S>) {
+      hold(products_);
+      add_sums(sums.value, products_);
+    } else {
+      hold(sums.value);
+    }
+  }
+
+  // Products become scores, but for `row` of each row and `col` of even and odd columns.
   __device__ __forceinline__ void add_simple(float (&scores)[kTiles][4], const TileNote& note,
-                                             float (&row)[2]) const {
+                                             float (&row)[2], float (&col)[2]) const {
     const Shared& shared = Shared::here();
     float scale = float(b_.problem.scale) * kLog2e;  // until it is used
 #pragma unroll 1
@@ -116,12 +142,19 @@ class ForwardGroup {
       const bool linear = note.form[axis] == AxisForm::kLinear;
       const float2* cols =
           reinterpret_cast<const float2*>(shared.col[linear && sign < 0.0f][axis]) + lane_ % 4;
+      // On a ring a column's coordinate is its number, 8 n + own: quicker worked out than loaded.
+      const float step = linear && sign < 0.0f ? -slope : slope;
+      const float own[2] = {step * float(lane_ % 4 * 2), step * float(lane_ % 4 * 2 + 1)};
       if (linear) {
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
-          const float2 col = cols[4 * n];
+          const float2 at = kRing ? make_float2(8.0f * n * step, 8.0f * n * step) : cols[4 * n];
 #pragma unroll
-          for (int e = 0; e < 4; ++e) scores[n][e] = fmaf(scores[n][e], scale, e % 2 ? col.y : col.x);
+          for (int e = 0; e < 4; ++e) scores[n][e] = fmaf(scores[n][e], scale, e % 2 ? at.y : at.x);
+        }
+        if constexpr (kRing) {
+          col[0] = own[0];
+          col[1] = own[1];
         }
 #pragma unroll
         for (int r = 0; r < 2; ++r) row[r] -= slope * fmaf(sign, place[r], base);
@@ -129,10 +162,11 @@ class ForwardGroup {
         const float turned = slope < 0.0f ? sign : -sign, scaled[2] = {slope * place[0], slope * place[1]};
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
-          const float2 col = cols[4 * n];
+          const float2 at =
+              kRing ? make_float2(fmaf(step, 8.0f * n, own[0]), fmaf(step, 8.0f * n, own[1])) : cols[4 * n];
 #pragma unroll
           for (int e = 0; e < 4; ++e)
-            scores[n][e] = fmaf(scores[n][e], scale, turned * fabsf(scaled[e / 2] - (e % 2 ? col.y : col.x)));
+            scores[n][e] = fmaf(scores[n][e], scale, turned * fabsf(scaled[e / 2] - (e % 2 ? at.y : at.x)));
         }
 #pragma unroll
         for (int r = 0; r < 2; ++r) row[r] -= slope * base;
@@ -144,19 +178,32 @@ class ForwardGroup {
   // Products become weights.
   __device__ __forceinline__ void finish_scores(float (&scores)[kTiles][4], const TileNote& note,
                                                 float (&factor)[2]) {
-    const Problem& problem = b_.problem;
+    const Prepared& problem = b_.problem;
     const int first = note.tile * kCols;
-    float row[2] = {};
-    if (note.simple) {
-      add_simple(scores, note, row);
+    float row[2] = {}, col[2] = {};
+    if constexpr (kInPlanes<S>) {  // a row's number plus a column's would be rounded at the size of the tile
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) scores[n][e] *= problem.factor;
+      each_part_of<kTiles>(
+          problem, Shared::here().pattern, note, rows_.within, lane_,
+          [&](int axis, int n, int e, float part) {
+            scores[n][e] = fmaf(-b_.head.slope(axis), part, scores[n][e]);
+          },
+          [](int) {});
+    } else if (note.simple) {
+      add_simple(scores, note, row, col);
     } else {
       const MovedPairs<Shared::kRows, kCols> pairs{Shared::here().pattern, note, rows_.within,
                                                    of_chords(problem.metric)};
       scale_and_bias(problem, b_.head, pairs, lane_, scores);
     }
     add_mask<S, false>(problem, b_.head, rows_, first, lane_, scores);
-    if (first + kCols > whole_) hide<false>(nullptr, rows_, first, lane_, scores);
-    sums.absorb(scores, row, factor);
+    if (first + kCols > whole_)  // rarely: what rows see is worked out anew, for it would take registers
+      hide<false>(nullptr, RowInfo::of<false>(problem, b_.first, 4 * group_ + warp_, lane_), first, lane_,
+                  scores);
+    sums.absorb(scores, row, col, factor);
   }
 
   // Sums of weights are never negative, but the compiler does not know: else it moves the wait for the
@@ -171,10 +218,19 @@ class ForwardGroup {
     float sum = 0.0f;
     for (int slice = 0; slice < E / kSlice; ++slice) {
       for (int chunk = lane_ % 4; chunk < kSlice / 8; chunk += 4) {  // wherever the swizzle put them
-        const uint4 bits = *reinterpret_cast<const uint4*>(&Shared::here().q.slice[slice][row][chunk * 8]);
-        const S* values = reinterpret_cast<const S*>(&bits);
+        float values[8] = {};
+        const auto add = [&](const auto& rows) {
+          const auto* place = &rows.slice[slice][row][chunk * 8];
+          const uint4 bits = *reinterpret_cast<const uint4*>(place);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) sum += float(values[i]) * float(values[i]);
+          for (int i = 0; i < 8; ++i) values[i] += float(reinterpret_cast<decltype(place)>(&bits)[i]);
+        };
+        if constexpr (kInPlanes<S>)
+          for (const auto& plane : Shared::here().q.plane) add(plane);
+        else
+          add(Shared::here().q);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum += values[i] * values[i];
       }
     }
     return sqrtf(row_sum(sum)) * fabsf(float(b_.problem.scale)) * kLog2e * kNormMargin;
@@ -207,13 +263,14 @@ class ForwardGroup {
   int group_, lane_, warp_;
   RowInfo rows_;
   int whole_;
+  float products_[kInPlanes<S> ? E / 8 : 1][4];  // of planes: sums over a tile
 
  public:
   Softmax<E / 8> sums;
 };
 
 // Where rows and columns lie, by the groups that compute: the others begin meanwhile.
-template <class Shared>
+template <class Shared, bool kCols>
 __device__ inline void write_places(const QueryBlock& block) {
   constexpr int kThreads = kGroup * Shared::kGroups, kWritten = 8;
   Shared& shared = Shared::here();
@@ -223,7 +280,7 @@ __device__ inline void write_places(const QueryBlock& block) {
                 thread, kThreads);
 #pragma unroll
   for (int axis = 0; axis < kMaxAxes; ++axis) {
-    if (axis >= problem.lattice.axes) continue;
+    if (!kCols || axis >= problem.lattice.axes) continue;
     for (int col = thread; col < Shared::kCols; col += kThreads) {  // the thread's own
       const float scaled = block.head.slope(axis) * shared.pattern.col_place[axis][col].x;
       shared.col[0][axis][col] = scaled;
@@ -248,7 +305,7 @@ __device__ __forceinline__ void forward_block(const Prepared& problem, const Out
   const int group = static_cast<int>(threadIdx.x) / kGroup;
   if (group < Shared::kGroups) {
     take_registers<Shared::kComputing>();
-    write_places<Shared>(block);
+    write_places<Shared, Group::kReadsCols>(block);
     Group computing(block, group);
     computing.run(key_norms);
     computing.store(out, pair);
@@ -260,6 +317,10 @@ __device__ __forceinline__ void forward_block(const Prepared& problem, const Out
   if (warp == 1) describe_keys<Shared>(block, maps, out.tiles + 2 * pair);
 }
 
+// Whether some heads go by small blocks.
+template <class S, int E>
+constexpr bool kHasSmall = !kInPlanes<S> && E <= 128;
+
 // kRing: of_plain_ring. Heads of rings are shared out between large and small blocks.
 template <class S, int E, bool kRing, bool kSmall>
 __global__ void __launch_bounds__(ForwardWgmma<S, E, kSmall>::kThreads, ForwardWgmma<S, E, kSmall>::kBlocks)
@@ -267,13 +328,13 @@ __global__ void __launch_bounds__(ForwardWgmma<S, E, kSmall>::kThreads, ForwardW
                          const __grid_constant__ ForwardMaps maps, const float* key_norms) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Shared = ForwardWgmma<S, E, kSmall>;
-  using Group = ForwardGroup<S, E, kSmall>;
+  using Group = ForwardGroup<S, E, kRing, kSmall>;
   const int blocks = (static_cast<int>(problem.queries) + Shared::kRows - 1) / Shared::kRows;
   const int pair = static_cast<int>(blockIdx.x) / blocks;
   if constexpr (kRing) {
     const Prepared ring = plain_ring(problem);
     const Head head = head_of(ring, pair);
-    if (E <= 128 && looks_at_few(ring, head) != kSmall) return;
+    if (kHasSmall<S, E> && looks_at_few(ring, head) != kSmall) return;
     forward_block<Shared, Group>(ring, out, maps, key_norms, pair, head);
   } else {
     forward_block<Shared, Group>(problem, out, maps, key_norms, pair, head_of(problem, pair));

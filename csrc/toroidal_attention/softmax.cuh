@@ -10,30 +10,38 @@ struct Softmax {
   float maximum[2] = {-INFINITY, -INFINITY}, weight[2] = {};  // weight: of this lane alone
   float value[N][4] = {};
 
-  // Scores, less `row` of each row, become weights. What was summed so far belongs to the maximum before:
-  // `value` is to be multiplied by `factor`, `weight` already is.
+  // Scores, less `row` of each row and `col` of even and odd columns, become weights. What was summed so far
+  // belongs to the maximum before: `value` is to be multiplied by `factor`, `weight` already is.
   template <int M>
-  __device__ __forceinline__ void absorb(float (&scores)[M][4], const float (&row)[2], float (&factor)[2]) {
+  __device__ __forceinline__ void absorb(float (&scores)[M][4], const float (&row)[2], const float (&col)[2],
+                                         float (&factor)[2]) {
+    float largest[2][2], shift[2][2], share[2][2] = {};  // of even and odd columns, so that sums wait less
+#pragma unroll
+    for (int i = 0; i < 4; ++i) largest[i / 2][i % 2] = scores[0][i];
+#pragma unroll
+    for (int n = 1; n < M; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) largest[i / 2][i % 2] = fmaxf(largest[i / 2][i % 2], scores[n][i]);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float largest = -INFINITY;
-#pragma unroll
-      for (int n = 0; n < M; ++n) largest = fmaxf(largest, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
-      largest = fmaxf(maximum[r], row_max(largest) + row[r]);
-      const float base = largest == -INFINITY ? 0.0f : largest;
+      const float both = fmaxf(largest[r][0] + col[0], largest[r][1] + col[1]);
+      const float most = fmaxf(maximum[r], row_max(both) + row[r]);
+      const float base = most == -INFINITY ? 0.0f : most;
       factor[r] = power_of_two(maximum[r] - base);
-      maximum[r] = largest;
-      weight[r] *= factor[r];
-      const float shift = base - row[r];
+      maximum[r] = most;
 #pragma unroll
-      for (int n = 0; n < M; ++n) {
+      for (int e = 0; e < 2; ++e) shift[r][e] = base - row[r] - col[e];
+    }
 #pragma unroll
-        for (int e = 2 * r; e < 2 * r + 2; ++e) {
-          scores[n][e] = power_of_two(scores[n][e] - shift);
-          weight[r] += scores[n][e];
-        }
+    for (int n = 0; n < M; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        scores[n][i] = power_of_two(scores[n][i] - shift[i / 2][i % 2]);
+        share[i / 2][i % 2] += scores[n][i];
       }
     }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) weight[r] = fmaf(weight[r], factor[r], share[r][0] + share[r][1]);
   }
 
   __device__ __forceinline__ void rescale(const float (&factor)[2]) {

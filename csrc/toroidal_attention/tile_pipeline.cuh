@@ -27,7 +27,7 @@ struct NoteQueue {
 
   __device__ void init(int readers) {
     for (int batch = 0; batch < kBatches; ++batch) {
-      barrier_init(&noted[batch], 1);
+      barrier_init(&noted[batch], 32);
       barrier_init(&read[batch], readers);
     }
   }
@@ -58,11 +58,8 @@ class NoteWriter {
     return queue_.batches[batches_ % kBatches];
   }
   __device__ void publish(NoteBatch& batch, int count) {
-    __syncwarp();
-    if (lane_ == 0) {
-      batch.count = count;
-      barrier_arrive(&queue_.noted[batches_ % kBatches]);
-    }
+    if (lane_ == 0) batch.count = count;
+    barrier_arrive(&queue_.noted[batches_ % kBatches]);
     ++batches_;
   }
 

@@ -66,7 +66,7 @@ STRATCORE_API Status forward_cpu(const Problem& problem, const Output& out, cons
 STRATCORE_API Status backward_cpu(const Problem& problem, const Output& out, const Gradients& gradients,
                                   const Executor& executor);
 
-// Bytes of scratch on the device.
+// Bytes of scratch on the current device.
 STRATCORE_API int64_t forward_scratch_cuda(const Problem& problem);
 STRATCORE_API int64_t backward_scratch_cuda(const Problem& problem, bool deterministic);
 

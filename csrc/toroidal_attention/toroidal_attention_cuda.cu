@@ -6,12 +6,13 @@
 #include <type_traits>
 
 #include "../common/launch.cuh"
-#include "../common/tensor_map.cuh"
+#include "backward_keys_planes.cuh"
 #include "backward_keys_wgmma.cuh"
 #include "backward_mma.cuh"
 #include "backward_wgmma.cuh"
 #include "forward_mma.cuh"
 #include "forward_wgmma.cuh"
+#include "operands.cuh"
 #include "scalar.cuh"
 #include "toroidal_attention.h"
 
@@ -34,9 +35,29 @@ bool may_add_queries(const Problem& problem, bool deterministic) {
          (problem.element == Element::kBFloat16 || problem.element == Element::kFloat16);
 }
 
-// Parts of the scratch, in bytes from its start.
+// Whether this library holds code of the kernel for the current device; code for others than sm_90a is empty.
+template <class Kernel>
+bool compiled(Kernel kernel) {
+  cudaFuncAttributes attributes;
+  const bool runs = cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess;
+  cudaGetLastError();
+  return runs && attributes.ptxVersion == 90 && attributes.numRegs > 100;
+}
+
+// Whether float32 goes by planes on the current device, unless tiles have no pattern.
+bool by_planes(const Problem& problem) {
+  return problem.element == Element::kFloat32 && problem.dim <= kPlaneWidth &&
+         problem.queries >= kFewQueries && problem.keys > 0 &&
+         compiled(forward_wgmma_kernel<float, kPlaneWidth, false, false>);
+}
+
+int64_t norm_bytes(const Problem& problem) {
+  return rounded(problem.batch * problem.kv_heads * sizeof(float));
+}
+
+// Parts of the scratch of the backward, in bytes from its start.
 struct Scratch {
-  int64_t key_norms = 0, lse, delta, excess, empty, slopes, queries, bytes;
+  int64_t key_norms = 0, lse, delta, excess, empty, slopes, queries, planes, bytes;
 
   Scratch(const Problem& problem, bool deterministic) {
     const int64_t pairs = problem.batch * problem.heads, rows = pairs * row_blocks(problem.queries) * kRows;
@@ -45,16 +66,20 @@ struct Scratch {
     const int64_t shares = scalar   ? problem.queries
                            : adding ? std::max(row_blocks(problem.queries), warps_of_keys(problem.keys))
                                     : row_blocks(problem.queries);
-    lse = rounded(problem.batch * problem.kv_heads * sizeof(float));
+    lse = norm_bytes(problem);
     delta = lse + (scalar ? 0 : rounded(rows * sizeof(float)));
     excess = delta + (scalar ? 0 : rounded(rows * sizeof(float)));
     empty = excess + (scalar ? 0 : rounded(pairs * row_blocks(problem.queries) * sizeof(float)));
     slopes = empty + (scalar ? 0 : rounded(pairs * row_blocks(problem.queries) * sizeof(bool)));
     queries =
         slopes + rounded(pairs * shares * problem.slope_count * (scalar ? sizeof(double) : sizeof(float)));
-    bytes = queries + (adding ? rows * tile_width(problem.dim) * int64_t(sizeof(float)) : 0);
+    planes = queries + (adding ? rows * tile_width(problem.dim) * int64_t(sizeof(float)) : 0);
+    bytes = planes + (by_planes(problem) ? plane_bytes(problem, true) : 0);
   }
 };
+
+// Where planes begin in the scratch of the forward, behind norms of keys.
+int64_t plane_start(const Problem& problem) { return problem.eps > 0 ? norm_bytes(problem) : 0; }
 
 template <class T>
 T* at(void* scratch, int64_t offset) {
@@ -95,36 +120,16 @@ Status forward_rows(const Prepared& problem, const Output& out, void* scratch, c
   return launch_status();
 }
 
-template <class S>
-bool describe_rows(const void* data, const Strides& strides, int64_t batch, int64_t heads, int64_t rows,
-                   int64_t dim, int box_rows, CUtensorMap& map) {
-  const bool bfloat = std::is_same_v<S, __nv_bfloat16>;
-  return describe({data, bfloat, batch, heads, rows, dim, {strides.batch, strides.head, strides.row}},
-                  box_rows, map);
-}
-
-// Whether this library holds code of the kernel for the current device; code for others than sm_90a is empty.
-template <class Kernel>
-bool compiled(Kernel kernel) {
-  cudaFuncAttributes attributes;
-  const bool runs = cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess;
-  cudaGetLastError();
-  return runs && attributes.ptxVersion == 90 && attributes.numRegs > 100;
-}
-
 // Blocks of a kind look after heads of their kind; kLaunchFailed where mma.sync has to do it.
 template <class S, int E, bool kRing, bool kSmall>
-Status launch_forward(const Prepared& problem, const Output& out, void* scratch, cudaStream_t stream) {
+Status launch_forward(const Prepared& problem, const Operands& operands, const Output& out, void* scratch,
+                      cudaStream_t stream) {
   using Shared = ForwardWgmma<S, E, kSmall>;
   const auto kernel = forward_wgmma_kernel<S, E, kRing, kSmall>;
-  const auto described = [&](const void* data, const Strides& strides, int64_t heads, int64_t rows, int box,
-                             CUtensorMap& map) {
-    return describe_rows<S>(data, strides, problem.batch, heads, rows, problem.dim, box, map);
-  };
+  const auto& [q, k, v, unused] = operands.rows;
   ForwardMaps maps;
-  if (!described(problem.q, problem.q_strides, problem.heads, problem.queries, Shared::kRows, maps.q) ||
-      !described(problem.k, problem.k_strides, problem.kv_heads, problem.keys, Shared::kCols, maps.k) ||
-      !described(problem.v, problem.v_strides, problem.kv_heads, problem.keys, Shared::kCols, maps.v))
+  if (!describe_rows<S>(q, Shared::kRows, maps.q) || !describe_rows<S>(k, Shared::kCols, maps.k) ||
+      !describe_rows<S>(v, Shared::kCols, maps.v))
     return kLaunchFailed;
   if (const Status status = allow_shared(kernel, sizeof(Shared))) return status;
   const int64_t blocks = (problem.queries + Shared::kRows - 1) / Shared::kRows;
@@ -134,17 +139,23 @@ Status launch_forward(const Prepared& problem, const Output& out, void* scratch,
   return launch_status();
 }
 
-// kLaunchFailed where mma.sync has to do it.
+// kLaunchFailed where mma.sync has to do it. `planes`: scratch of plane_bytes, where they are used.
 template <class S, int E>
-Status forward_wgmma(const Prepared& problem, const Output& out, void* scratch, cudaStream_t stream) {
+Status forward_wgmma(const Prepared& problem, const Output& out, void* scratch, void* planes,
+                     cudaStream_t stream) {
   if (!compiled(forward_wgmma_kernel<S, E, false, false>) ||
       !one_pattern(problem.lattice, problem.key_offset, problem.keys, ForwardWgmma<S, E, false>::kCols))
     return kLaunchFailed;
-  if (!of_plain_ring(problem)) return launch_forward<S, E, false, false>(problem, out, scratch, stream);
-  const Status status = launch_forward<S, E, true, false>(problem, out, scratch, stream);
-  if constexpr (E <= 128) {
+  Operands operands(problem, nullptr);
+  if constexpr (kInPlanes<S>) {
+    if (!by_planes(problem) || split(operands, Operands::kForward, planes, stream)) return kLaunchFailed;
+  }
+  if (!of_plain_ring(problem))
+    return launch_forward<S, E, false, false>(problem, operands, out, scratch, stream);
+  const Status status = launch_forward<S, E, true, false>(problem, operands, out, scratch, stream);
+  if constexpr (kHasSmall<S, E>) {
     if (status == kOk && problem.eps > 0)
-      return launch_forward<S, E, true, true>(problem, out, scratch, stream);
+      return launch_forward<S, E, true, true>(problem, operands, out, scratch, stream);
   }
   return status;
 }
@@ -181,26 +192,21 @@ Status launch_backward(Kernel kernel, const Prepared& problem, const Gradients& 
 
 // Boxes of rows of both kinds of blocks; false where mma.sync has to do it.
 template <class S, class Query, class Key>
-bool describe_backward(const Problem& problem, const Gradients& gradients, BackwardMaps& query,
-                       BackwardMaps& key) {
-  const auto queries = [&](const void* data, const Strides& strides, int box, CUtensorMap& map) {
-    return describe_rows<S>(data, strides, problem.batch, problem.heads, problem.queries, problem.dim, box,
-                            map);
-  };
-  const auto keys = [&](const void* data, const Strides& strides, int box, CUtensorMap& map) {
-    return describe_rows<S>(data, strides, problem.batch, problem.kv_heads, problem.keys, problem.dim, box,
-                            map);
-  };
-  return one_pattern(problem.lattice, problem.key_offset, problem.keys, Query::kCols) &&
-         one_pattern(problem.lattice, problem.query_offset, problem.queries, Key::kCols) &&
-         queries(problem.q, problem.q_strides, Query::kRows, query.row[0]) &&
-         queries(gradients.grad_out, gradients.grad_out_strides, Query::kRows, query.row[1]) &&
-         keys(problem.k, problem.k_strides, Query::kCols, query.col[0]) &&
-         keys(problem.v, problem.v_strides, Query::kCols, query.col[1]) &&
-         keys(problem.k, problem.k_strides, Key::kRows, key.row[0]) &&
-         keys(problem.v, problem.v_strides, Key::kRows, key.row[1]) &&
-         queries(problem.q, problem.q_strides, Key::kCols, key.col[0]) &&
-         queries(gradients.grad_out, gradients.grad_out_strides, Key::kCols, key.col[1]);
+bool describe_backward(const Operands& operands, BackwardMaps& query, BackwardMaps& key) {
+  const auto& [q, k, v, g] = operands.rows;
+  return describe_rows<S>(q, Query::kRows, query.row[0]) && describe_rows<S>(g, Query::kRows, query.row[1]) &&
+         describe_rows<S>(k, Query::kCols, query.col[0]) && describe_rows<S>(v, Query::kCols, query.col[1]) &&
+         describe_rows<S>(k, Key::kRows, key.row[0]) && describe_rows<S>(v, Key::kRows, key.row[1]) &&
+         describe_rows<S>(q, Key::kCols, key.col[0]) && describe_rows<S>(g, Key::kCols, key.col[1]);
+}
+
+// The kernel that holds keys, without sums in memory.
+template <class S, int E>
+auto key_holder() {
+  if constexpr (kInPlanes<S>)
+    return key_planes_kernel<E>;
+  else
+    return key_wgmma_kernel<S, E, false, false>;
 }
 
 template <class S, int E>
@@ -218,22 +224,32 @@ Status add_queries(const Prepared& problem, const Gradients& gradients, const Ro
   return launch_status();
 }
 
-// Shares that the gradient of the slopes has of a head; 0 where mma.sync has to do it.
+// Shares that the gradient of the slopes has of a head; 0 where mma.sync has to do it. `planes`: scratch of
+// plane_bytes, where they are used.
 template <class S, int E>
 int64_t backward_wgmma(const Prepared& problem, const Gradients& gradients, const RowSums& sums,
-                       bool deterministic, cudaStream_t stream) {
+                       bool deterministic, void* planes, cudaStream_t stream) {
   using Query = BackwardWgmma<S, E>;
   using Key = KeyWgmma<S, E>;
   BackwardMaps query, key;
-  if (!compiled(key_wgmma_kernel<S, E, true, false>) ||
-      !describe_backward<S, Query, Key>(problem, gradients, query, key))
+  Operands operands(problem, &gradients);
+  if (!compiled(query_wgmma_kernel<S, E>) ||
+      !one_pattern(problem.lattice, problem.key_offset, problem.keys, Query::kCols) ||
+      !one_pattern(problem.lattice, problem.query_offset, problem.queries, Key::kCols))
     return 0;
-  if (may_add_queries(problem, deterministic))
-    return add_queries<S, E>(problem, gradients, sums, key, stream) == kOk ? warps_of_keys(problem.keys) : 0;
+  if constexpr (kInPlanes<S>) {
+    if (!by_planes(problem) || split(operands, Operands::kBackward, planes, stream)) return 0;
+  }
+  if (!describe_backward<S, Query, Key>(operands, query, key)) return 0;
+  if constexpr (!kInPlanes<S>) {
+    if (may_add_queries(problem, deterministic))
+      return add_queries<S, E>(problem, gradients, sums, key, stream) == kOk ? warps_of_keys(problem.keys)
+                                                                             : 0;
+  }
   if (launch_backward<Query>(query_wgmma_kernel<S, E>, problem, gradients, sums, query, problem.queries,
                              problem.heads, stream) ||
-      launch_backward<Key>(key_wgmma_kernel<S, E, false, false>, problem, gradients, sums, key, problem.keys,
-                           problem.kv_heads, stream))
+      launch_backward<Key>(key_holder<S, E>(), problem, gradients, sums, key, problem.keys, problem.kv_heads,
+                           stream))
     return 0;
   return (problem.queries + Query::kRows - 1) / Query::kRows;
 }
@@ -264,8 +280,9 @@ Status forward(const Problem& problem, const Output& out, void* scratch, cudaStr
     const Prepared prepared(problem);
     return with_width(problem.dim, [&](auto width) {
       constexpr int E = decltype(width)::value;
-      if constexpr (sizeof(S) == 2) {
-        if (forward_wgmma<S, E>(prepared, out, scratch, stream) == kOk) return kOk;
+      if constexpr (sizeof(S) == 2 || E == kPlaneWidth) {
+        void* planes = at<void>(scratch, plane_start(problem));
+        if (forward_wgmma<S, E>(prepared, out, scratch, planes, stream) == kOk) return kOk;
       }
       return forward_rows<S, E>(prepared, out, scratch, stream);
     });
@@ -317,8 +334,10 @@ Status backward(const Problem& problem, const Output& out, const Gradients& grad
     const Prepared prepared(problem);
     const Status status = with_width(problem.dim, [&](auto width) {
       constexpr int E = decltype(width)::value;
-      if constexpr (sizeof(S) == 2 && E <= 128) {
-        if (const int64_t wide = backward_wgmma<S, E>(prepared, gradients, sums, deterministic, stream)) {
+      if constexpr (sizeof(S) == 2 ? E <= 128 : E == kPlaneWidth) {
+        void* planes = at<void>(scratch, parts.planes);
+        if (const int64_t wide =
+                backward_wgmma<S, E>(prepared, gradients, sums, deterministic, planes, stream)) {
           blocks = wide;
           return kOk;
         }
@@ -333,7 +352,7 @@ Status backward(const Problem& problem, const Output& out, const Gradients& grad
 }  // namespace
 
 int64_t forward_scratch_cuda(const Problem& problem) {
-  return problem.eps > 0 ? Scratch(problem, true).lse : 0;
+  return plane_start(problem) + (by_planes(problem) ? plane_bytes(problem, false) : 0);
 }
 
 int64_t backward_scratch_cuda(const Problem& problem, bool deterministic) {

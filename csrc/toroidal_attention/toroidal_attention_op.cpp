@@ -205,8 +205,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& q, const Tensor& k, con
     const Inputs inputs(q, k, v, slopes, mask, problem);
     const Output output{out.mutable_data_ptr(), strides_of(out), lse.mutable_data_ptr(),
                         tiles.mutable_data_ptr<int32_t>()};
+    const TorchExecutor executor(q);  // first: the scratch depends on the device that is current
     OptionalTensor scratch = scratch_of(q, Device::forward_scratch(problem));
-    const TorchExecutor executor(q);
     executor.check(kOp, Device::forward(problem, output, pointer_of(scratch), executor.get()));
   }
   return {out, lse, tiles};
@@ -254,8 +254,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
       grad_rows.const_data_ptr(),    strides_of(grad_rows),     data_of(grad_sums),
       grad_q.mutable_data_ptr(),     grad_k.mutable_data_ptr(), grad_v.mutable_data_ptr(),
       grad_slopes.mutable_data_ptr()};
+  const TorchExecutor executor(q);  // first: the scratch depends on the device that is current
   OptionalTensor scratch = scratch_of(q, Device::backward_scratch(problem, deterministic));
-  const TorchExecutor executor(q);
   executor.check(kOp, Device::backward(problem, output, gradients, deterministic, pointer_of(scratch),
                                        executor.get()));
   return {grad_q, grad_k, grad_v, grad_slopes};

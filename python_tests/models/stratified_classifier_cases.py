@@ -54,7 +54,9 @@ def encoder(name: str) -> Any:
     return hf.AutoModel.from_config(CONFIGS[name]()).eval()
 
 
-def classifier(name: str = "distilbert", variant: str = "stratified_moe", **options: Any) -> StratifiedClassifier:
+def classifier(
+    name: str = "distilbert", variant: str = "stratified_moe", **options: Any
+) -> StratifiedClassifier:
     if variant == "mlp":
         options = {"matched_parameters": 8_000} | options
     return StratifiedClassifier.from_encoder(encoder(name), variant=variant, **options)

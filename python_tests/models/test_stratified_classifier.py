@@ -200,7 +200,10 @@ def test_a_frozen_router_stays_as_it_was_drawn() -> None:
         trained = classifier(variant=base)  # the same draw, but for what is trained
         assert all(torch.equal(trained.block.get_parameter(key), before[key]) for key in keys)
         counts = model.parameter_counts()
-        assert counts["router"].trainable == 0 and counts["block"].total == trained.parameter_counts()["block"].total
+        assert (
+            counts["router"].trainable == 0
+            and counts["block"].total == trained.parameter_counts()["block"].total
+        )
 
 
 def test_a_frozen_encoder_is_neither_trained_nor_in_training_mode() -> None:
@@ -219,7 +222,9 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
             model.dropout.p = 0.0
             if enabled:
                 model.gradient_checkpointing_enable()
-                flags = [m.gradient_checkpointing for m in model.modules() if hasattr(m, "gradient_checkpointing")]
+                flags = [
+                    m.gradient_checkpointing for m in model.modules() if hasattr(m, "gradient_checkpointing")
+                ]
                 assert flags and all(flags)
             torch.manual_seed(2)
             model(**batch()).loss.backward()
@@ -242,7 +247,10 @@ def test_routed_tokens_leave_pads_out(variant: str) -> None:
         assert torch.allclose(tokens.probabilities.sum(-1), torch.ones(len(tokens.sequence)))
         assert tokens.selected[:, 0].equal(tokens.probabilities.argmax(-1))
         assert not tokens.probabilities.requires_grad
-    assert output.routed_tokens().probabilities.shape == output.routed_tokens(next(iter(output.routing))).probabilities.shape
+    assert (
+        output.routed_tokens().probabilities.shape
+        == output.routed_tokens(next(iter(output.routing))).probabilities.shape
+    )
     with pytest.raises(ValueError, match=r"routing: expected one of \['\w+"):
         output.routed_tokens("elsewhere")
 
@@ -304,7 +312,12 @@ def quick(quick_ones: tuple[str, ...], *, names: tuple[str, ...], variants: tupl
     return [pytest.param(*p, marks=() if " ".join(p) in quick_ones else slow, id="-".join(p)) for p in pairs]
 
 
-COMPILED = ("distilbert stratified_moe", "bert layer_processing", "roberta stratified_attention", "gpt2 plain")
+COMPILED = (
+    "distilbert stratified_moe",
+    "bert layer_processing",
+    "roberta stratified_attention",
+    "gpt2 plain",
+)
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # torch's own, of the dispatch

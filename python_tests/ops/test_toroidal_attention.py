@@ -92,6 +92,37 @@ def test_error_is_at_most_twice_that_of_sdpa(device, dtype, causal):
         assert_as_accurate(ours, eager, oracle)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_float32_holds_over_many_tiles(device, causal):
+    """As the one above, gradients too, where sums run over several tiles of queries and keys."""
+    sizes = (1, 2, 1, 333, 450, 64)
+    tensors, weights = problem(sizes, torch.float32, device), weights_of(sizes, device)
+    options = {"lattice": [450], "causal": causal, "query_offset": 117}
+    stored = [weight.float().double() for weight in weights]
+    definition = reference.toroidal_attention
+    eager = all_gradients(lambda *t: definition(*t, **options), tensors, stored)
+    wanted = all_gradients(lambda *t: definition(*t, **options), [t.double() for t in tensors], stored)
+    ours = all_gradients(lambda *t: run(*t, **options), tensors, stored)
+    assert_as_accurate(
+        run(*tensors, **options).out, definition(*tensors, **options)[0], exact(tensors, **options)[0]
+    )
+    for parts in list(zip(ours, eager, wanted, strict=True))[:3]:
+        assert_as_accurate(*parts)
+
+
+def test_float32_of_any_size(device):
+    """Rows and columns of very different sizes keep their own bits."""
+    sizes = (1, 2, 2, 96, 130, 24)
+    q, k, v, slopes = problem(sizes, torch.float32, device)
+    powers = lambda count, most, seed: 2.0 ** (most * normal(count, device=device, seed=seed).tanh()).round()  # noqa: E731
+    keys, values = powers(130, 3, 12), powers(24, 90, 13)
+    tensors = [(q * 2.0**-50).float(), (k * 2.0**48 * keys[:, None]).float(), (v * values).float(), slopes]
+    ours, wanted = (f(*t, lattice=[130])[0] for f, t in ((run, tensors), (exact, [tensors])))
+    eager = reference.toroidal_attention(*tensors, lattice=[130])[0]
+    for column in range(24):
+        assert_as_accurate(ours[..., column], eager[..., column], wanted[..., column])
+
+
 # 2. matches the reference
 
 

@@ -43,7 +43,7 @@ def assert_within_bound(tensors: list[Tensor], eps: float, **options: Any) -> fl
 
 @pytest.mark.parametrize("eps", EPS)
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("options", [{"lattice": [1024]}, {"lattice": [32, 32], "block": [8, 8]}], ids=str)
+@pytest.mark.parametrize("options", [{"lattice": [1024]}, {"lattice": [64, 16], "block": [8, 8]}], ids=str)
 def test_random_inputs(device, metric, options, eps):
     slope = 1.0 if metric == "chordal_sq" else 5.0
     tensors = ring(slope, device=device, scale=0.5)
@@ -54,7 +54,7 @@ def test_random_inputs(device, metric, options, eps):
 
 def test_three_axes_and_slopes_of_their_own(device):
     q, k, v, _ = ring(0.0, device=device, scale=0.5)
-    slopes = torch.tensor([[3.0, 0.0, 3.0], [0.0, 5.0, 5.0]], device=device)
+    slopes = torch.tensor([[5.0, 0.0, 5.0], [0.0, 5.0, 5.0]], device=device)
     options = {"lattice": [16, 8, 8], "block": [4, 4, 4]}
     assert assert_within_bound([q, k, v, slopes], 1e-3, **options) > 0.1
 

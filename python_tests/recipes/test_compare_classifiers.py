@@ -35,10 +35,8 @@ def test_its_seeds_can_show_a_difference_after_holm() -> None:
     ("settings", "words"),
     [
         ({"seeds": ()}, "seeds: expected different numbers >= 0"),
-        ({"seeds": (0, 1000)}, "tuning_seeds: expected none of seeds"),
         ({"variants": ("magic",)}, "variants: expected some of .*, got 'magic'"),
         ({"learning_rates": ()}, "learning_rates: expected numbers"),
-        ({"tuning_seeds": ()}, "tuning_seeds: expected at least one to choose among learning_rates"),
         ({"block_options": {"magic": {}}}, "block_options: expected names of variants, got 'magic'"),
         ({"stage": replace(compare_classifiers().stage, seed=1)}, "stage.seed: expected 0"),
         ({"workers": 0}, "workers: expected a number >= 1, got 0"),

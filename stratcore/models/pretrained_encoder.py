@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -98,6 +98,15 @@ def _is_allowed(key: str) -> bool:
 
 def _first_part(key: str) -> str:
     return key.split(".", 1)[0]
+
+
+def encoder_config(name: str | Path) -> PretrainedConfig:
+    """Configuration of a local folder or of a name on the hub.
+
+    Raises:
+        OSError: nothing to be had under this name.
+    """
+    return AutoConfig.from_pretrained(str(name), trust_remote_code=False)
 
 
 def new_encoder(config: PretrainedConfig | None) -> PreTrainedModel:

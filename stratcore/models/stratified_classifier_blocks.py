@@ -92,7 +92,9 @@ def build_block(config: StratifiedClassifierConfig) -> nn.Module | None:
 
 def router_parameters(block: nn.Module) -> list[nn.Parameter]:
     """What decides where tokens go: routers, and of a `StratifiedMoE` gate and affinity too."""
-    found = [p for module in block.modules() if isinstance(module, StratumRouter) for p in module.parameters()]
+    found = [
+        p for module in block.modules() if isinstance(module, StratumRouter) for p in module.parameters()
+    ]
     if isinstance(block, StratifiedMoE):
         found += [*block.gate.parameters(), block.affinity]
     return found
@@ -118,7 +120,9 @@ def _stratified_block(config: StratifiedClassifierConfig, name: str) -> nn.Modul
     if name == "stratified_moe":
         _refuse_unknown(f"{name}: router", router, ())
         return StratifiedMoE(StratifiedMoEOptions(dim=dim, num_strata=config.num_strata, **options))
-    _refuse_unknown(f"{name}: router", router, [f.name for f in fields(RouterOptions) if f.name != "num_strata"])
+    _refuse_unknown(
+        f"{name}: router", router, [f.name for f in fields(RouterOptions) if f.name != "num_strata"]
+    )
     if name == "layer_processing":
         of_all = options.get("inputs", "all") == "all"
         strata = config.num_hidden_layers + 1 if of_all else config.num_strata

@@ -18,8 +18,8 @@ from stratcore.ops._checks import check_choice, check_floating
 from stratcore.ops._topk_lista_call import BACKWARDS, FORMS, REGIMES, Call, check_shapes
 from stratcore.ops._topk_lista_replay import Replay
 
-# As in csrc/topk_lista/topk_lista.h: atoms for each kept one from which gathering beats dense products, and bytes of S
-# up to which its rows come from the cache.
+# As in csrc/topk_lista/topk_lista.h: atoms for each kept one from which gathering beats dense products, and bytes
+# of S up to which its rows come from the cache.
 GATHER_RATIO, FAR_GATHER_RATIO, MASKED_GATHER_RATIO, NEAR_BYTES = 96, 200, 32, 80 << 20
 
 

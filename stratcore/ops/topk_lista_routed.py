@@ -173,11 +173,8 @@ _op = torch.ops.stratcore.topk_lista_grouped.default
 _backward_op = torch.ops.stratcore.topk_lista_grouped_backward.default
 
 
-def _check_groups(x: Tensor, parameters: Sequence[Tensor], group_expert: Tensor, *rest: Any) -> None:
-    check_choice("topk_lista", "form", rest[1], FORMS)
-    check_floating("topk_lista", "x", x)
-    check_shapes(x[:1], *parameters, *rest, RuntimeError)
-    if x.shape[0] < 1 or list(group_expert.shape) != [x.shape[0]]:
+def _check_groups(x: Tensor, group_expert: Tensor) -> None:
+    if x.ndim != 3 or x.shape[0] < 1 or list(group_expert.shape) != [x.shape[0]]:
         raise RuntimeError(
             f"topk_lista: expected group_expert of shape [{x.shape[0]}] with at least one group, "
             f"got {list(group_expert.shape)}"
@@ -197,7 +194,10 @@ def _fake(
     dense: bool,
     save_support: bool,
 ) -> tuple[Tensor, ...]:
-    _check_groups(x, (encoder, recurrent, theta), group_expert, k, form, num_steps)
+    check_choice("topk_lista", "form", form, FORMS)
+    check_floating("topk_lista", "x", x)
+    _check_groups(x, group_expert)
+    check_shapes(x[:1], encoder, recurrent, theta, k, form, num_steps, RuntimeError)
     code = (*x.shape[:2], encoder.shape[2])
     slots = (num_steps + 1, *code[:2], max(k))
     return (
@@ -249,13 +249,14 @@ def _gradient(ctx: Any, grad_codes: Tensor | None, grad_values: Tensor | None, *
     if torch.is_grad_enabled():
         chosen_G = group_expert.long()
         parameters = (encoder, recurrent, theta)
-        gathered = (p.index_select(1, chosen_G) for p in parameters)
+        encoder_G, recurrent_G, theta_G = (p.index_select(1, chosen_G) for p in parameters)
         k_G = torch.tensor(ctx.k, device=x.device).index_select(0, chosen_G)
-        grads = Replay(x, *gathered, indices, support, k_G, ctx.form).gradients(grad_codes, grad_values)
+        replay = Replay(x, encoder_G, recurrent_G, theta_G, indices, support, k_G, ctx.form)
+        grad_x, *by_group = replay.gradients(grad_codes, grad_values)
         folded = (
-            torch.zeros_like(p).index_add(1, chosen_G, g) for p, g in zip(parameters, grads[1:], strict=True)
+            torch.zeros_like(p).index_add(1, chosen_G, g) for p, g in zip(parameters, by_group, strict=True)
         )
-        grads = (grads[0], *folded)
+        grads = (grad_x, *folded)
     else:
         grads = _backward_op(
             grad_codes,

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from stratcore.data import ClassificationTable, Split
 from stratcore.data.classification import audit_split
 from stratcore.data.token_rows import TokenRows
+from stratcore.models.pretrained_encoder import encoder_config, new_encoder
 from stratcore.models.stratified_classifier import StratifiedClassifier
 from stratcore.models.stratified_classifier_config import StratifiedClassifierConfig
 from stratcore.recipes.compare_classifiers import PLAIN, VARIANTS, CompareClassifiersRun
@@ -133,11 +133,11 @@ def carry_out_queue(
 ) -> Iterator[dict[str, Any]]:
     """Trains the arms one after the other, on one encoder or on fresh ones."""
     parts = material.parts(split)
-    encoder: PreTrainedModel | None = None
+    encoder: Any = None
     for place, arm in enumerate(queue):
         seed_everything(seed)
         if encoder is None or not shared:
-            encoder = AutoModel.from_config(AutoConfig.from_pretrained(material.encoder))
+            encoder = new_encoder(encoder_config(material.encoder))
         options = {} if arm == PLAIN else {"num_strata": run.num_strata}
         config = StratifiedClassifierConfig(
             encoder.config, variant=arm, num_labels=len(material.table.label_names), pooling="cls", **options

@@ -12,6 +12,7 @@ from stratcore.data import ClassificationTable, Split, load_classification, spli
 from stratcore.data.bundled import carriers
 from stratcore.data.classification import audit_split, require_no_confound
 from stratcore.data.token_rows import TokenRows, tokenize_table
+from stratcore.models.text_prediction import find_tokenizer
 from stratcore.recipes.compare_classifiers import CompareClassifiersRun
 
 
@@ -47,7 +48,7 @@ def prepare(run: CompareClassifiersRun, folder: Path) -> Material:
         OSError: an encoder that is not to be had.
     """
     material = load_material(run, folder)
-    for seed in (*run.seeds, *run.tuning_seeds):
+    for seed in run.seeds:
         rows = len(checked_split(run, material.table, seed).train)
         if run.batch_size > rows:
             raise ValueError(f"batch_size: expected at most the {rows} training rows, got {run.batch_size}")
@@ -109,10 +110,7 @@ def load_tokenizer(encoder: str) -> Any:
     Raises:
         ValueError: there is none.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(encoder)
-    except (OSError, ValueError, KeyError) as error:
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"encoder {encoder!r}: no tokenizer is to be had ({first_line})") from error
+    tokenizer = find_tokenizer(encoder)
+    if tokenizer is None:
+        raise ValueError(f"encoder {encoder!r}: no tokenizer is to be had")
+    return tokenizer

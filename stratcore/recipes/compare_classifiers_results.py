@@ -15,25 +15,26 @@ from stratcore.recipes.trials import SeedMean, Table, holm, seed_mean
 POINTS = 100.0
 
 
-def tuned_rates(run: CompareClassifiersRun, trials: list[dict[str, Any]]) -> dict[str, float]:
-    """The learning rate of each arm with the best mean validation accuracy, then the least likelihood loss."""
-
-    def quality(arm: str, rate: float) -> tuple[float, float]:
-        own = [
-            row for row in trials if (row["phase"], row["arm"], row["learning_rate"]) == ("tuning", arm, rate)
+def tuned(run: CompareClassifiersRun, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trials of each arm with the learning rate of the best mean validation accuracy, then the least loss."""
+    chosen = []
+    for arm in run.arms():
+        by_rate = [
+            [row for row in trials if (row["arm"], row["learning_rate"]) == (arm, rate)]
+            for rate in run.learning_rates
         ]
-        return float(np.mean([r["validation_accuracy"] for r in own])), -float(
-            np.mean([r["validation_nll"] for r in own])
-        )
+        chosen += max(by_rate, key=_quality)
+    return chosen
 
-    if len(run.learning_rates) == 1:
-        return dict.fromkeys(run.arms(), run.learning_rates[0])
-    return {arm: max(run.learning_rates, key=lambda rate: quality(arm, rate)) for arm in run.arms()}
+
+def _quality(trials: list[dict[str, Any]]) -> tuple[float, float]:
+    accuracy, loss = (np.mean([row[f"validation_{key}"] for row in trials]) for key in ("accuracy", "nll"))
+    return float(accuracy), -float(loss)
 
 
 def summarize(run: CompareClassifiersRun, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row an arm: accuracy in points with its interval, by domain, calibration, size, routing."""
-    return list(_summary(run, [row for row in trials if row["phase"] == "comparison"]))
+    """A row an arm: accuracy in points with its interval, by domain, calibration, size, routing; of tuned trials."""
+    return list(_summary(run, trials))
 
 
 def _summary(run: CompareClassifiersRun, trials: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -66,9 +67,7 @@ def compare(run: CompareClassifiersRun, trials: list[dict[str, Any]]) -> list[di
 
     `non_inferior`: the interval lies above minus the margin.
     """
-    accuracy = {
-        (row["arm"], row["seed"]): POINTS * row["accuracy"] for row in trials if row["phase"] == "comparison"
-    }
+    accuracy = {(row["arm"], row["seed"]): POINTS * row["accuracy"] for row in trials}
     pairs = [(arm, control) for arm in run.arms() for control in run.controls(arm)]
     found = [
         paired_difference([accuracy[arm, seed] - accuracy[control, seed] for seed in run.seeds])
@@ -91,8 +90,13 @@ def tables(
     run: CompareClassifiersRun, summary: list[dict[str, Any]], comparisons: list[dict[str, Any]]
 ) -> list[Table]:
     """Accuracies, differences, and what the routers do."""
+    routed = [row for row in summary if row["routing"]]
+    return [_accuracies(summary), _differences(run, comparisons), *([_routing(routed)] if routed else [])]
+
+
+def _accuracies(summary: list[dict[str, Any]]) -> Table:
     domains = list(summary[0]["accuracy_by_domain"])
-    accuracy = Table(
+    return Table(
         title="Held-out accuracy, points",
         head=[
             "arm",
@@ -100,6 +104,7 @@ def tables(
             *domains,
             "negative log-likelihood",
             "calibration error",
+            "learning rate",
             "parameters added",
             "fit, s",
         ],
@@ -110,6 +115,7 @@ def tables(
                 *(f"{row['accuracy_by_domain'][domain].value:.2f}" for domain in domains),
                 f"{row['nll'].value:.3f}",
                 f"{row['calibration_error'].value:.3f}",
+                f"{row['learning_rate']:g}",
                 f"{row['added_parameters']:,}",
                 f"{row['fit_seconds']:.1f}",
             ]
@@ -119,8 +125,11 @@ def tables(
         "what the plain one does at its start.",
         own=1,
     )
+
+
+def _differences(run: CompareClassifiersRun, comparisons: list[dict[str, Any]]) -> Table:
     names, controls = run.arms(), run.names()
-    differences = Table(
+    return Table(
         title="Differences, points",
         head=["arm", "against", "difference", "p, sign flips", "p (Holm)", f"no worse by {run.margin:g}"],
         rows=[
@@ -137,8 +146,10 @@ def tables(
         note=f"Paired by seed, {len(run.seeds)} seeds; BCa bootstrap intervals of 95 %; the least p value that "
         f"{len(run.seeds)} seeds can give is {2 / 2 ** len(run.seeds):.3f} before the correction.",
     )
-    routed = [row for row in summary if row["routing"]]
-    routing = Table(
+
+
+def _routing(routed: list[dict[str, Any]]) -> Table:
+    return Table(
         title="What the routers do",
         head=["arm", "NMI with domain", "of shuffled routes, at most", "NMI with label", "load variation", "entropy"],
         rows=[
@@ -153,7 +164,6 @@ def tables(
         "variation: standard deviation over mean of the share of tokens that each stratum gets. Entropy of the "
         "router's probabilities, as a share of the largest.",
     )  # fmt: skip
-    return [accuracy, differences, *([routing] if routed else [])]
 
 
 def answer(
@@ -193,7 +203,7 @@ def _difference(found: PairedDifference) -> str:
 CAVEATS = [
     ("Seeds", "A seed draws the split, the start of every new weight and the order of rows; intervals hold all "
      "three. They say nothing of other encoders or other texts."),
-    ("Tuning", "Every arm chooses among the same learning rates by validation accuracy on seeds of their own; "
+    ("Tuning", "Every arm chooses among the same learning rates by its mean validation accuracy over all seeds; "
      "nothing else was tuned."),
     ("Routing", "That routes go with domains says that the router can tell them apart, as the encoder's own states "
      "can; it is no evidence that routing helps."),

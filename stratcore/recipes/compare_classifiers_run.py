@@ -1,4 +1,4 @@
-"""Carries out `compare_classifiers`: chooses learning rates, trains every arm on every seed, reports.
+"""Carries out `compare_classifiers`: trains every arm on every seed with every learning rate, and reports.
 
 Legend: N test rows, C labels, S strata.
 """
@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from stratcore.data.hub import quiet_unless_terminal
+from stratcore.models.pretrained_encoder import encoder_config
 from stratcore.models.stratified_classifier import StratifiedClassifier
 from stratcore.models.stratified_classifier_blocks import block_parameters
 from stratcore.models.stratified_classifier_config import StratifiedClassifierConfig
@@ -30,7 +32,7 @@ from stratcore.recipes.compare_classifiers_results import (
     compare,
     summarize,
     tables,
-    tuned_rates,
+    tuned,
 )
 from stratcore.recipes.compare_classifiers_routing import RouteLog
 from stratcore.recipes.environment import environment
@@ -43,9 +45,8 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One arm trained once; `phase` is 'tuning' or 'comparison'."""
+    """One arm trained once."""
 
-    phase: str
     arm: str
     seed: int
     learning_rate: float
@@ -78,17 +79,15 @@ def execute(
         about = describe(run, material.table)
         before_training()
         log = TrialLog.open(folder, resume)
-        if len(run.learning_rates) > 1:
-            _carry_out(run, material, _tuning(run), log, folder)
-        rates = tuned_rates(run, log.rows)
-        comparison = [
-            Trial(phase="comparison", arm=arm, seed=seed, learning_rate=rates[arm])
+        trials = [
+            Trial(arm=arm, seed=seed, learning_rate=rate)
             for seed in run.seeds
             for arm in run.arms()
+            for rate in run.learning_rates
         ]
-        _carry_out(run, material, comparison, log, folder)
-        summary = summarize(run, log.rows)
-        comparisons = compare(run, log.rows)
+        _carry_out(run, material, trials, log, folder)
+        chosen = tuned(run, log.rows)
+        summary, comparisons = summarize(run, chosen), compare(run, chosen)
         results = {
             "recipe": run.recipe,
             "about": f"{about['source']}: {about['rows']['train']:,} training and {about['rows']['test']:,} test "
@@ -102,7 +101,7 @@ def execute(
             "summary": summary,
             "comparisons": comparisons,
         }
-    figures = _figures(run, log.rows, comparisons)
+    figures = _figures(run, chosen, comparisons)
     sentences = answer(run, summary, comparisons)
     write_trials(folder, results, tables(run, summary, comparisons), sentences, CAVEATS, figures)
     return folder
@@ -111,17 +110,17 @@ def execute(
 def build(run: CompareClassifiersRun, material: Material, arm: str, seed: int) -> StratifiedClassifier:
     """An arm at its start, on a fresh copy of the encoder."""
     options = arm_options(run, arm)
-    labels = {"num_labels": len(material.table.label_names)}
     if arm.endswith("/mlp"):
         options["matched_parameters"] = _block_size(run, material.encoder, arm.removesuffix("/mlp"))
-    return StratifiedClassifier.from_encoder(
-        material.encoder,
-        seed=seed,
-        num_strata=run.num_strata,
-        freeze_encoder=run.freeze_encoder,
-        **labels,
-        **options,
-    )
+    with quiet_unless_terminal():
+        return StratifiedClassifier.from_encoder(
+            material.encoder,
+            seed=seed,
+            num_strata=run.num_strata,
+            freeze_encoder=run.freeze_encoder,
+            num_labels=len(material.table.label_names),
+            **options,
+        )
 
 
 def arm_options(run: CompareClassifiersRun, arm: str) -> dict[str, Any]:
@@ -138,22 +137,9 @@ def arm_options(run: CompareClassifiersRun, arm: str) -> dict[str, Any]:
 
 
 def _block_size(run: CompareClassifiersRun, encoder: str, variant: str) -> int:
-    from transformers import AutoConfig
-
     options = arm_options(run, variant)
-    config = StratifiedClassifierConfig(
-        AutoConfig.from_pretrained(encoder), num_strata=run.num_strata, **options
-    )
+    config = StratifiedClassifierConfig(encoder_config(encoder), num_strata=run.num_strata, **options)
     return block_parameters(config)
-
-
-def _tuning(run: CompareClassifiersRun) -> list[Trial]:
-    return [
-        Trial(phase="tuning", arm=arm, seed=seed, learning_rate=rate)
-        for seed in run.tuning_seeds
-        for arm in run.arms()
-        for rate in run.learning_rates
-    ]
 
 
 def _carry_out(
@@ -276,7 +262,7 @@ def _figures(
         names[arm]: [
             [(point["step"], 100 * point["accuracy"]) for point in row["curve"]]
             for row in trials
-            if row["phase"] == "comparison" and row["arm"] == arm
+            if row["arm"] == arm
         ]
         for arm in (PLAIN, *run.variants)
     }
