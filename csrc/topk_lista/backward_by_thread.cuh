@@ -27,7 +27,7 @@ struct BackwardArguments {
 };
 
 constexpr int kSets = 2;  // rows of a lane, from as many tiles: what it loads of a matrix serves both
-constexpr int kWarpRows = kSets * kTileRows;
+constexpr int kWarpRows = kSets * kLaneRows;
 constexpr int kMostBackwardWarps = 8;  // of a block
 constexpr int kOuter = kFewAtoms;      // numbers of a 32 x 32 sum that a lane holds
 
@@ -42,6 +42,10 @@ struct SumsLayout {
   __host__ __device__ int size() const { return theta() + thresholds * kFewAtoms; }
 };
 
+inline SumsLayout sums_layout(const Sizes& sizes) {
+  return {static_cast<int>(sizes.dim), static_cast<int>(sizes.threshold_per_step ? sizes.num_steps + 1 : 1)};
+}
+
 // Shared memory: S [32, 32], W [32, padded d], then for each warp its sums (those of S take the place of the
 // tiles, in the end), two tiles of gradients and one of codes or inputs.
 struct BackwardLayout {
@@ -51,7 +55,7 @@ struct BackwardLayout {
   __host__ __device__ int encoder() const { return kFewAtoms * kFewAtoms; }
   __host__ __device__ int warps() const { return encoder() + kFewAtoms * pitch(); }
   __host__ __device__ int tiles() const { return sums.size() - sums.encoder(); }
-  __host__ __device__ int per_warp() const { return tiles() + (kSets + 1) * kTile; }
+  __host__ __device__ int per_warp() const { return tiles() + (kSets + 1) * kRowTile; }
   __host__ __device__ int64_t bytes(int warps_) const { return (int64_t(warps()) + warps_ * per_warp()) * 4; }
 };
 
@@ -60,7 +64,7 @@ __device__ inline void add_outer(const float* left, const float* right, int lane
   const float* from_left = left + lane / 4 * 4;
   const float* from_right = right + lane % 4 * 8;
 #pragma unroll 4
-  for (int r = 0; r < kTileRows; ++r) {
+  for (int r = 0; r < kLaneRows; ++r) {
     const float4 a = *reinterpret_cast<const float4*>(from_left + r * kPitch);
     const float4 low = *reinterpret_cast<const float4*>(from_right + r * kPitch);
     const float4 high = *reinterpret_cast<const float4*>(from_right + r * kPitch + kQuad);
@@ -85,7 +89,7 @@ class RowsBackward {
  public:
   __device__ RowsBackward(const BackwardArguments& args, int64_t expert, int64_t start, float* grads)
       : args_(args), expert_(expert), start_(start), lane_(threadIdx.x % kWarp), grads_(grads),
-        other_(grads + kSets * kTile) {}
+        other_(grads + kSets * kRowTile) {}
 
   // Through all steps. In the end the tiles hold the sums of the gradients of u over the steps.
   __device__ void run(const float* recurrent, float (&recurrent_sum)[kOuter], float* theta_sum) {
@@ -133,7 +137,7 @@ class RowsBackward {
         for (int set = 0; set < kSets; ++set) {
           write_row(sum[set], own(other_));
           __syncwarp();
-          store_tile(other_, target + set * kTileRows * args_.dim, args_.dim, first, present(set), aligned,
+          store_tile(other_, target + set * kLaneRows * args_.dim, args_.dim, first, present(set), aligned,
                      lane_);
           __syncwarp();
         }
@@ -142,9 +146,9 @@ class RowsBackward {
         float sum[kOuter] = {};
 #pragma unroll 1
         for (int set = 0; set < kSets; ++set) {
-          load_tile(x + set * kTileRows * args_.dim, args_.dim, first, present(set), aligned, lane_, other_);
+          load_tile(x + set * kLaneRows * args_.dim, args_.dim, first, present(set), aligned, lane_, other_);
           __syncwarp();
-          add_outer(grads_ + set * kTile, other_, lane_, sum);
+          add_outer(grads_ + set * kRowTile, other_, lane_, sum);
           __syncwarp();
         }
         float* target = encoder_sum + first * kFewAtoms + lane_;
@@ -156,10 +160,10 @@ class RowsBackward {
 
  private:
   __device__ float* own(float* tile) const { return tile + lane_ * kPitch; }
-  __device__ int present(int set) const { return rows_present(args_.rows - start_, set * kTileRows); }
+  __device__ int present(int set) const { return rows_present(args_.rows - start_, set * kLaneRows); }
 
   __device__ int64_t flat(int set, int step) const {
-    return (step * args_.experts + expert_) * args_.rows + start_ + set * kTileRows + lane_;
+    return (step * args_.experts + expert_) * args_.rows + start_ + set * kLaneRows + lane_;
   }
 
   __device__ static void clear(float (&value)[kSets][kFewAtoms]) {
@@ -172,19 +176,20 @@ class RowsBackward {
 
   __device__ void write_rows(const float (&value)[kSets][kFewAtoms]) {
 #pragma unroll
-    for (int set = 0; set < kSets; ++set) write_row(value[set], own(grads_ + set * kTile));
+    for (int set = 0; set < kSets; ++set) write_row(value[set], own(grads_ + set * kRowTile));
   }
 
   __device__ void load_gradients(float (&grad)[kSets][kFewAtoms]) {
 #pragma unroll
     for (int set = 0; set < kSets; ++set) {
       const float* source =
-          args_.grad_codes + (expert_ * args_.rows + start_ + set * kTileRows) * args_.atoms;
-      load_tile(source, args_.atoms, 0, present(set), args_.atoms % kQuad == 0, lane_, grads_ + set * kTile);
+          args_.grad_codes + (expert_ * args_.rows + start_ + set * kLaneRows) * args_.atoms;
+      load_tile(source, args_.atoms, 0, present(set), args_.atoms % kQuad == 0, lane_,
+                grads_ + set * kRowTile);
     }
     __syncwarp();
 #pragma unroll
-    for (int set = 0; set < kSets; ++set) read_row(own(grads_ + set * kTile), grad[set]);
+    for (int set = 0; set < kSets; ++set) read_row(own(grads_ + set * kRowTile), grad[set]);
   }
 
   // d S += grad_u^T z of the step before; the gradients are in the tiles.
@@ -193,7 +198,7 @@ class RowsBackward {
     for (int set = 0; set < kSets; ++set) {
       expand(set, step - 1);
       __syncwarp();
-      add_outer(grads_ + set * kTile, other_, lane_, sum);
+      add_outer(grads_ + set * kRowTile, other_, lane_, sum);
       __syncwarp();
     }
   }
@@ -219,7 +224,7 @@ class RowsBackward {
   // Registers have no address: by way of the tile, each lane its row.
   __device__ void add_at_slots(int set, int step, float (&grad)[kFewAtoms]) {
     __syncwarp();
-    float* row = own(grads_ + set * kTile);
+    float* row = own(grads_ + set * kRowTile);
     write_row(grad, row);
     const int64_t slot = flat(set, step) * args_.width;
     for (int s = 0; lane_ < present(set) && s < args_.width; ++s) {
@@ -361,22 +366,28 @@ struct BackwardGrid {
   int64_t blocks;
 };
 
-inline BackwardGrid backward_grid(const Sizes& sizes, const Parameters& in, bool folds_input,
-                                  int64_t scratch) {
+inline BackwardGrid backward_grid(const Sizes& sizes) {
   constexpr int64_t kMostBytes = 227 << 10, kMostInputs = 128, kMostThresholds = 64, kMostExperts = 65535;
   const bool fits = sizes.dtype == DType::kFloat32 && sizes.form == Form::kClassic &&
                     !sizes.encoder_per_step && !sizes.recurrent_per_step && sizes.atoms <= kFewAtoms &&
                     sizes.dim <= kMostInputs && sizes.num_steps < kMostThresholds &&
-                    sizes.experts <= kMostExperts && reinterpret_cast<uintptr_t>(in.x) % 16 == 0;
+                    sizes.experts <= kMostExperts;
   if (!fits) return {0, 0};
-  const SumsLayout sums{static_cast<int>(sizes.dim),
-                        static_cast<int>(sizes.threshold_per_step ? sizes.num_steps + 1 : 1)};
+  const SumsLayout sums = sums_layout(sizes);
   int warps = kMostBackwardWarps;
   while (warps > 1 && BackwardLayout{sums}.bytes(warps) > kMostBytes) warps /= 2;
-  const int64_t left = scratch - (folds_input ? sizes.experts * sizes.rows * sizes.dim : 0);
   const int64_t tiles = (sizes.rows + kWarpRows - 1) / kWarpRows;
-  const int64_t wanted = std::min<int64_t>(tiles, std::max<int64_t>(1, processors() / sizes.experts));
-  return {warps, std::min(wanted, left / (sizes.experts * sums.size()))};
+  return {warps, std::min<int64_t>(tiles, std::max<int64_t>(1, processors() / sizes.experts))};
+}
+
+inline bool aligned_input(const Parameters& in) { return reinterpret_cast<uintptr_t>(in.x) % 16 == 0; }
+
+// Bytes: the gradients of a shared input by expert, then the sums of the blocks; 0 where it does not fit.
+inline int64_t thread_backward_scratch(const Sizes& sizes) {
+  const int64_t blocks = backward_grid(sizes).blocks;
+  if (blocks == 0) return 0;
+  const int64_t by_expert = sizes.shared_input && sizes.experts > 1 ? sizes.rows * sizes.dim : 0;
+  return sizes.experts * (by_expert + blocks * sums_layout(sizes).size()) * int64_t(sizeof(float));
 }
 
 }  // namespace stratcore::topk_lista

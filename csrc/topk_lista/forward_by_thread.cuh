@@ -19,7 +19,7 @@ struct ForwardLayout {
   __host__ __device__ int recurrent() const { return padded_dim() * kFewAtoms; }
   __host__ __device__ int theta() const { return recurrent() + kFewAtoms * kFewAtoms; }
   __host__ __device__ int tiles() const { return theta() + thresholds * kFewAtoms; }
-  __host__ __device__ int64_t bytes() const { return (int64_t(tiles()) + kForwardWarps * kTile) * 4; }
+  __host__ __device__ int64_t bytes() const { return (int64_t(tiles()) + kForwardWarps * kRowTile) * 4; }
 };
 
 // Transposed, zeros beyond the atoms and the input.
@@ -129,13 +129,13 @@ __global__ void __launch_bounds__(kForwardThreads, 4)
   const int64_t expert = expert_begin + blockIdx.y;
   const int32_t k = widths.k[blockIdx.y];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  float* tile = shared + layout.tiles() + warp * kTile;
+  float* tile = shared + layout.tiles() + warp * kRowTile;
   float* own = tile + lane * kPitch;
   load_parameters(args, layout, expert, shared);
   __syncthreads();
   const float* x = args.x + (args.shared_input ? 0 : expert * args.rows * args.dim);
   const bool x_aligned = args.dim % kQuad == 0, code_aligned = args.atoms % kQuad == 0;
-  for (int64_t start = int64_t(blockIdx.x) * kForwardThreads + warp * kTileRows; start < args.rows;
+  for (int64_t start = int64_t(blockIdx.x) * kForwardThreads + warp * kLaneRows; start < args.rows;
        start += int64_t(gridDim.x) * kForwardThreads) {
     const int present = rows_present(args.rows - start, 0);
     float c[1][kFewAtoms] = {};

@@ -10,9 +10,9 @@
 namespace stratcore::topk_lista {
 
 constexpr int kFewAtoms = 32;          // registers of a row
-constexpr int kTileRows = kWarp;       // a row a lane
+constexpr int kLaneRows = kWarp;       // a row a lane
 constexpr int kPitch = kFewAtoms + 4;  // of a tile: quads of neighboring rows lie in other banks
-constexpr int kTile = kTileRows * kPitch;
+constexpr int kRowTile = kLaneRows * kPitch;
 
 // Columns [first, first + 32) of rows [0, present) of a matrix; the rest of the tile is 0.
 __device__ inline void load_tile(const float* source, int64_t columns, int64_t first, int present,
@@ -62,7 +62,7 @@ __device__ inline void add_product(float (&sum)[kSets][kFewAtoms], const float* 
     float factor[kSets][kQuad];
 #pragma unroll
     for (int set = 0; set < kSets; ++set) {
-      const float4 quad = *reinterpret_cast<const float4*>(own + set * kTile + j);
+      const float4 quad = *reinterpret_cast<const float4*>(own + set * kRowTile + j);
       factor[set][0] = quad.x, factor[set][1] = quad.y, factor[set][2] = quad.z, factor[set][3] = quad.w;
     }
 #pragma unroll
@@ -82,7 +82,7 @@ __device__ inline void add_product(float (&sum)[kSets][kFewAtoms], const float* 
 
 // Rows of a tile that begins `offset` rows from a place with `left` rows.
 __device__ inline int rows_present(int64_t left, int offset) {
-  return static_cast<int>(min(max(left - offset, int64_t(0)), int64_t(kTileRows)));
+  return static_cast<int>(min(max(left - offset, int64_t(0)), int64_t(kLaneRows)));
 }
 
 // ---- the k-th largest of a row's keys, by networks that sort in falling order

@@ -24,8 +24,8 @@ struct Sizes {
   bool threshold_per_step;  // theta has T + 1 leading entries instead of 1
   // Where groups of rows share experts, E counts groups, and their parameters have been gathered. The expert
   // of each group, on the device, in [0, group_experts), which are the entries of k; null otherwise.
-  const int32_t* group_expert;
-  int64_t group_experts;
+  const int32_t* group_expert = nullptr;
+  int64_t group_experts = 0;
   DType dtype;  // of x, encoder, recurrent and the dense code; all else is float64 for float64, else float32
   Regime regime = Regime::kAuto;
 
@@ -112,7 +112,7 @@ STRATCORE_API Status gather_groups_cpu(const Grouping& grouping, const void* par
 STRATCORE_API Status gather_groups_cuda(const Grouping& grouping, const void* parameter, void* gathered,
                                         const Executor& executor);
 
-// The transpose: sums over the groups of each expert, in their order; float64 or float32.
+// The transpose: sums over the groups of each expert, in their order and in the computed type.
 STRATCORE_API Status add_groups_cpu(const Grouping& grouping, const void* gathered, void* parameter,
                                     const Executor& executor);
 STRATCORE_API Status add_groups_cuda(const Grouping& grouping, const void* gathered, void* parameter,

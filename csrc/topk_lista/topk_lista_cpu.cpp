@@ -208,7 +208,9 @@ int64_t gather_ratio(const Sizes& sizes) {
 }  // namespace
 
 bool gathers_forward(const Sizes& sizes) {
-  if (sizes.dtype == DType::kFloat64 || sizes.width > most_wide_width(sizes.atoms)) return false;
+  if (sizes.dtype == DType::kFloat64 || sizes.group_expert || sizes.width > most_wide_width(sizes.atoms)) {
+    return false;
+  }
   if (sizes.regime != Regime::kAuto) return sizes.regime == Regime::kGather;
   return sizes.atoms >= gather_ratio(sizes) * sizes.width;
 }

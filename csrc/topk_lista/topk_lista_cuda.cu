@@ -151,10 +151,10 @@ Status launch_select(const SelectArguments<T, S>& args, const ExpertWidths& widt
 template <class T, class S>
 Status select_on_device(const Sizes& sizes, const Selection& selection, const Executor& executor) {
   if (sizes.rows == 0) return kOk;
+  const bool grouped = sizes.group_expert != nullptr;  // then all k travel with one launch
   if constexpr (std::is_same_v<T, float>) {
     if (runs_wide(sizes, selection)) return run_wide<S>(executor, sizes, selection);
   }
-  const bool grouped = sizes.group_expert != nullptr;  // then all k travel with one launch
   const int64_t per_launch = grouped ? sizes.experts : kExpertsPerLaunch;
   for (int64_t begin = 0; begin < sizes.experts; begin += per_launch) {
     const int64_t end = std::min<int64_t>(begin + per_launch, sizes.experts);
@@ -383,7 +383,7 @@ Status backward_by_thread(const Sizes& sizes, const Parameters& in, const Codes&
                                gradients.encoder != nullptr,
                                gradients.recurrent != nullptr,
                                gradients.theta != nullptr};
-  const SumsLayout sums{args.dim, args.threshold_per_step ? args.num_steps + 1 : 1};
+  const SumsLayout sums = sums_layout(sizes);
   const auto bytes = static_cast<int>(BackwardLayout{sums}.bytes(by_thread.warps));
   const auto kernel = backward_by_thread_kernel;
   if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess) {
@@ -426,8 +426,9 @@ Status gather_groups_cuda(const Grouping& grouping, const void* parameter, void*
 
 Status add_groups_cuda(const Grouping& grouping, const void* gathered, void* parameter,
                        const Executor& executor) {
-  if (grouping.dtype == DType::kFloat64) return add_groups<double>(grouping, gathered, parameter, executor);
-  return add_groups<float>(grouping, gathered, parameter, executor);
+  return with_types(grouping.dtype, [&](auto, auto factor) {
+    return add_groups<decltype(factor)>(grouping, gathered, parameter, executor);
+  });
 }
 
 Status forward_cuda(const Sizes& sizes, const Parameters& in, const Codes& out, void* scratch,
@@ -458,10 +459,9 @@ int64_t backward_scratch_cuda(const Sizes& sizes, bool straight_through) {
     using S = decltype(factor);
     const bool gathers = gathers_backward(sizes, straight_through);
     if constexpr (std::is_same_v<decltype(computed), float>) {
-      // Few atoms have a kernel of their own, which takes what there is; its sums want more than one block's.
-      const int64_t few = sizes.atoms <= kFewAtoms ? backward_scratch(sizes) * int64_t(sizeof(float)) : 0;
-      if (gathers && !straight_through) return std::max(few, SparseReverse<S>(sizes, nullptr).bytes());
-      return std::max(few, DenseReverse<S>(sizes, gathers, nullptr, nullptr).bytes());
+      const int64_t by_thread = thread_backward_scratch(sizes);
+      if (gathers && !straight_through) return std::max(by_thread, SparseReverse<S>(sizes, nullptr).bytes());
+      return std::max(by_thread, DenseReverse<S>(sizes, gathers, nullptr, nullptr).bytes());
     }
     return backward_scratch(sizes) * static_cast<int64_t>(sizeof(computed));
   });
@@ -470,9 +470,7 @@ int64_t backward_scratch_cuda(const Sizes& sizes, bool straight_through) {
 Status backward_cuda(const Sizes& sizes, const Parameters& in, const Codes& codes, const Gradients& gradients,
                      void* scratch, int8_t* signs, const Executor& executor) {
   const CudaKernels kernels(executor);
-  const bool folds_input = gradients.x && sizes.shared_input && sizes.experts > 1;
-  const BackwardGrid by_thread = backward_grid(sizes, in, folds_input, backward_scratch(sizes));
-  if (by_thread.blocks > 0) {
+  if (const BackwardGrid by_thread = backward_grid(sizes); by_thread.blocks > 0 && aligned_input(in)) {
     return backward_by_thread(sizes, in, codes, gradients, scratch, by_thread, executor, kernels);
   }
   return with_types(sizes.dtype, [&](auto computed, auto factor) {

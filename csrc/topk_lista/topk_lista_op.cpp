@@ -144,6 +144,12 @@ Shape grouped_shape(const Tensor& parameter, const Sizes& sizes) {
   return shape;
 }
 
+DType stored_dtype(const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  if (type == ScalarType::BFloat16) return DType::kBFloat16;
+  return type == ScalarType::Half ? DType::kFloat16 : compute_dtype(tensor);
+}
+
 Grouping grouping(const Sizes& sizes, const Tensor& parameter, DType dtype) {
   const Shape shape = shape_of(parameter);
   int64_t inner = 1;
@@ -241,12 +247,10 @@ class GroupedGradients {
     for (int which = 0; which < 3; ++which) {
       if (!by_group_[which]) continue;
       Tensor& target = *target_[which];
-      const Tensor wide = cast(*by_group_[which], compute_type(target));
-      Tensor sum = empty(target, shape_of(target), compute_type(target));
-      const Status status = Device::add_groups(grouping(sizes_, target, compute_dtype(target)),
-                                               wide.const_data_ptr(), sum.mutable_data_ptr(), executor);
+      const Status status =
+          Device::add_groups(grouping(sizes_, target, stored_dtype(target)),
+                             by_group_[which]->const_data_ptr(), target.mutable_data_ptr(), executor);
       if (status != kOk) return status;
-      target = sum;
     }
     return kOk;
   }
