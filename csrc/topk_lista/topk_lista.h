@@ -22,12 +22,12 @@ struct Sizes {
   bool encoder_per_step;    // encoder has T + 1 leading entries instead of 1
   bool recurrent_per_step;  // recurrent has T leading entries instead of 1
   bool threshold_per_step;  // theta has T + 1 leading entries instead of 1
+  DType dtype;  // of x, encoder, recurrent and the dense code; all else is float64 for float64, else float32
+  Regime regime = Regime::kAuto;
   // Where groups of rows share experts, E counts groups, and their parameters have been gathered. The expert
   // of each group, on the device, in [0, group_experts), which are the entries of k; null otherwise.
   const int32_t* group_expert = nullptr;
   int64_t group_experts = 0;
-  DType dtype;  // of x, encoder, recurrent and the dense code; all else is float64 for float64, else float32
-  Regime regime = Regime::kAuto;
 
   int64_t k_of(int64_t expert) const { return k[group_expert ? group_expert[expert] : expert]; }
   int64_t recurrent_size() const { return form == Form::kClassic ? atoms * atoms : dim * atoms; }

@@ -29,13 +29,14 @@ bool check_steps(const char* name, const Tensor& tensor, int64_t steps) {
   return tensor.size(0) != 1;
 }
 
+DType stored_dtype(const Tensor& tensor) {
+  if (tensor.scalar_type() == ScalarType::BFloat16) return DType::kBFloat16;
+  return tensor.scalar_type() == ScalarType::Half ? DType::kFloat16 : compute_dtype(tensor);
+}
+
 // 16-bit factors stay as they are on the GPU, whose products of them are in float32.
 DType factor_dtype(const Tensor& x, int64_t atoms) {
-  if (x.is_cuda() && atoms <= kMostAtomsOf16Bits) {
-    if (x.scalar_type() == ScalarType::BFloat16) return DType::kBFloat16;
-    if (x.scalar_type() == ScalarType::Half) return DType::kFloat16;
-  }
-  return compute_dtype(x);
+  return x.is_cuda() && atoms <= kMostAtomsOf16Bits ? stored_dtype(x) : compute_dtype(x);
 }
 
 void check_groups(const Tensor& x, const Tensor& group_expert, int64_t experts) {
@@ -43,9 +44,8 @@ void check_groups(const Tensor& x, const Tensor& group_expert, int64_t experts) 
   check_shape(kOp, "group_expert", group_expert, {x.size(0)});
   bool contiguous = false;
   TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(group_expert.get(), &contiguous));
-  STD_TORCH_CHECK(contiguous && group_expert.device() == x.device(), kOp,
-                  ": expected group_expert contiguous, on the device of x");
-  STD_TORCH_CHECK(x.size(0) > 0, kOp, ": expected at least one group");
+  STD_TORCH_CHECK(contiguous && group_expert.device() == x.device() && x.size(0) > 0, kOp,
+                  ": expected group_expert contiguous, not empty, on the device of x");
   STD_TORCH_CHECK(!x.is_cuda() || experts <= kMostGroupExperts, kOp, ": expected at most ", kMostGroupExperts,
                   " experts with groups of rows on a GPU, got ", experts);
 }
@@ -116,7 +116,6 @@ struct Cpu {
   static constexpr auto select = &select_cpu;
   static constexpr auto gather_groups = &gather_groups_cpu;
   static constexpr auto add_groups = &add_groups_cpu;
-
   static int64_t bytes_of_number(const Sizes& sizes) { return sizes.dtype == DType::kFloat64 ? 8 : 4; }
   static int64_t forward_bytes(const Sizes& sizes) { return forward_scratch(sizes) * bytes_of_number(sizes); }
   static int64_t backward_bytes(const Sizes& sizes, bool) {
@@ -142,12 +141,6 @@ Shape grouped_shape(const Tensor& parameter, const Sizes& sizes) {
   Shape shape = shape_of(parameter);
   shape[1] = sizes.experts;
   return shape;
-}
-
-DType stored_dtype(const Tensor& tensor) {
-  const ScalarType type = tensor.scalar_type();
-  if (type == ScalarType::BFloat16) return DType::kBFloat16;
-  return type == ScalarType::Half ? DType::kFloat16 : compute_dtype(tensor);
 }
 
 Grouping grouping(const Sizes& sizes, const Tensor& parameter, DType dtype) {

@@ -75,6 +75,19 @@ def test_gradients_of_both_orders(device, form):
     assert torch.autograd.gradgradcheck(codes, inputs)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backward", BACKWARDS)
+def test_gradients_with_a_graph_are_those_without(device, form, backward):
+    case = replace(CASE, form=form)
+    expert = route(case, "random", device)
+    inputs = leaves(case.inputs(device=device))
+    loss = run(case, inputs, expert, backward).square().sum()
+    first = torch.autograd.grad(loss, inputs, retain_graph=True)
+    again = torch.autograd.grad(loss, inputs, create_graph=True)
+    for a, b in zip(first, again, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("form", FORMS)
 def test_opcheck(device, form, dtype):
