@@ -230,7 +230,11 @@ class Problem:
             return routed(code, case, self.route) if case.kind == "routed" else each_expert(code, case)
 
         def own() -> Function:
-            if case.kind == "routed" or len(case.k) == 1:
+            if case.kind == "routed":
+                return lambda x, *parameters: ops.topk_lista_routed(
+                    x, self.route, *parameters, case.k, num_steps=STEPS, form=case.form
+                )
+            if len(case.k) == 1:
                 return over_experts(stratcore_code)
             return lambda *inputs: stratcore_code(*inputs, case.k, case.form)
 

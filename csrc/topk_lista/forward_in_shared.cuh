@@ -22,6 +22,25 @@ struct ForwardArguments {
   bool shared_input, threshold_per_step;
 };
 
+inline ForwardArguments forward_arguments(const Sizes& sizes, const Parameters& in, const Codes& out) {
+  return {static_cast<const float*>(in.x),
+          static_cast<const float*>(in.encoder),
+          static_cast<const float*>(in.recurrent),
+          static_cast<const float*>(in.theta),
+          static_cast<float*>(out.dense),
+          static_cast<float*>(out.values),
+          out.indices,
+          out.support,
+          sizes.rows,
+          sizes.experts,
+          sizes.width,
+          static_cast<int32_t>(sizes.atoms),
+          static_cast<int32_t>(sizes.dim),
+          static_cast<int32_t>(sizes.num_steps),
+          sizes.shared_input,
+          sizes.threshold_per_step};
+}
+
 constexpr int kRowsPerGroup = 4;  // that one load of the encoder serves
 
 // Shared memory of a block, in numbers: W^T [d, M], S^T [m, M], x of its rows, a list of kept entries for
@@ -225,9 +244,10 @@ __global__ void __launch_bounds__(kThreads)
 template <int kLanes>
 bool fits_in_shared(const Sizes& sizes, const Parameters& in) {
   constexpr int64_t kMostBytes = 200 << 10;
-  return sizes.dtype == DType::kFloat32 && sizes.form == Form::kClassic && !sizes.encoder_per_step &&
-         !sizes.recurrent_per_step && sizes.atoms <= SharedLayout<kLanes>::kAtoms &&
-         quads_aligned<float>(in.x, sizes.dim) && sizes.dim <= 1024 &&
+  return sizes.dtype == DType::kFloat32 && !sizes.group_expert && sizes.form == Form::kClassic &&
+         !sizes.encoder_per_step && !sizes.recurrent_per_step &&
+         sizes.atoms <= SharedLayout<kLanes>::kAtoms && quads_aligned<float>(in.x, sizes.dim) &&
+         sizes.dim <= 1024 &&
          SharedLayout<kLanes>{static_cast<int>(sizes.dim), static_cast<int>(sizes.atoms)}.bytes() <=
              kMostBytes;
 }
@@ -235,22 +255,7 @@ bool fits_in_shared(const Sizes& sizes, const Parameters& in) {
 template <int kLanes>
 Status forward_in_shared(const Sizes& sizes, const Parameters& in, const Codes& out,
                          const Executor& executor) {
-  const ForwardArguments args{static_cast<const float*>(in.x),
-                              static_cast<const float*>(in.encoder),
-                              static_cast<const float*>(in.recurrent),
-                              static_cast<const float*>(in.theta),
-                              static_cast<float*>(out.dense),
-                              static_cast<float*>(out.values),
-                              out.indices,
-                              out.support,
-                              sizes.rows,
-                              sizes.experts,
-                              sizes.width,
-                              static_cast<int32_t>(sizes.atoms),
-                              static_cast<int32_t>(sizes.dim),
-                              static_cast<int32_t>(sizes.num_steps),
-                              sizes.shared_input,
-                              sizes.threshold_per_step};
+  const ForwardArguments args = forward_arguments(sizes, in, out);
   const SharedLayout<kLanes> layout{args.dim, args.atoms};
   const auto bytes = static_cast<int>(layout.bytes());
   const auto kernel = forward_in_shared_kernel<kLanes>;
@@ -261,10 +266,7 @@ Status forward_in_shared(const Sizes& sizes, const Parameters& in, const Codes& 
   const int64_t resident = std::max<int64_t>(1, (220 << 10) / (bytes + 1024)) * processors();
   for (int64_t begin = 0; begin < sizes.experts; begin += kExpertsPerLaunch) {
     const int64_t end = std::min<int64_t>(begin + kExpertsPerLaunch, sizes.experts);
-    ExpertWidths widths{};
-    for (int64_t expert = begin; expert < end; ++expert) {
-      widths.k[expert - begin] = static_cast<int32_t>(sizes.k[expert]);
-    }
+    const ExpertWidths widths = widths_of(sizes, begin, end);
     const int64_t blocks = std::min(tiles, std::max<int64_t>(1, resident / (end - begin)));
     const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(end - begin));
     kernel<<<grid, kThreads, bytes, stream_of(executor)>>>(args, widths, begin);

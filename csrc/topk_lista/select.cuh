@@ -14,9 +14,20 @@ namespace stratcore::topk_lista {
 
 constexpr int kExpertsPerLaunch = 256;  // their k travel as kernel arguments: no copy to the device
 
+static_assert(kExpertsPerLaunch == kMostGroupExperts, "all k of grouped rows travel with one launch");
+
 struct ExpertWidths {
   int32_t k[kExpertsPerLaunch];
 };
+
+// k of the experts [begin, end).
+inline ExpertWidths widths_of(const Sizes& sizes, int64_t begin, int64_t end) {
+  ExpertWidths widths{};
+  for (int64_t expert = begin; expert < end; ++expert) {
+    widths.k[expert - begin] = static_cast<int32_t>(sizes.k[expert]);
+  }
+  return widths;
+}
 
 template <class T, class S>
 struct SelectArguments {
@@ -29,6 +40,15 @@ struct SelectArguments {
   int8_t* support;   // [E, B, m] or null
   int64_t rows, atoms, width;
   int64_t expert_begin, expert_end;  // of this launch
+  const int32_t* group_expert;       // [E] whose k counts, or null where each counts for itself
+
+  __device__ int64_t expert_of(int64_t flat) const {
+    return expert_end - expert_begin == 1 ? expert_begin : flat / rows;
+  }
+
+  __device__ int32_t k_of(int64_t expert, const ExpertWidths& widths) const {
+    return widths.k[group_expert ? group_expert[expert] : expert - expert_begin];
+  }
 
   // h of an element; its support is written.
   __device__ T threshold(int64_t expert, int64_t offset, int64_t i) const {
@@ -112,8 +132,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t first = begin; first < end; first += stride) {
     const int64_t flat = first + threadIdx.x / kLanes;
     const bool present = flat < end;
-    const int64_t expert = present ? flat / args.rows : args.expert_begin, offset = flat * args.atoms;
-    const int32_t k = widths.k[expert - args.expert_begin];
+    const int64_t expert = present ? args.expert_of(flat) : args.expert_begin, offset = flat * args.atoms;
+    const int32_t k = args.k_of(expert, widths);
     float h[kPer];
     uint32_t largest = 0;
 #pragma unroll
@@ -208,8 +228,8 @@ __global__ void __launch_bounds__(kRowThreads)
   const int64_t end = args.expert_end * args.rows;
   int parity = 0;
   for (int64_t flat = args.expert_begin * args.rows + blockIdx.x; flat < end; flat += gridDim.x) {
-    const int64_t expert = flat / args.rows, offset = flat * args.atoms;
-    const int32_t k = widths.k[expert - args.expert_begin];
+    const int64_t expert = args.expert_of(flat), offset = flat * args.atoms;
+    const int32_t k = args.k_of(expert, widths);
     float h[kPer];
     uint32_t largest = 0;
 #pragma unroll

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "topk_lista.h"
@@ -53,7 +54,7 @@ void select_rows(const Sizes& sizes, const Selection& selection, int64_t begin, 
   ranked.reserve(atoms);
   std::vector<uint8_t> kept(atoms);
   for (int64_t flat = begin; flat < end; ++flat) {
-    const int64_t expert = flat / sizes.rows, k = sizes.k[expert];
+    const int64_t expert = flat / sizes.rows, k = sizes.k_of(expert);
     const T* first = static_cast<const T*>(selection.first) + flat * atoms;
     const T* second = selection.second ? static_cast<const T*>(selection.second) + flat * atoms : nullptr;
     const T* theta = selection.theta ? static_cast<const T*>(selection.theta) + expert * atoms : nullptr;
@@ -199,7 +200,30 @@ class CpuKernels {
   const Executor& executor_;
 };
 
+int64_t gather_ratio(const Sizes& sizes) {
+  const int64_t bytes = sizes.atoms * sizes.atoms * (sizes.dtype == DType::kFloat32 ? 4 : 2);
+  return sizes.form == Form::kCoupled || bytes <= kNearBytes ? kGatherRatio : kFarGatherRatio;
+}
+
 }  // namespace
+
+bool gathers_forward(const Sizes& sizes) {
+  if (sizes.dtype == DType::kFloat64 || sizes.group_expert || sizes.width > most_wide_width(sizes.atoms)) {
+    return false;
+  }
+  if (sizes.regime != Regime::kAuto) return sizes.regime == Regime::kGather;
+  return sizes.atoms >= gather_ratio(sizes) * sizes.width;
+}
+
+bool gathers_backward(const Sizes& sizes, bool straight_through) {
+  constexpr int64_t kMost = int64_t(1) << 30;  // entries and atoms of all steps are counted in 32 bits
+  const int64_t groups = (sizes.num_steps + 1) * sizes.experts;
+  if (sizes.dtype == DType::kFloat64 || groups * std::max(sizes.rows * sizes.width, sizes.atoms) >= kMost) {
+    return false;
+  }
+  if (sizes.regime != Regime::kAuto) return sizes.regime == Regime::kGather;
+  return sizes.atoms >= (straight_through ? gather_ratio(sizes) : kMaskedGatherRatio) * sizes.width;
+}
 
 int64_t forward_scratch(const Sizes& sizes) {
   return sizes.experts * sizes.rows * 2 * (sizes.atoms + (sizes.form == Form::kCoupled ? sizes.dim : 0));
@@ -240,6 +264,48 @@ Status backward_cpu(const Sizes& sizes, const Parameters& in, const Codes& codes
   return UnrolledBackward<double, double, CpuKernels>(sizes, in, codes, gradients, scratch, signs, executor,
                                                       kernels)
       .run();
+}
+
+Status gather_groups_cpu(const Grouping& grouping, const void* parameter, void* gathered,
+                         const Executor& executor) {
+  const int64_t size =
+      grouping.inner * (grouping.dtype == DType::kFloat64 ? int64_t(sizeof(double)) : int64_t(sizeof(float)));
+  const auto* source = static_cast<const char*>(parameter);
+  auto* target = static_cast<char*>(gathered);
+  parallel_for(executor, grouping.outer * grouping.groups, 1, [=](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; ++at) {
+      const int64_t outer = at / grouping.groups, expert = grouping.expert[at % grouping.groups];
+      std::memcpy(target + at * size, source + (outer * grouping.experts + expert) * size, size);
+    }
+  });
+  return kOk;
+}
+
+Status add_groups_cpu(const Grouping& grouping, const void* gathered, void* parameter,
+                      const Executor& executor) {
+  const auto add = [&](auto zero) {
+    using T = decltype(zero);
+    const auto* source = static_cast<const T*>(gathered);
+    auto* target = static_cast<T*>(parameter);
+    const int64_t inner = grouping.inner;
+    parallel_for(executor, grouping.outer * grouping.experts, 1, [=](int64_t begin, int64_t end) {
+      for (int64_t at = begin; at < end; ++at) {
+        const int64_t outer = at / grouping.experts, expert = at % grouping.experts;
+        std::fill_n(target + at * inner, inner, zero);
+        for (int64_t group = 0; group < grouping.groups; ++group) {
+          if (grouping.expert[group] != expert) continue;
+          const T* from = source + (outer * grouping.groups + group) * inner;
+          for (int64_t i = 0; i < inner; ++i) target[at * inner + i] += from[i];
+        }
+      }
+    });
+  };
+  if (grouping.dtype == DType::kFloat64) {
+    add(double(0));
+  } else {
+    add(float(0));
+  }
+  return kOk;
 }
 
 }  // namespace stratcore::topk_lista

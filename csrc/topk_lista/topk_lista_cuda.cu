@@ -1,6 +1,13 @@
 #include "../common/launch.cuh"
+#include "backward_by_thread.cuh"
+#include "forward_by_thread.cuh"
+#include "forward_gathered.cuh"
 #include "forward_in_shared.cuh"
+#include "groups.cuh"
+#include "reverse_dense.cuh"
+#include "reverse_sparse.cuh"
 #include "select.cuh"
+#include "select_by_warp.cuh"
 #include "topk_lista.h"
 #include "topk_lista_math.h"
 #include "topk_lista_unroll.h"
@@ -58,8 +65,8 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ int32_t chosen[2];
   const int64_t end = args.expert_end * args.rows;
   for (int64_t flat = args.expert_begin * args.rows + blockIdx.x; flat < end; flat += gridDim.x) {
-    const int64_t expert = flat / args.rows, offset = flat * args.atoms;
-    const int32_t k = widths.k[expert - args.expert_begin];
+    const int64_t expert = args.expert_of(flat), offset = flat * args.atoms;
+    const int32_t k = args.k_of(expert, widths);
     T* row = args.dense + offset;
     for (int64_t i = threadIdx.x; i < args.atoms; i += kThreads) row[i] = args.threshold(expert, offset, i);
     int32_t equal_needed;
@@ -93,6 +100,17 @@ Status by_lanes(const SelectArguments<float, S>& args, const ExpertWidths& width
 }
 
 template <int kPer, class S>
+Status by_warp(const SelectArguments<float, S>& args, const ExpertWidths& widths, cudaStream_t stream) {
+  const int64_t rows = (args.expert_end - args.expert_begin) * args.rows;
+  constexpr int kRows = kThreads / kWarp;  // of a block
+  const auto blocks = static_cast<unsigned>((rows + kRows - 1) / kRows);
+  const auto kernel = args.atoms == kPer * kWarp ? select_by_warp_kernel<kPer, true, S>
+                                                 : select_by_warp_kernel<kPer, false, S>;
+  kernel<<<blocks, kThreads, 0, stream>>>(args, widths);
+  return launch_status();
+}
+
+template <int kPer, class S>
 Status by_block(const SelectArguments<float, S>& args, const ExpertWidths& widths, cudaStream_t stream) {
   const int64_t rows = (args.expert_end - args.expert_begin) * args.rows;
   select_by_block_kernel<kPer, S><<<grid_for(rows, 1), kRowThreads, 0, stream>>>(args, widths);
@@ -114,9 +132,9 @@ Status launch_select(const SelectArguments<T, S>& args, const ExpertWidths& widt
     if (args.atoms <= 32) return by_lanes<8, 4>(args, widths, stream);
     if (args.atoms <= 64) return by_lanes<16, 4>(args, widths, stream);
     if (args.atoms <= 128) return by_lanes<32, 4>(args, widths, stream);
-    if (args.atoms <= 256) return by_lanes<32, 8>(args, widths, stream);
-    if (args.atoms <= 512) return by_lanes<32, 16>(args, widths, stream);
-    if (args.atoms <= 1024) return by_lanes<32, 32>(args, widths, stream);
+    if (args.atoms <= 256) return by_warp<8>(args, widths, stream);
+    if (args.atoms <= 512) return by_warp<16>(args, widths, stream);
+    if (args.atoms <= 1024) return by_warp<32>(args, widths, stream);
     if (args.atoms <= 2048) return by_block<4>(args, widths, stream);
     if (args.atoms <= 4096) return by_block<8>(args, widths, stream);
     if (args.atoms <= 8192) return by_block<16>(args, widths, stream);
@@ -133,8 +151,13 @@ Status launch_select(const SelectArguments<T, S>& args, const ExpertWidths& widt
 template <class T, class S>
 Status select_on_device(const Sizes& sizes, const Selection& selection, const Executor& executor) {
   if (sizes.rows == 0) return kOk;
-  for (int64_t begin = 0; begin < sizes.experts; begin += kExpertsPerLaunch) {
-    const int64_t end = std::min<int64_t>(begin + kExpertsPerLaunch, sizes.experts);
+  const bool grouped = sizes.group_expert != nullptr;  // then all k travel with one launch
+  if constexpr (std::is_same_v<T, float>) {
+    if (runs_wide(sizes, selection)) return run_wide<S>(executor, sizes, selection);
+  }
+  const int64_t per_launch = grouped ? sizes.experts : kExpertsPerLaunch;
+  for (int64_t begin = 0; begin < sizes.experts; begin += per_launch) {
+    const int64_t end = std::min<int64_t>(begin + per_launch, sizes.experts);
     const SelectArguments<T, S> args{static_cast<const T*>(selection.first),
                                      static_cast<const T*>(selection.second),
                                      static_cast<const T*>(selection.theta),
@@ -146,11 +169,10 @@ Status select_on_device(const Sizes& sizes, const Selection& selection, const Ex
                                      sizes.atoms,
                                      sizes.width,
                                      begin,
-                                     end};
-    ExpertWidths widths{};
-    for (int64_t expert = begin; expert < end; ++expert) {
-      widths.k[expert - begin] = static_cast<int32_t>(sizes.k[expert]);
-    }
+                                     end,
+                                     sizes.group_expert};
+    const ExpertWidths widths =
+        grouped ? widths_of(sizes, 0, sizes.group_experts) : widths_of(sizes, begin, end);
     const Status status = launch_select(args, widths, stream_of(executor));
     if (status != kOk) return status;
   }
@@ -159,7 +181,7 @@ Status select_on_device(const Sizes& sizes, const Selection& selection, const Ex
 
 // Calls `run` with a value of the computed type and one of the factors' type.
 template <class Run>
-Status with_types(DType dtype, const Run& run) {
+auto with_types(DType dtype, const Run& run) {
   switch (dtype) {
     case DType::kFloat64:
       return run(double(), double());
@@ -222,7 +244,11 @@ class CudaKernels {
   Status copy_or_zero(int64_t count, const void* source, void* target) const {
     auto* out = static_cast<T*>(target);
     const auto* in = static_cast<const T*>(source);
-    return launch_each(executor_, count, [=] __device__(int64_t i) { out[i] = in ? in[i] : T(0); });
+    if (!in) {
+      const cudaError_t cleared = cudaMemsetAsync(target, 0, count * sizeof(T), stream_of(executor_));
+      return cleared == cudaSuccess ? kOk : launch_status();
+    }
+    return launch_each(executor_, count, [=] __device__(int64_t i) { out[i] = in[i]; });
   }
 
   template <class S, class T>
@@ -249,12 +275,14 @@ class CudaKernels {
   }
 
   // The indices of one row are distinct, so no two threads write one element.
-  template <class T>
-  Status add_at(const Sizes& sizes, const void* values, const int32_t* indices, T* dense) const {
+  template <class T, class S>
+  Status add_at(const Sizes& sizes, const void* values, const int32_t* indices, S* dense,
+                T sign = T(1)) const {
     const auto* v = static_cast<const T*>(values);
     const int64_t atoms = sizes.atoms, width = sizes.width;
     return launch_each(executor_, sizes.experts * sizes.rows * width, [=] __device__(int64_t slot) {
-      dense[slot / width * atoms + indices[slot]] += v[slot];
+      S& target = dense[slot / width * atoms + indices[slot]];
+      target = stored<S>(number(target) + sign * v[slot]);
     });
   }
 
@@ -285,7 +313,8 @@ class CudaKernels {
   template <class T>
   Status reduce_threshold(const Sizes& sizes, const T* grad, const int8_t* support, T* partial,
                           T* target) const {
-    const int64_t atoms = sizes.atoms, wanted = std::min<int64_t>(sizes.rows, kStrips);
+    const int64_t atoms = sizes.atoms;
+    const int64_t wanted = std::min<int64_t>((sizes.rows + kFewestStripRows - 1) / kFewestStripRows, kStrips);
     const int64_t per_strip = (sizes.rows + wanted - 1) / wanted,
                   strips = (sizes.rows + per_strip - 1) / per_strip;
     for (int64_t begin = 0; begin < sizes.experts; begin += kMaxGridZ) {
@@ -322,9 +351,58 @@ class CudaKernels {
   }
 
  private:
-  static constexpr int64_t kMaxGridZ = 65535, kStrips = 256;
+  static constexpr int64_t kMaxGridZ = 65535, kStrips = 256, kFewestStripRows = 32;
   const Executor& executor_;
 };
+
+// `scratch` holds the gradients of a shared input by expert, then the sums of the blocks.
+Status backward_by_thread(const Sizes& sizes, const Parameters& in, const Codes& codes,
+                          const Gradients& gradients, void* scratch, const BackwardGrid& by_thread,
+                          const Executor& executor, const CudaKernels& kernels) {
+  const bool folds_input = gradients.x && sizes.shared_input && sizes.experts > 1;
+  float* by_expert = static_cast<float*>(scratch);
+  float* partial = by_expert + (folds_input ? sizes.experts * sizes.rows * sizes.dim : 0);
+  const BackwardArguments args{static_cast<const float*>(gradients.codes),
+                               static_cast<const float*>(gradients.values),
+                               static_cast<const float*>(in.x),
+                               static_cast<const float*>(in.encoder),
+                               static_cast<const float*>(in.recurrent),
+                               static_cast<const float*>(codes.values),
+                               codes.indices,
+                               codes.support,
+                               folds_input ? by_expert : static_cast<float*>(gradients.x),
+                               partial,
+                               sizes.rows,
+                               sizes.experts,
+                               static_cast<int32_t>(sizes.atoms),
+                               static_cast<int32_t>(sizes.dim),
+                               static_cast<int32_t>(sizes.width),
+                               static_cast<int32_t>(sizes.num_steps),
+                               sizes.shared_input,
+                               sizes.threshold_per_step,
+                               gradients.encoder != nullptr,
+                               gradients.recurrent != nullptr,
+                               gradients.theta != nullptr};
+  const SumsLayout sums = sums_layout(sizes);
+  const auto bytes = static_cast<int>(BackwardLayout{sums}.bytes(by_thread.warps));
+  const auto kernel = backward_by_thread_kernel;
+  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess) {
+    return launch_status();
+  }
+  const dim3 grid(static_cast<unsigned>(by_thread.blocks), static_cast<unsigned>(sizes.experts));
+  kernel<<<grid, by_thread.warps * kWarp, bytes, stream_of(executor)>>>(args);
+  Status status = launch_status();
+  if (status != kOk) return status;
+  const SumTargets targets{static_cast<float*>(gradients.encoder), static_cast<float*>(gradients.recurrent),
+                           static_cast<float*>(gradients.theta)};
+  const dim3 squares(static_cast<unsigned>(sums.size() / kWarp), grid.y);
+  add_partial_kernel<<<squares, kThreads, 0, stream_of(executor)>>>(partial, targets, sums,
+                                                                    static_cast<int32_t>(by_thread.blocks),
+                                                                    args.atoms, sizes.experts);
+  status = launch_status();
+  if (status != kOk || !folds_input) return status;
+  return kernels.fold_experts(sizes, by_expert, gradients.x);
+}
 
 }  // namespace
 
@@ -334,25 +412,81 @@ Status select_cuda(const Sizes& sizes, const Selection& selection, const Executo
   });
 }
 
+Status gather_groups_cuda(const Grouping& grouping, const void* parameter, void* gathered,
+                          const Executor& executor) {
+  return with_types(grouping.dtype, [&](auto, auto factor) {
+    using S = decltype(factor);
+    if (quads_aligned<float4>(parameter, kQuad) && grouping.inner * sizeof(S) % sizeof(float4) == 0) {
+      return gather_words<float4>(grouping, grouping.inner * sizeof(S) / sizeof(float4), parameter, gathered,
+                                  executor);
+    }
+    return gather_words<S>(grouping, grouping.inner, parameter, gathered, executor);
+  });
+}
+
+Status add_groups_cuda(const Grouping& grouping, const void* gathered, void* parameter,
+                       const Executor& executor) {
+  return with_types(grouping.dtype, [&](auto, auto factor) {
+    return add_groups<decltype(factor)>(grouping, gathered, parameter, executor);
+  });
+}
+
 Status forward_cuda(const Sizes& sizes, const Parameters& in, const Codes& out, void* scratch,
                     const Executor& executor) {
+  if (fits_in_threads(sizes, in)) return forward_by_thread(sizes, in, out, executor);
   if (fits_in_shared<8>(sizes, in)) return forward_in_shared<8>(sizes, in, out, executor);
   if (fits_in_shared<16>(sizes, in)) return forward_in_shared<16>(sizes, in, out, executor);
   if (fits_in_shared<32>(sizes, in)) return forward_in_shared<32>(sizes, in, out, executor);
   const CudaKernels kernels(executor);
   return with_types(sizes.dtype, [&](auto computed, auto factor) {
-    return unroll_forward<decltype(computed), decltype(factor)>(sizes, in, out, scratch, executor, kernels);
+    using S = decltype(factor);
+    if constexpr (std::is_same_v<decltype(computed), float>) {
+      if (gathers_forward(sizes)) return GatheredForward<S>(sizes, scratch).run(in, out, executor, kernels);
+    }
+    return unroll_forward<decltype(computed), S>(sizes, in, out, scratch, executor, kernels);
+  });
+}
+
+int64_t forward_scratch_cuda(const Sizes& sizes) {
+  return with_types(sizes.dtype, [&](auto computed, auto factor) -> int64_t {
+    if (gathers_forward(sizes)) return GatheredForward<decltype(factor)>(sizes, nullptr).bytes();
+    return forward_scratch(sizes) * static_cast<int64_t>(sizeof(computed));
+  });
+}
+
+int64_t backward_scratch_cuda(const Sizes& sizes, bool straight_through) {
+  return with_types(sizes.dtype, [&](auto computed, auto factor) -> int64_t {
+    using S = decltype(factor);
+    const bool gathers = gathers_backward(sizes, straight_through);
+    if constexpr (std::is_same_v<decltype(computed), float>) {
+      const int64_t by_thread = thread_backward_scratch(sizes);
+      if (gathers && !straight_through) return std::max(by_thread, SparseReverse<S>(sizes, nullptr).bytes());
+      return std::max(by_thread, DenseReverse<S>(sizes, gathers, nullptr, nullptr).bytes());
+    }
+    return backward_scratch(sizes) * static_cast<int64_t>(sizeof(computed));
   });
 }
 
 Status backward_cuda(const Sizes& sizes, const Parameters& in, const Codes& codes, const Gradients& gradients,
                      void* scratch, int8_t* signs, const Executor& executor) {
   const CudaKernels kernels(executor);
+  if (const BackwardGrid by_thread = backward_grid(sizes); by_thread.blocks > 0 && aligned_input(in)) {
+    return backward_by_thread(sizes, in, codes, gradients, scratch, by_thread, executor, kernels);
+  }
   return with_types(sizes.dtype, [&](auto computed, auto factor) {
-    return UnrolledBackward<decltype(computed), decltype(factor), CudaKernels>(sizes, in, codes, gradients,
-                                                                               scratch, signs, executor,
-                                                                               kernels)
-        .run();
+    using T = decltype(computed);
+    using S = decltype(factor);
+    const bool gathers = gathers_backward(sizes, codes.support != nullptr);
+    if constexpr (std::is_same_v<T, float>) {
+      if (gathers && !codes.support) {
+        return SparseReverse<S>(sizes, scratch).run(in, codes, gradients, executor);
+      }
+      return DenseReverse<S>(sizes, gathers, scratch, signs).run(in, codes, gradients, executor, kernels);
+    } else {
+      return UnrolledBackward<T, S, CudaKernels>(sizes, in, codes, gradients, scratch, signs, executor,
+                                                 kernels)
+          .run();
+    }
   });
 }
 

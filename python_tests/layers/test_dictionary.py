@@ -58,6 +58,14 @@ def test_atoms_start_and_stay_on_the_sphere():
     torch.testing.assert_close(module.atoms.detach(), direction)
 
 
+def test_an_atom_of_zero_becomes_an_axis():
+    module = experts()
+    with torch.no_grad():
+        module.atoms[1, :, 11] = 0.0
+    module.normalize_atoms()
+    assert torch.equal(module.atoms[1, :, 11].detach(), torch.eye(8, dtype=torch.float64)[3])
+
+
 def test_two_seeds_give_two_dictionaries_and_one_seed_one():
     first = experts().atoms
     torch.manual_seed(0)

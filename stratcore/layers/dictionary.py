@@ -41,11 +41,16 @@ class DictionaryExperts(nn.Module):
 
     @torch.no_grad()
     def normalize_atoms(self) -> None:
-        """Projects every atom onto the unit sphere; an atom of 0 becomes a random direction."""
+        """Projects every atom onto the unit sphere; an atom of 0 becomes a unit vector along an axis.
+
+        The host does not look at the data, so that a training step fits a CUDA graph.
+        """
+        _, dim, count = self.atoms.shape
+        axis_D1 = torch.arange(dim, device=self.atoms.device)[:, None]
+        axis_DM = axis_D1 == torch.arange(count, device=self.atoms.device) % dim
         norm_E1M = self.atoms.norm(dim=1, keepdim=True)
-        if (norm_E1M == 0).any():
-            self.atoms.copy_(torch.where(norm_E1M == 0, torch.randn_like(self.atoms), self.atoms))
-        self.atoms.copy_(normalize(self.atoms, dim=1))
+        unit_EDM = normalize(self.atoms, dim=1)
+        self.atoms.copy_(torch.where(norm_E1M == 0, axis_DM.to(unit_EDM.dtype), unit_EDM))
 
     @torch.no_grad()
     def replace_atoms(self, expert: int, which_R: Tensor, directions_RD: Tensor) -> None:

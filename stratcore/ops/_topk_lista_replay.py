@@ -23,7 +23,7 @@ class Replay:
         theta: Tensor,
         indices: Tensor,
         support: Tensor,
-        k: Sequence[int],
+        k: Sequence[int] | Tensor,
         form: str,
     ) -> None:
         self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -32,7 +32,7 @@ class Replay:
             t.to(self.dtype) for t in (x, encoder, recurrent, theta)
         )
         self.indices, self.form, self.num_steps = indices.long(), form, indices.shape[0] - 1
-        width = torch.tensor(k, device=x.device)
+        width = torch.as_tensor(k, device=x.device)
         self.slots = torch.arange(indices.shape[-1], device=x.device) < width[:, None, None]  # [E, 1, K]
         self.straight_through = support.ndim == 4
         self.support = support.to(self.dtype) if self.straight_through else None
