@@ -18,13 +18,16 @@ struct MatrixBatch {
   MatrixBatch transposed() const { return {data, batch_stride, col_stride, row_stride}; }
 };
 
-// out[b] = left[b] @ right[b]: [batch, rows, inner] @ [batch, inner, cols], out row-major and contiguous.
+// out[b] = left[b] @ right[b]: [batch, rows, inner] @ [batch, inner, cols], each matrix of out row-major and
+// contiguous.
 struct Gemm {
   DType dtype;  // of the factors; out is float64 for float64, else float32
   int64_t batch, rows, cols, inner;
   MatrixBatch left;
   MatrixBatch right;
   void* out;
+  bool narrow = false;           // 16-bit factors give a 16-bit product
+  int64_t out_batch_stride = 0;  // 0: rows * cols
 };
 
 enum Status : int32_t { kOk = 0, kGemmFailed = 1, kLaunchFailed = 2 };

@@ -220,16 +220,18 @@ class TorchExecutor {
   void call_bmm(const Gemm& product) const {
     using torch::stable::detail::from;
     const ScalarType type = type_of(product.dtype);
-    const bool narrow = type == ScalarType::BFloat16 || type == ScalarType::Half;
-    const ScalarType wide = narrow ? ScalarType::Float : type;
-    const MatrixBatch target{product.out, product.rows * product.cols, product.cols, 1};
+    const bool widens = (type == ScalarType::BFloat16 || type == ScalarType::Half) && !product.narrow;
+    const ScalarType wide = widens ? ScalarType::Float : type;
+    const int64_t size = product.rows * product.cols;
+    const MatrixBatch target{product.out, product.out_batch_stride ? product.out_batch_stride : size,
+                             product.cols, 1};
     const Tensor left = wrap(product.left, product.batch, product.rows, product.inner, type);
     const Tensor right = wrap(product.right, product.batch, product.inner, product.cols, type);
     const Tensor out = wrap(target, product.batch, product.rows, product.cols, wide);
     std::vector<StableIValue> stack{from(left), from(right)};
-    if (narrow) stack.push_back(from(wide));
+    if (widens) stack.push_back(from(wide));
     stack.push_back(from(out));
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::bmm", narrow ? "dtype_out" : "out", stack.data(),
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::bmm", widens ? "dtype_out" : "out", stack.data(),
                                                  TORCH_ABI_VERSION));
     torch::stable::detail::to<Tensor>(stack[0]);  // takes back the reference that the call returned
   }

@@ -42,6 +42,10 @@ struct SumsLayout {
   __host__ __device__ int size() const { return theta() + thresholds * kFewAtoms; }
 };
 
+inline SumsLayout sums_layout(const Sizes& sizes) {
+  return {static_cast<int>(sizes.dim), static_cast<int>(sizes.threshold_per_step ? sizes.num_steps + 1 : 1)};
+}
+
 // Shared memory: S [32, 32], W [32, padded d], then for each warp its sums (those of S take the place of the
 // tiles, in the end), two tiles of gradients and one of codes or inputs.
 struct BackwardLayout {
@@ -362,22 +366,28 @@ struct BackwardGrid {
   int64_t blocks;
 };
 
-inline BackwardGrid backward_grid(const Sizes& sizes, const Parameters& in, bool folds_input,
-                                  int64_t scratch) {
+inline BackwardGrid backward_grid(const Sizes& sizes) {
   constexpr int64_t kMostBytes = 227 << 10, kMostInputs = 128, kMostThresholds = 64, kMostExperts = 65535;
   const bool fits = sizes.dtype == DType::kFloat32 && sizes.form == Form::kClassic &&
                     !sizes.encoder_per_step && !sizes.recurrent_per_step && sizes.atoms <= kFewAtoms &&
                     sizes.dim <= kMostInputs && sizes.num_steps < kMostThresholds &&
-                    sizes.experts <= kMostExperts && reinterpret_cast<uintptr_t>(in.x) % 16 == 0;
+                    sizes.experts <= kMostExperts;
   if (!fits) return {0, 0};
-  const SumsLayout sums{static_cast<int>(sizes.dim),
-                        static_cast<int>(sizes.threshold_per_step ? sizes.num_steps + 1 : 1)};
+  const SumsLayout sums = sums_layout(sizes);
   int warps = kMostBackwardWarps;
   while (warps > 1 && BackwardLayout{sums}.bytes(warps) > kMostBytes) warps /= 2;
-  const int64_t left = scratch - (folds_input ? sizes.experts * sizes.rows * sizes.dim : 0);
   const int64_t tiles = (sizes.rows + kWarpRows - 1) / kWarpRows;
-  const int64_t wanted = std::min<int64_t>(tiles, std::max<int64_t>(1, processors() / sizes.experts));
-  return {warps, std::min(wanted, left / (sizes.experts * sums.size()))};
+  return {warps, std::min<int64_t>(tiles, std::max<int64_t>(1, processors() / sizes.experts))};
+}
+
+inline bool aligned_input(const Parameters& in) { return reinterpret_cast<uintptr_t>(in.x) % 16 == 0; }
+
+// Bytes: the gradients of a shared input by expert, then the sums of the blocks; 0 where it does not fit.
+inline int64_t thread_backward_scratch(const Sizes& sizes) {
+  const int64_t blocks = backward_grid(sizes).blocks;
+  if (blocks == 0) return 0;
+  const int64_t by_expert = sizes.shared_input && sizes.experts > 1 ? sizes.rows * sizes.dim : 0;
+  return sizes.experts * (by_expert + blocks * sums_layout(sizes).size()) * int64_t(sizeof(float));
 }
 
 }  // namespace stratcore::topk_lista

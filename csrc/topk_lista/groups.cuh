@@ -41,35 +41,35 @@ Status gather_words(const Grouping& grouping, int64_t words, const void* paramet
   return launch_status();
 }
 
-template <class T>
+template <class S>
 __global__ void __launch_bounds__(kThreads)
-    add_groups_kernel(Grouping grouping, bool aligned, const T* gathered, T* parameter) {
+    add_groups_kernel(Grouping grouping, bool aligned, const S* gathered, S* parameter) {
   const int64_t quads = (grouping.inner + kQuad - 1) / kQuad;
   for (int64_t at = blockIdx.y; at < grouping.outer * grouping.experts; at += gridDim.y) {
     const int64_t outer = at / grouping.experts, expert = at % grouping.experts;
-    const T* source = gathered + outer * grouping.groups * grouping.inner;
+    const S* source = gathered + outer * grouping.groups * grouping.inner;
     for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < quads;
          i += int64_t(gridDim.x) * kThreads) {
-      T sum[kQuad] = {};
+      Computed<S> sum[kQuad] = {};
       for (int64_t group = 0; group < grouping.groups; ++group) {
         if (grouping.expert[group] != expert) continue;
-        const Quad<T> part = load_quad(source + group * grouping.inner, i * kQuad, grouping.inner, aligned);
+        const Quad<S> part = load_quad(source + group * grouping.inner, i * kQuad, grouping.inner, aligned);
 #pragma unroll
-        for (int j = 0; j < kQuad; ++j) sum[j] += part.element[j];
+        for (int j = 0; j < kQuad; ++j) sum[j] += number(part.element[j]);
       }
       store_quad(parameter + at * grouping.inner, i * kQuad, grouping.inner, aligned, sum);
     }
   }
 }
 
-template <class T>
+template <class S>
 Status add_groups(const Grouping& grouping, const void* gathered, void* parameter, const Executor& executor) {
   const bool aligned =
-      quads_aligned<T>(gathered, grouping.inner) && quads_aligned<T>(parameter, grouping.inner);
+      quads_aligned<S>(gathered, grouping.inner) && quads_aligned<S>(parameter, grouping.inner);
   const dim3 grid = grid_of_matrices((grouping.inner + kQuad - 1) / kQuad, grouping.outer * grouping.experts);
-  add_groups_kernel<T><<<grid, kThreads, 0, stream_of(executor)>>>(grouping, aligned,
-                                                                   static_cast<const T*>(gathered),
-                                                                   static_cast<T*>(parameter));
+  add_groups_kernel<S><<<grid, kThreads, 0, stream_of(executor)>>>(grouping, aligned,
+                                                                   static_cast<const S*>(gathered),
+                                                                   static_cast<S*>(parameter));
   return launch_status();
 }
 

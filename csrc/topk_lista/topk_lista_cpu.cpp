@@ -200,7 +200,30 @@ class CpuKernels {
   const Executor& executor_;
 };
 
+int64_t gather_ratio(const Sizes& sizes) {
+  const int64_t bytes = sizes.atoms * sizes.atoms * (sizes.dtype == DType::kFloat32 ? 4 : 2);
+  return sizes.form == Form::kCoupled || bytes <= kNearBytes ? kGatherRatio : kFarGatherRatio;
+}
+
 }  // namespace
+
+bool gathers_forward(const Sizes& sizes) {
+  if (sizes.dtype == DType::kFloat64 || sizes.group_expert || sizes.width > most_wide_width(sizes.atoms)) {
+    return false;
+  }
+  if (sizes.regime != Regime::kAuto) return sizes.regime == Regime::kGather;
+  return sizes.atoms >= gather_ratio(sizes) * sizes.width;
+}
+
+bool gathers_backward(const Sizes& sizes, bool straight_through) {
+  constexpr int64_t kMost = int64_t(1) << 30;  // entries and atoms of all steps are counted in 32 bits
+  const int64_t groups = (sizes.num_steps + 1) * sizes.experts;
+  if (sizes.dtype == DType::kFloat64 || groups * std::max(sizes.rows * sizes.width, sizes.atoms) >= kMost) {
+    return false;
+  }
+  if (sizes.regime != Regime::kAuto) return sizes.regime == Regime::kGather;
+  return sizes.atoms >= (straight_through ? gather_ratio(sizes) : kMaskedGatherRatio) * sizes.width;
+}
 
 int64_t forward_scratch(const Sizes& sizes) {
   return sizes.experts * sizes.rows * 2 * (sizes.atoms + (sizes.form == Form::kCoupled ? sizes.dim : 0));

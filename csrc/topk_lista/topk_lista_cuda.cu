@@ -1,8 +1,11 @@
 #include "../common/launch.cuh"
 #include "backward_by_thread.cuh"
 #include "forward_by_thread.cuh"
+#include "forward_gathered.cuh"
 #include "forward_in_shared.cuh"
 #include "groups.cuh"
+#include "reverse_dense.cuh"
+#include "reverse_sparse.cuh"
 #include "select.cuh"
 #include "select_by_warp.cuh"
 #include "topk_lista.h"
@@ -149,6 +152,9 @@ template <class T, class S>
 Status select_on_device(const Sizes& sizes, const Selection& selection, const Executor& executor) {
   if (sizes.rows == 0) return kOk;
   const bool grouped = sizes.group_expert != nullptr;  // then all k travel with one launch
+  if constexpr (std::is_same_v<T, float>) {
+    if (runs_wide(sizes, selection)) return run_wide<S>(executor, sizes, selection);
+  }
   const int64_t per_launch = grouped ? sizes.experts : kExpertsPerLaunch;
   for (int64_t begin = 0; begin < sizes.experts; begin += per_launch) {
     const int64_t end = std::min<int64_t>(begin + per_launch, sizes.experts);
@@ -175,7 +181,7 @@ Status select_on_device(const Sizes& sizes, const Selection& selection, const Ex
 
 // Calls `run` with a value of the computed type and one of the factors' type.
 template <class Run>
-Status with_types(DType dtype, const Run& run) {
+auto with_types(DType dtype, const Run& run) {
   switch (dtype) {
     case DType::kFloat64:
       return run(double(), double());
@@ -238,7 +244,11 @@ class CudaKernels {
   Status copy_or_zero(int64_t count, const void* source, void* target) const {
     auto* out = static_cast<T*>(target);
     const auto* in = static_cast<const T*>(source);
-    return launch_each(executor_, count, [=] __device__(int64_t i) { out[i] = in ? in[i] : T(0); });
+    if (!in) {
+      const cudaError_t cleared = cudaMemsetAsync(target, 0, count * sizeof(T), stream_of(executor_));
+      return cleared == cudaSuccess ? kOk : launch_status();
+    }
+    return launch_each(executor_, count, [=] __device__(int64_t i) { out[i] = in[i]; });
   }
 
   template <class S, class T>
@@ -265,12 +275,14 @@ class CudaKernels {
   }
 
   // The indices of one row are distinct, so no two threads write one element.
-  template <class T>
-  Status add_at(const Sizes& sizes, const void* values, const int32_t* indices, T* dense) const {
+  template <class T, class S>
+  Status add_at(const Sizes& sizes, const void* values, const int32_t* indices, S* dense,
+                T sign = T(1)) const {
     const auto* v = static_cast<const T*>(values);
     const int64_t atoms = sizes.atoms, width = sizes.width;
     return launch_each(executor_, sizes.experts * sizes.rows * width, [=] __device__(int64_t slot) {
-      dense[slot / width * atoms + indices[slot]] += v[slot];
+      S& target = dense[slot / width * atoms + indices[slot]];
+      target = stored<S>(number(target) + sign * v[slot]);
     });
   }
 
@@ -371,7 +383,7 @@ Status backward_by_thread(const Sizes& sizes, const Parameters& in, const Codes&
                                gradients.encoder != nullptr,
                                gradients.recurrent != nullptr,
                                gradients.theta != nullptr};
-  const SumsLayout sums{args.dim, args.threshold_per_step ? args.num_steps + 1 : 1};
+  const SumsLayout sums = sums_layout(sizes);
   const auto bytes = static_cast<int>(BackwardLayout{sums}.bytes(by_thread.warps));
   const auto kernel = backward_by_thread_kernel;
   if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess) {
@@ -414,8 +426,9 @@ Status gather_groups_cuda(const Grouping& grouping, const void* parameter, void*
 
 Status add_groups_cuda(const Grouping& grouping, const void* gathered, void* parameter,
                        const Executor& executor) {
-  if (grouping.dtype == DType::kFloat64) return add_groups<double>(grouping, gathered, parameter, executor);
-  return add_groups<float>(grouping, gathered, parameter, executor);
+  return with_types(grouping.dtype, [&](auto, auto factor) {
+    return add_groups<decltype(factor)>(grouping, gathered, parameter, executor);
+  });
 }
 
 Status forward_cuda(const Sizes& sizes, const Parameters& in, const Codes& out, void* scratch,
@@ -426,23 +439,54 @@ Status forward_cuda(const Sizes& sizes, const Parameters& in, const Codes& out, 
   if (fits_in_shared<32>(sizes, in)) return forward_in_shared<32>(sizes, in, out, executor);
   const CudaKernels kernels(executor);
   return with_types(sizes.dtype, [&](auto computed, auto factor) {
-    return unroll_forward<decltype(computed), decltype(factor)>(sizes, in, out, scratch, executor, kernels);
+    using S = decltype(factor);
+    if constexpr (std::is_same_v<decltype(computed), float>) {
+      if (gathers_forward(sizes)) return GatheredForward<S>(sizes, scratch).run(in, out, executor, kernels);
+    }
+    return unroll_forward<decltype(computed), S>(sizes, in, out, scratch, executor, kernels);
+  });
+}
+
+int64_t forward_scratch_cuda(const Sizes& sizes) {
+  return with_types(sizes.dtype, [&](auto computed, auto factor) -> int64_t {
+    if (gathers_forward(sizes)) return GatheredForward<decltype(factor)>(sizes, nullptr).bytes();
+    return forward_scratch(sizes) * static_cast<int64_t>(sizeof(computed));
+  });
+}
+
+int64_t backward_scratch_cuda(const Sizes& sizes, bool straight_through) {
+  return with_types(sizes.dtype, [&](auto computed, auto factor) -> int64_t {
+    using S = decltype(factor);
+    const bool gathers = gathers_backward(sizes, straight_through);
+    if constexpr (std::is_same_v<decltype(computed), float>) {
+      const int64_t by_thread = thread_backward_scratch(sizes);
+      if (gathers && !straight_through) return std::max(by_thread, SparseReverse<S>(sizes, nullptr).bytes());
+      return std::max(by_thread, DenseReverse<S>(sizes, gathers, nullptr, nullptr).bytes());
+    }
+    return backward_scratch(sizes) * static_cast<int64_t>(sizeof(computed));
   });
 }
 
 Status backward_cuda(const Sizes& sizes, const Parameters& in, const Codes& codes, const Gradients& gradients,
                      void* scratch, int8_t* signs, const Executor& executor) {
   const CudaKernels kernels(executor);
-  const bool folds_input = gradients.x && sizes.shared_input && sizes.experts > 1;
-  const BackwardGrid by_thread = backward_grid(sizes, in, folds_input, backward_scratch(sizes));
-  if (by_thread.blocks > 0) {
+  if (const BackwardGrid by_thread = backward_grid(sizes); by_thread.blocks > 0 && aligned_input(in)) {
     return backward_by_thread(sizes, in, codes, gradients, scratch, by_thread, executor, kernels);
   }
   return with_types(sizes.dtype, [&](auto computed, auto factor) {
-    return UnrolledBackward<decltype(computed), decltype(factor), CudaKernels>(sizes, in, codes, gradients,
-                                                                               scratch, signs, executor,
-                                                                               kernels)
-        .run();
+    using T = decltype(computed);
+    using S = decltype(factor);
+    const bool gathers = gathers_backward(sizes, codes.support != nullptr);
+    if constexpr (std::is_same_v<T, float>) {
+      if (gathers && !codes.support) {
+        return SparseReverse<S>(sizes, scratch).run(in, codes, gradients, executor);
+      }
+      return DenseReverse<S>(sizes, gathers, scratch, signs).run(in, codes, gradients, executor, kernels);
+    } else {
+      return UnrolledBackward<T, S, CudaKernels>(sizes, in, codes, gradients, scratch, signs, executor,
+                                                 kernels)
+          .run();
+    }
   });
 }
 

@@ -17,19 +17,26 @@ Form parse_form(const std::string& form) {
   return form == "classic" ? Form::kClassic : Form::kCoupled;
 }
 
+Regime parse_regime(const std::string& regime) {
+  STD_TORCH_CHECK(regime == "auto" || regime == "dense" || regime == "gather", kOp,
+                  ": expected regime 'auto', 'dense' or 'gather', got '", regime, "'");
+  return regime == "auto" ? Regime::kAuto : regime == "dense" ? Regime::kDense : Regime::kGather;
+}
+
 bool check_steps(const char* name, const Tensor& tensor, int64_t steps) {
   STD_TORCH_CHECK(tensor.size(0) == 1 || tensor.size(0) == steps, kOp, ": expected ", name,
                   " with 1 (tied) or ", steps, " (per step) leading entries, got ", tensor.size(0));
   return tensor.size(0) != 1;
 }
 
+DType stored_dtype(const Tensor& tensor) {
+  if (tensor.scalar_type() == ScalarType::BFloat16) return DType::kBFloat16;
+  return tensor.scalar_type() == ScalarType::Half ? DType::kFloat16 : compute_dtype(tensor);
+}
+
 // 16-bit factors stay as they are on the GPU, whose products of them are in float32.
 DType factor_dtype(const Tensor& x, int64_t atoms) {
-  if (x.is_cuda() && atoms <= kMostAtomsOf16Bits) {
-    if (x.scalar_type() == ScalarType::BFloat16) return DType::kBFloat16;
-    if (x.scalar_type() == ScalarType::Half) return DType::kFloat16;
-  }
-  return compute_dtype(x);
+  return x.is_cuda() && atoms <= kMostAtomsOf16Bits ? stored_dtype(x) : compute_dtype(x);
 }
 
 void check_groups(const Tensor& x, const Tensor& group_expert, int64_t experts) {
@@ -37,16 +44,15 @@ void check_groups(const Tensor& x, const Tensor& group_expert, int64_t experts) 
   check_shape(kOp, "group_expert", group_expert, {x.size(0)});
   bool contiguous = false;
   TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(group_expert.get(), &contiguous));
-  STD_TORCH_CHECK(contiguous && group_expert.device() == x.device(), kOp,
-                  ": expected group_expert contiguous, on the device of x");
-  STD_TORCH_CHECK(x.size(0) > 0, kOp, ": expected at least one group");
+  STD_TORCH_CHECK(contiguous && group_expert.device() == x.device() && x.size(0) > 0, kOp,
+                  ": expected group_expert contiguous, not empty, on the device of x");
   STD_TORCH_CHECK(!x.is_cuda() || experts <= kMostGroupExperts, kOp, ": expected at most ", kMostGroupExperts,
                   " experts with groups of rows on a GPU, got ", experts);
 }
 
 Sizes check(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
             const std::vector<int64_t>& k, const std::string& form, int64_t num_steps,
-            const OptionalTensor& group_expert = std::nullopt) {
+            const std::string& regime, const OptionalTensor& group_expert = std::nullopt) {
   check_floating(kOp, "x", x);
   check_dim(kOp, "x", x, 3);
   check_dim(kOp, "encoder", encoder, 4);
@@ -58,6 +64,7 @@ Sizes check(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, con
   STD_TORCH_CHECK(num_steps >= 0, kOp, ": expected num_steps >= 0, got ", num_steps);
   Sizes sizes{};
   sizes.form = parse_form(form);
+  sizes.regime = parse_regime(regime);
   sizes.num_steps = num_steps;
   sizes.encoder_per_step = check_steps("encoder", encoder, num_steps + 1);
   sizes.recurrent_per_step = check_steps("recurrent", recurrent, num_steps);
@@ -109,6 +116,12 @@ struct Cpu {
   static constexpr auto select = &select_cpu;
   static constexpr auto gather_groups = &gather_groups_cpu;
   static constexpr auto add_groups = &add_groups_cpu;
+  static int64_t bytes_of_number(const Sizes& sizes) { return sizes.dtype == DType::kFloat64 ? 8 : 4; }
+  static int64_t forward_bytes(const Sizes& sizes) { return forward_scratch(sizes) * bytes_of_number(sizes); }
+  static int64_t backward_bytes(const Sizes& sizes, bool) {
+    return backward_scratch(sizes) * bytes_of_number(sizes);
+  }
+  static bool gathers(const Sizes&, bool) { return false; }
 };
 
 #ifdef STRATCORE_CUDA
@@ -118,6 +131,9 @@ struct Cuda {
   static constexpr auto select = &select_cuda;
   static constexpr auto gather_groups = &gather_groups_cuda;
   static constexpr auto add_groups = &add_groups_cuda;
+  static constexpr auto forward_bytes = &forward_scratch_cuda;
+  static constexpr auto backward_bytes = &backward_scratch_cuda;
+  static constexpr auto gathers = &gathers_backward;
 };
 #endif
 
@@ -134,6 +150,12 @@ Grouping grouping(const Sizes& sizes, const Tensor& parameter, DType dtype) {
   return {dtype, sizes.group_expert, sizes.experts, sizes.group_experts, shape[0], inner};
 }
 
+// Kernels read theta 16 bytes at a time.
+Tensor aligned(const Tensor& tensor) {
+  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0 ? tensor
+                                                                        : torch::stable::clone(tensor);
+}
+
 // Contiguous, the factors in their type and theta in the computed one; must outlive the pointers.
 struct Inputs {
   Tensor x, encoder, recurrent, theta;
@@ -141,7 +163,8 @@ struct Inputs {
   Inputs(const Tensor& x_, const Tensor& encoder_, const Tensor& recurrent_, const Tensor& theta_,
          ScalarType factor)
       : x(contiguous_as(x_, factor)), encoder(contiguous_as(encoder_, factor)),
-        recurrent(contiguous_as(recurrent_, factor)), theta(contiguous_as(theta_, compute_type(x_))) {}
+        recurrent(contiguous_as(recurrent_, factor)),
+        theta(aligned(contiguous_as(theta_, compute_type(x_)))) {}
 
   // From here on [P, groups, ...].
   template <class Device>
@@ -163,8 +186,8 @@ struct Inputs {
 template <class Device>
 Tensors forward_of(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
                    const OptionalTensor& group_expert, const std::vector<int64_t>& k, const std::string& form,
-                   int64_t num_steps, bool dense, bool save_support) {
-  const Sizes sizes = check(x, encoder, recurrent, theta, k, form, num_steps, group_expert);
+                   int64_t num_steps, bool dense, bool save_support, const std::string& regime) {
+  const Sizes sizes = check(x, encoder, recurrent, theta, k, form, num_steps, regime, group_expert);
   const ScalarType type = compute_type(x), factor = factor_type(x, sizes);
   const Shape code{sizes.experts, sizes.rows, sizes.atoms};
   const Shape slots{num_steps + 1, sizes.experts, sizes.rows, sizes.width};
@@ -173,10 +196,10 @@ Tensors forward_of(const Tensor& x, const Tensor& encoder, const Tensor& recurre
   Tensor support =
       empty(x, save_support ? Shape{num_steps + 1, code[0], code[1], code[2]} : Shape{0}, ScalarType::Char);
   if (sizes.rows > 0) {
-    Inputs inputs(x, encoder, recurrent, theta, factor_type(x, sizes));
+    Inputs inputs(x, encoder, recurrent, theta, factor);
     const TorchExecutor executor(x);
     if (group_expert) inputs.gather<Device>(sizes, executor.get());
-    Tensor scratch = empty(x, {forward_scratch(sizes)}, type);
+    Tensor scratch = empty(x, {Device::forward_bytes(sizes)}, ScalarType::Byte);
     const Codes out{codes.mutable_data_ptr(), values.mutable_data_ptr(), indices.mutable_data_ptr<int32_t>(),
                     save_support ? support.mutable_data_ptr<int8_t>() : nullptr};
     executor.check(kOp, Device::forward(sizes, inputs.pointers(), out, scratch.mutable_data_ptr(),
@@ -218,7 +241,7 @@ class GroupedGradients {
       if (!by_group_[which]) continue;
       Tensor& target = *target_[which];
       const Status status =
-          Device::add_groups(grouping(sizes_, target, compute_dtype(target)),
+          Device::add_groups(grouping(sizes_, target, stored_dtype(target)),
                              by_group_[which]->const_data_ptr(), target.mutable_data_ptr(), executor);
       if (status != kOk) return status;
     }
@@ -236,23 +259,26 @@ Tensors backward_of(const OptionalTensor& grad_codes, const OptionalTensor& grad
                     const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
                     const OptionalTensor& group_expert, const Tensor& values, const Tensor& indices,
                     const Tensor& support, const std::vector<int64_t>& k, const std::string& form,
-                    bool need_x, bool need_encoder, bool need_recurrent, bool need_theta) {
+                    bool need_x, bool need_encoder, bool need_recurrent, bool need_theta,
+                    const std::string& regime) {
   const int64_t num_steps = values.size(0) - 1;
-  const Sizes sizes = check(x, encoder, recurrent, theta, k, form, num_steps, group_expert);
+  const Sizes sizes = check(x, encoder, recurrent, theta, k, form, num_steps, regime, group_expert);
   check_codes(sizes, values, indices, support, grad_codes, grad_values);
-  const ScalarType type = compute_type(x);
+  const ScalarType type = compute_type(x), factor = factor_type(x, sizes);
   const bool straight_through = support.dim() == 4;
-  const auto output = [&](bool wanted, const Tensor& like) {
-    return zeros(x, wanted ? shape_of(like) : Shape{0}, type);
+  const auto output = [&](bool wanted, const Tensor& like, ScalarType dtype) {
+    const Shape shape = wanted ? shape_of(like) : Shape{0};
+    return sizes.rows > 0 ? empty(x, shape, dtype) : zeros(x, shape, dtype);
   };
-  Tensor grad_x = output(need_x, x), grad_encoder = output(need_encoder, encoder);
-  Tensor grad_recurrent = output(need_recurrent, recurrent), grad_theta = output(need_theta, theta);
+  Tensor grad_x = output(need_x, x, factor), grad_encoder = output(need_encoder, encoder, factor);
+  Tensor grad_recurrent = output(need_recurrent, recurrent, factor);
+  Tensor grad_theta = output(need_theta, theta, type);
   if (sizes.rows > 0) {
-    Inputs inputs(x, encoder, recurrent, theta, factor_type(x, sizes));
+    Inputs inputs(x, encoder, recurrent, theta, factor);
     const TorchExecutor executor(x);
     if (group_expert) inputs.gather<Device>(sizes, executor.get());
     GroupedGradients<Device> grouped(sizes, grad_encoder, grad_recurrent, grad_theta);
-    const OptionalTensor from_codes = contiguous_as(grad_codes, type);
+    const OptionalTensor from_codes = contiguous_as(grad_codes, factor);
     const OptionalTensor from_values = contiguous_as(grad_values, type);
     const Tensor saved_values = contiguous_as(values, type);
     const Tensor saved_indices = row_major(indices), saved_support = row_major(support);
@@ -264,12 +290,12 @@ Tensors backward_of(const OptionalTensor& grad_codes, const OptionalTensor& grad
                               grouped.data_of(need_encoder, 0),
                               grouped.data_of(need_recurrent, 1),
                               grouped.data_of(need_theta, 2)};
-    Tensor scratch = empty(x, {backward_scratch(sizes)}, type);
-    Tensor signs =
-        empty(x, {straight_through ? 0 : sizes.experts * sizes.rows * sizes.atoms}, ScalarType::Char);
-    executor.check(
-        kOp, Device::backward(sizes, inputs.pointers(), codes, gradients, scratch.mutable_data_ptr(),
-                              straight_through ? nullptr : signs.mutable_data_ptr<int8_t>(), executor.get()));
+    Tensor scratch = empty(x, {Device::backward_bytes(sizes, straight_through)}, ScalarType::Byte);
+    const bool expands = !straight_through && !Device::gathers(sizes, false);
+    Tensor signs = empty(x, {expands ? sizes.experts * sizes.rows * sizes.atoms : 0}, ScalarType::Char);
+    executor.check(kOp,
+                   Device::backward(sizes, inputs.pointers(), codes, gradients, scratch.mutable_data_ptr(),
+                                    expands ? signs.mutable_data_ptr<int8_t>() : nullptr, executor.get()));
     executor.check(kOp, grouped.add(executor.get()));
   }
   const ScalarType out = x.scalar_type();
@@ -278,9 +304,10 @@ Tensors backward_of(const OptionalTensor& grad_codes, const OptionalTensor& grad
 
 template <class Device>
 Tensors forward(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
-                std::vector<int64_t> k, std::string form, int64_t num_steps, bool dense, bool save_support) {
+                std::vector<int64_t> k, std::string form, int64_t num_steps, bool dense, bool save_support,
+                std::string regime) {
   return forward_of<Device>(x, encoder, recurrent, theta, std::nullopt, k, form, num_steps, dense,
-                            save_support);
+                            save_support, regime);
 }
 
 template <class Device>
@@ -288,16 +315,17 @@ Tensors forward_grouped(const Tensor& x, const Tensor& encoder, const Tensor& re
                         const Tensor& group_expert, std::vector<int64_t> k, std::string form,
                         int64_t num_steps, bool dense, bool save_support) {
   return forward_of<Device>(x, encoder, recurrent, theta, group_expert, k, form, num_steps, dense,
-                            save_support);
+                            save_support, "auto");
 }
 
 template <class Device>
 Tensors backward(OptionalTensor grad_codes, OptionalTensor grad_values, const Tensor& x,
                  const Tensor& encoder, const Tensor& recurrent, const Tensor& theta, const Tensor& values,
                  const Tensor& indices, const Tensor& support, std::vector<int64_t> k, std::string form,
-                 bool need_x, bool need_encoder, bool need_recurrent, bool need_theta) {
+                 bool need_x, bool need_encoder, bool need_recurrent, bool need_theta, std::string regime) {
   return backward_of<Device>(grad_codes, grad_values, x, encoder, recurrent, theta, std::nullopt, values,
-                             indices, support, k, form, need_x, need_encoder, need_recurrent, need_theta);
+                             indices, support, k, form, need_x, need_encoder, need_recurrent, need_theta,
+                             regime);
 }
 
 template <class Device>
@@ -307,7 +335,8 @@ Tensors backward_grouped(OptionalTensor grad_codes, OptionalTensor grad_values, 
                          const Tensor& support, std::vector<int64_t> k, std::string form, bool need_x,
                          bool need_encoder, bool need_recurrent, bool need_theta) {
   return backward_of<Device>(grad_codes, grad_values, x, encoder, recurrent, theta, group_expert, values,
-                             indices, support, k, form, need_x, need_encoder, need_recurrent, need_theta);
+                             indices, support, k, form, need_x, need_encoder, need_recurrent, need_theta,
+                             "auto");
 }
 
 template <class Device>
@@ -356,11 +385,12 @@ void implement(Library& m) {
 STABLE_TORCH_LIBRARY_FRAGMENT(stratcore, m) {
   m.def(
       "topk_lista(Tensor x, Tensor encoder, Tensor recurrent, Tensor theta, int[] k, str form, int num_steps, "
-      "bool dense, bool save_support) -> (Tensor codes, Tensor values, Tensor indices, Tensor support)");
+      "bool dense, bool save_support, str regime='auto') -> (Tensor codes, Tensor values, Tensor indices, Tensor support)");
   m.def(
       "topk_lista_backward(Tensor? grad_codes, Tensor? grad_values, Tensor x, Tensor encoder, Tensor recurrent, "
       "Tensor theta, Tensor values, Tensor indices, Tensor support, int[] k, str form, bool need_x, "
-      "bool need_encoder, bool need_recurrent, bool need_theta) -> (Tensor, Tensor, Tensor, Tensor)");
+      "bool need_encoder, bool need_recurrent, bool need_theta, str regime='auto') -> (Tensor, Tensor, Tensor, "
+      "Tensor)");
   m.def(
       "topk_lista_grouped(Tensor x, Tensor encoder, Tensor recurrent, Tensor theta, Tensor group_expert, "
       "int[] k, str form, int num_steps, bool dense, bool save_support) -> (Tensor codes, Tensor values, "

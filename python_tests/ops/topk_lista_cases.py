@@ -25,6 +25,7 @@ class Case:
     num_steps: int = 3
     per_step: bool = False
     input_per_expert: bool = False
+    regime: str = "auto"
 
     def inputs(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> list[Tensor]:
         generator = torch.Generator().manual_seed(7)
@@ -48,7 +49,7 @@ class Case:
         x = inputs[0] if self.input_per_expert else inputs[0][0]
         return ops.topk_lista(
             x, *inputs[1:], self.k, num_steps=self.num_steps, form=self.form, backward=backward,
-            input_per_expert=self.input_per_expert,
+            input_per_expert=self.input_per_expert, regime=self.regime,
         )  # fmt: skip
 
     def define(self, inputs: list[Tensor], backward: str = "straight_through") -> list[Tensor]:

@@ -19,7 +19,7 @@ from stratcore.ops.simplex_baseline import (
 from stratcore.ops.simplex_cv import SimplexCV, simplex_cv
 from stratcore.ops.simplex_distances import DistanceMeasures, measures_from_distances
 from stratcore.ops.tangent_projection import SphereNormalized, sphere_normalize, sphere_normalize_nearest
-from stratcore.ops.topk_lista import SparseCode, topk_lista, topk_lista_sparse
+from stratcore.ops.topk_lista import SparseCode, topk_lista, topk_lista_regime, topk_lista_sparse
 from stratcore.ops.topk_lista_routed import topk_lista_routed
 from stratcore.ops.topk_ste import topk_ste
 from stratcore.ops.toroidal_attention import (
@@ -44,6 +44,7 @@ __all__ = [
     "sphere_normalize",
     "sphere_normalize_nearest",
     "topk_lista",
+    "topk_lista_regime",
     "topk_lista_routed",
     "topk_lista_sparse",
     "topk_ste",

@@ -17,6 +17,7 @@ from stratcore.ops._checks import check_choice, check_floating
 
 BACKWARDS = ("straight_through", "masked")
 FORMS = ("classic", "coupled")
+REGIMES = ("auto", "dense", "gather")
 
 
 class Call:
@@ -31,8 +32,10 @@ class Call:
         form: str,
         backward: str,
         input_per_expert: bool,
+        regime: str = "auto",
     ) -> None:
         check_choice("topk_lista", "form", form, FORMS)
+        check_choice("topk_lista", "regime", regime, REGIMES)
         check_choice("topk_lista", "backward", backward, BACKWARDS)
         named = list(zip(("encoder", "recurrent", "theta"), parameters, (4, 4, 3), strict=True))
         for name, tensor in [("x", x), *((name, tensor) for name, tensor, _ in named)]:
@@ -54,7 +57,7 @@ class Call:
         self.batch = x.shape[int(input_per_expert) : -1]
         self.x = x.reshape(experts if input_per_expert else 1, math.prod(self.batch), dim)
         self.k = [k] * experts if isinstance(k, int) else list(k)
-        self.num_steps, self.form, self.backward = num_steps, form, backward
+        self.num_steps, self.form, self.backward, self.regime = num_steps, form, backward, regime
         encoder, recurrent, theta = self.parameters
         check_shapes(self.x, encoder, recurrent, theta, self.k, form, num_steps, ValueError)
 
@@ -63,7 +66,7 @@ class Call:
         inputs = (self.x, *self.parameters)
         learns = transforms_active() or (torch.is_grad_enabled() and any(t.requires_grad for t in inputs))
         save_support = learns and self.backward == "straight_through"
-        return (*inputs, self.k, self.form, self.num_steps, dense, save_support)
+        return (*inputs, self.k, self.form, self.num_steps, dense, save_support, self.regime)
 
     def restore(self, code: Tensor) -> Tensor:
         """[E, B, n] -> [E, ..., n], or [..., n] for a single expert."""

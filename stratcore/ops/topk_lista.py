@@ -15,8 +15,48 @@ from torch.utils.flop_counter import register_flop_formula
 import stratcore.ops._library  # noqa: F401
 from stratcore.ops._autograd import differentiable
 from stratcore.ops._checks import check_choice, check_floating
-from stratcore.ops._topk_lista_call import FORMS, Call, check_shapes
+from stratcore.ops._topk_lista_call import BACKWARDS, FORMS, REGIMES, Call, check_shapes
 from stratcore.ops._topk_lista_replay import Replay
+
+# As in csrc/topk_lista/topk_lista.h: atoms for each kept one from which gathering beats dense products, and bytes
+# of S up to which its rows come from the cache.
+GATHER_RATIO, FAR_GATHER_RATIO, MASKED_GATHER_RATIO, NEAR_BYTES = 96, 200, 32, 80 << 20
+
+
+def topk_lista_regime(
+    *,
+    atoms: int,
+    k: int | Sequence[int],
+    form: str = "classic",
+    dtype: torch.dtype = torch.float32,
+    backward: str | None = None,
+) -> str:
+    """How `topk_lista` makes its products with codes on a GPU, unless `regime` forces it.
+
+    Args:
+        atoms: M.
+        k: entries kept, one number or one an expert; the largest counts.
+        form: 'classic' or 'coupled'.
+        dtype: of the input.
+        backward: None for the forward, 'straight_through' or 'masked' for that backward.
+
+    Returns:
+        'dense' (matrix products) or 'gather' (rows of the parameters at the kept entries). On the CPU and in float64
+        all is dense; so is the forward outside of 1,025 to 16,384 atoms, a multiple of 8, and with very large k (more
+        than 64 of up to 2,048 atoms, 128 of up to 4,096, 256 beyond).
+
+    Raises:
+        ValueError: an unknown form or backward.
+    """
+    check_choice("topk_lista_regime", "form", form, FORMS)
+    if backward is not None:
+        check_choice("topk_lista_regime", "backward", backward, BACKWARDS)
+    near = form == "coupled" or atoms * atoms * min(dtype.itemsize, 4) <= NEAR_BYTES
+    ratio = GATHER_RATIO if near else FAR_GATHER_RATIO
+    if backward == "masked":
+        ratio = MASKED_GATHER_RATIO
+    width = k if isinstance(k, int) else max(k)
+    return "gather" if dtype != torch.float64 and atoms >= ratio * width else "dense"
 
 
 class SparseCode(NamedTuple):
@@ -41,6 +81,7 @@ def topk_lista(
     form: str = "classic",
     backward: str = "straight_through",
     input_per_expert: bool = False,
+    regime: str = "auto",
 ) -> Tensor:
     """Sparse codes of `x` by learned iterative soft thresholding with a hard top-k after every step.
 
@@ -61,6 +102,8 @@ def topk_lista(
         form: 'classic' or 'coupled'.
         backward: 'straight_through' or 'masked', see Gradient.
         input_per_expert: `x` holds an own input for every expert.
+        regime: how products with codes are made on a GPU, 'dense' or 'gather'; 'auto' decides by the sizes as
+            `topk_lista_regime` does. No other result than by rounding.
 
     Returns:
         Codes [..., M]; with several experts [E, ..., M]. dtype and device of `x`.
@@ -79,7 +122,7 @@ def topk_lista(
     Cost: O(B E (M D + T M^2)) for classic, O(B E T M D) for coupled; about 2 B E M floats of scratch.
     Source: Gregor and LeCun 2010; coupling: Chen et al. 2018 (arXiv 1808.10038); csrc/topk_lista/README.md.
     """
-    call = Call(x, (encoder, recurrent, theta), k, num_steps, form, backward, input_per_expert)
+    call = Call(x, (encoder, recurrent, theta), k, num_steps, form, backward, input_per_expert, regime)
     return call.restore(_call(*call.arguments(dense=True))[0])
 
 
@@ -94,6 +137,7 @@ def topk_lista_sparse(
     form: str = "classic",
     backward: str = "straight_through",
     input_per_expert: bool = False,
+    regime: str = "auto",
     every_step: bool = False,
 ) -> SparseCode:
     """`topk_lista` with the codes as indices and values instead of a dense tensor.
@@ -105,7 +149,7 @@ def topk_lista_sparse(
     Gradient: flows through the values. Entries that the returned code does not hold get none; inside the
     recurrence `backward` rules as in `topk_lista`.
     """
-    call = Call(x, (encoder, recurrent, theta), k, num_steps, form, backward, input_per_expert)
+    call = Call(x, (encoder, recurrent, theta), k, num_steps, form, backward, input_per_expert, regime)
     _, values, indices, _ = _call(*call.arguments(dense=False))
     if not every_step:
         return SparseCode(call.restore(indices[-1]), call.restore(values[-1]))
@@ -129,8 +173,10 @@ def _fake(
     num_steps: int,
     dense: bool,
     save_support: bool,
+    regime: str = "auto",
 ) -> tuple[Tensor, ...]:
     check_choice("topk_lista", "form", form, FORMS)
+    check_choice("topk_lista", "regime", regime, REGIMES)
     check_floating("topk_lista", "x", x)
     check_shapes(x, encoder, recurrent, theta, k, form, num_steps, RuntimeError)
     code = (encoder.shape[1], x.shape[1], encoder.shape[2])
@@ -156,8 +202,13 @@ def _fake_backward(
     support: Tensor,
     k: Sequence[int],
     form: str,
-    *needs: bool,
+    need_x: bool,
+    need_encoder: bool,
+    need_recurrent: bool,
+    need_theta: bool,
+    regime: str = "auto",
 ) -> tuple[Tensor, ...]:
+    needs = need_x, need_encoder, need_recurrent, need_theta
     return tuple(
         x.new_empty(t.shape if need else (0,))
         for t, need in zip((x, encoder, recurrent, theta), needs, strict=True)
@@ -165,19 +216,19 @@ def _fake_backward(
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, encoder, recurrent, theta, k, form, _, _, _ = inputs
+    x, encoder, recurrent, theta, k, form, _, _, _, regime = inputs
     _, values, indices, support = output
     ctx.mark_non_differentiable(indices, support)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, encoder, recurrent, theta, values, indices, support)
-    ctx.k, ctx.form = list(k), form
+    ctx.k, ctx.form, ctx.regime = list(k), form, regime
 
 
 def _gradient(ctx: Any, grad_codes: Tensor | None, grad_values: Tensor | None, *_: Any) -> tuple:
     """First order by the kernel; where a second may follow, by the same formulas in torch operations."""
     x, encoder, recurrent, theta, values, indices, support = ctx.saved_tensors
     if grad_codes is None and grad_values is None:
-        return (None,) * 9
+        return (None,) * 10
     needs = ctx.needs_input_grad[:4]
     if grad_codes is not None and grad_codes.ndim == 1:  # the dense code was not asked for
         grad_codes = None
@@ -199,8 +250,9 @@ def _gradient(ctx: Any, grad_codes: Tensor | None, grad_values: Tensor | None, *
             ctx.k,
             ctx.form,
             *needs,
+            ctx.regime,
         )
-    return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), *(None,) * 5)
+    return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), *(None,) * 6)
 
 
 _call = differentiable(_op, setup_context=_save, backward=_gradient)

@@ -63,7 +63,7 @@ def topk_lista_routed(
     at most E (R - 1) rows more than B are computed, and every group reads a copy of its expert's parameters.
     On a GPU at most 256 experts.
     """
-    call = Call(x, (encoder, recurrent, theta), k, num_steps, form, backward, False)
+    call = Call(x, (encoder, recurrent, theta), k, num_steps, form, backward, False, "auto")
     experts = call.parameters[0].shape[1]
     expert_B = _checked(expert, x, experts)
     slot_B, group_expert_G, rows = _layout(expert_B, experts)
