@@ -1,4 +1,4 @@
-"""Tiny encoders with random weights, large enough to tell pads and positions apart; a tokenizer; ways to move blocks."""
+"""Tiny encoders whose random weights tell pads and positions apart; a tokenizer."""
 
 from __future__ import annotations
 
@@ -42,6 +42,26 @@ CONFIGS: dict[str, Any] = {
     ),
 }
 ENCODERS = tuple(CONFIGS)
+# Further families, by what they do with positions, types and caches.
+CONFIGS |= {
+    "electra": lambda: hf.ElectraConfig(**SIZES, embedding_size=32),
+    "deberta": lambda: hf.DebertaV2Config(**SIZES),
+    "mpnet": lambda: hf.MPNetConfig(**SIZES),
+    "modernbert": lambda: hf.ModernBertConfig(**SIZES | SPECIAL, cls_token_id=0, sep_token_id=0),
+    "llama": lambda: hf.LlamaConfig(**SIZES | SPECIAL, num_key_value_heads=2),
+    "opt": lambda: hf.OPTConfig(
+        vocab_size=64,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=POSITIONS,
+        word_embed_proj_dim=32,
+        init_std=0.2,
+        **SPECIAL,
+    ),
+}
+FAMILIES = tuple(CONFIGS)[len(ENCODERS) :]
 ROUTED = tuple(name for name in VARIANTS if name not in ("plain", "mlp", "geometric_regularization"))
 BLOCKS = ("mlp", *ROUTED)
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "fine", "poor", "film", "day", "the", "a", "very")

@@ -144,9 +144,8 @@ def _of_file(path: Path, labels: Sequence[str] | None) -> ClassificationTable:
             raise DataError(f"{path}: row {row}: label {outside[0]!r} is not one of {', '.join(labels)}")
         place = np.array([list(labels).index(name) for name in label_names], np.int64)
         label, label_names = place[label], tuple(labels)
-    domain, domain_names = np.zeros(len(texts), np.int64), (path.stem,)
-    if "domain" in columns:
-        domain, domain_names = name_column(path, "domain", columns["domain"])
+    domains = columns.get("domain", [path.stem] * len(texts))
+    domain, domain_names = name_column(path, "domain", domains)
     return ClassificationTable(
         texts=tuple(texts),
         second=tuple(columns["text_pair"]) if "text_pair" in columns else None,

@@ -25,7 +25,7 @@ _UNUSED = ("pooler.",)
 # Constants that older checkpoints hold.
 _CONSTANTS = ("position_ids", "token_type_ids", "inv_freq", "attn.bias", "attn.masked_bias")
 # Encoders that count positions from the first column, with pads on the left too.
-_COUNTED_POSITIONS = ("bert", "distilbert", "electra", "albert")
+_COUNTED_POSITIONS = ("bert", "distilbert", "electra", "albert", "deberta", "deberta-v2")
 
 
 class PretrainedMismatch(ValueError):
@@ -136,12 +136,13 @@ def check_encoder(encoder: PreTrainedModel) -> None:
 
 def drop_pooler(encoder: PreTrainedModel) -> None:
     """Takes out the pooler, which would be parameters without a gradient; in place."""
-    if not isinstance(getattr(encoder, "pooler", None), nn.Module):
+    host: Any = encoder
+    if not isinstance(getattr(host, "pooler", None), nn.Module):
         return
-    if "add_pooling_layer" in inspect.signature(type(encoder).__init__).parameters:
-        encoder.pooler = None  # its forward knows of encoders without one
+    if "add_pooling_layer" in inspect.signature(type(host).__init__).parameters:
+        host.pooler = None  # its forward knows of encoders without one
     else:
-        encoder.pooler.requires_grad_(False)
+        host.pooler.requires_grad_(False)
 
 
 # ---- reading
@@ -157,8 +158,12 @@ def is_causal(config: PretrainedConfig) -> bool:
 
 def encoder_arguments(encoder: PreTrainedModel) -> dict[str, Any]:
     """What to call an encoder with besides tokens: no cache, where it has one."""
-    takes = inspect.signature(encoder.forward).parameters
-    return {"return_dict": True} | ({"use_cache": False} if "use_cache" in takes else {})
+    return {"return_dict": True} | ({"use_cache": False} if takes(encoder, "use_cache") else {})
+
+
+def takes(encoder: PreTrainedModel, name: str) -> bool:
+    """Whether an encoder has an argument of this name."""
+    return name in inspect.signature(encoder.forward).parameters
 
 
 def counted_positions(config: PretrainedConfig, mask: Tensor | None) -> Tensor | None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from stratcore.models.pretrained_encoder import (
     load_encoder,
     new_encoder,
     pool,
+    takes,
 )
 from stratcore.models.stratified_classifier_blocks import build_block, router_parameters
 from stratcore.models.stratified_classifier_config import StratifiedClassifierConfig
@@ -137,17 +140,20 @@ class StratifiedClassifier(PreTrainedModel):
             encoder = new_encoder(config.encoder)
         else:
             config.encoder = encoder.config
-            for module in encoder.modules():
-                module._is_hf_initialized = True
+            parts: Iterable[Any] = encoder.modules()
+            for part in parts:
+                part._is_hf_initialized = True  # transformers' own mark: not to be drawn anew
         check_encoder(encoder)
         drop_pooler(encoder)
         self.encoder = encoder
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)  # before the block: see the class
+        # Drawn before the block, so that it is the same for every variant.
+        self.classifier = nn.Linear(config.hidden_size, len(config.label_names))
         self.block = build_block(config)
         self.pooling = config.pooling or ("last" if is_causal(config.encoder) else "mean")
         self.tokenizer: Any = None
         self._call = encoder_arguments(encoder)
+        self._takes_positions = takes(encoder, "position_ids")
         self.post_init()
         self._freeze()
 
@@ -189,34 +195,41 @@ class StratifiedClassifier(PreTrainedModel):
             ValueError: options that do not fit.
         """
         if isinstance(encoder, PreTrainedModel):
-            host = copy.deepcopy(encoder).to(dtype)
+            host = copy.deepcopy(encoder)
         else:
             host = load_encoder(encoder, dtype=dtype)
             tokenizer = tokenizer or find_tokenizer(encoder)
         config = StratifiedClassifierConfig(host.config, dtype=dtype, **options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = cls(config, host).to(dtype)
+            model: Any = cls(config, host)
+        model.to(dtype)
         model.tokenizer = tokenizer
         return model.eval()
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *args: Any, output_loading_info: bool = False, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | PathLike[Any] | None,
+        *model_args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
     ) -> Any:
         """A saved classifier, with the tokenizer that lies beside it.
 
         Raises:
             PretrainedMismatch: a tensor that the weights lack, have in another shape, or have besides.
         """
+        name = str(pretrained_model_name_or_path)
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, report = super().from_pretrained(str(name), *args, **kwargs)
-        check_loaded(model, report, f"classifier {str(name)!r}")
+        loaded: Any = super().from_pretrained(name, *model_args, **kwargs)
+        model, report = loaded
+        check_loaded(model, report, f"classifier {name!r}")
         model._freeze()  # loading made parameters anew
         model.tokenizer = find_tokenizer(name)
         return (model, report) if output_loading_info else model
 
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | PathLike[Any], *args: Any, **kwargs: Any) -> None:
         """Writes config.json, safetensors and, if there is one, the tokenizer."""
         super().save_pretrained(str(save_directory), *args, **kwargs)
         if self.tokenizer is not None:
@@ -287,16 +300,16 @@ class StratifiedClassifier(PreTrainedModel):
     ) -> list[Tensor]:
         """Hidden states [B, N, D] of all layers, or the last one alone where the block needs no more."""
         of_all = isinstance(self.block, LayerProcessing) and self.block.options.inputs == "all"
-        arguments = self._call | inputs | {"input_ids": input_ids}
+        arguments = inputs | self._call | {"input_ids": input_ids, "output_hidden_states": of_all}
         if mask is not None:
             arguments["attention_mask"] = mask.long()
         if getattr(self.config.encoder, "type_vocab_size", 0) < 2:  # GPT-2 would add the words 0 and 1
             arguments["token_type_ids"] = None
-        if arguments.get("position_ids") is None:
+        if self._takes_positions and arguments.get("position_ids") is None:
             arguments["position_ids"] = counted_positions(self.config.encoder, mask)
         arguments = {name: value for name, value in arguments.items() if value is not None}
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_encoder):
-            output = self.encoder(**arguments, output_hidden_states=of_all)
+            output = self.encoder(**arguments)
         if not of_all:
             return [output.last_hidden_state]
         return [*output.hidden_states[:-1], output.last_hidden_state]

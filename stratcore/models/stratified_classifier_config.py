@@ -79,6 +79,8 @@ class StratifiedClassifierConfig(PretrainedConfig):
     model_type = "stratified_classifier"
     sub_configs = {"encoder": AutoConfig}
     has_no_defaults_at_init = True
+    # What transformers' Trainer leaves out of predictions: it can join tensors over batches, not routings.
+    keys_to_ignore_at_inference = ["task_loss", "auxiliary_losses", "statistics", "routing", "pooled"]
 
     def __init__(
         self,
@@ -102,7 +104,7 @@ class StratifiedClassifierConfig(PretrainedConfig):
             encoder = _encoder_config(encoder)
         if encoder is not None and kwargs.get("attn_implementation") is not None:
             encoder._attn_implementation = kwargs["attn_implementation"]
-        self.encoder = encoder
+        self.encoder: Any = encoder
         self.variant = variant
         self.num_strata = num_strata
         self.block_options = dict(block_options or {})
@@ -163,6 +165,12 @@ class StratifiedClassifierConfig(PretrainedConfig):
         given = self.auxiliary_weights
         weights = DEFAULT_WEIGHTS.get(self.variant, {}) if given is None else given
         return {name: float(weight) for name, weight in weights.items() if weight}
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels, by their number."""
+        names: Any = self.id2label
+        return tuple(names[index] for index in range(len(names)))
 
     @property
     def hidden_size(self) -> int:

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from stratcore.models.stratified_classifier import StratifiedClassifier
 
 MAX_CHARACTERS = 1_000_000
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -140,9 +147,8 @@ class TextPredictor:
     def __call__(self, texts: Sequence[str]) -> TextPrediction:
         """Labels and probabilities, in the order of the texts."""
         rows = encode_texts(texts, self.tokenizer, self.max_length)
-        labels = self.model.config.num_labels
-        names = tuple(self.model.config.id2label[index] for index in range(labels))
-        probabilities_NC = np.zeros((len(rows), labels), dtype=np.float32)
+        names = self.model.config.label_names
+        probabilities_NC = np.zeros((len(rows), len(names)), dtype=np.float32)
         pad, device = pad_token(self.model, self.tokenizer), self.model.device
         was_training = self.model.training
         self.model.eval()

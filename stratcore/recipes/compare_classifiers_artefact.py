@@ -138,9 +138,9 @@ def carry_out_queue(
         seed_everything(seed)
         if encoder is None or not shared:
             encoder = new_encoder(encoder_config(material.encoder))
-        options = {} if arm == PLAIN else {"num_strata": run.num_strata}
+        labels = len(material.table.label_names)
         config = StratifiedClassifierConfig(
-            encoder.config, variant=arm, num_labels=len(material.table.label_names), pooling="cls", **options
+            encoder.config, variant=arm, num_strata=run.num_strata, num_labels=labels, pooling="cls"
         )
         model = StratifiedClassifier(config, encoder)
         accuracy = _train(run, model, parts, f"{arm}, place {place + 1}", seed, runtime)

@@ -19,11 +19,11 @@ def tuned(run: CompareClassifiersRun, trials: list[dict[str, Any]]) -> list[dict
     """The trials of each arm with the learning rate of the best mean validation accuracy, then the least loss."""
     chosen = []
     for arm in run.arms():
-        by_rate = [
-            [row for row in trials if (row["arm"], row["learning_rate"]) == (arm, rate)]
+        by_rate = {
+            rate: [row for row in trials if (row["arm"], row["learning_rate"]) == (arm, rate)]
             for rate in run.learning_rates
-        ]
-        chosen += max(by_rate, key=_quality)
+        }
+        chosen += by_rate[max(by_rate, key=lambda rate: _quality(by_rate[rate]))]
     return chosen
 
 

@@ -99,15 +99,15 @@ class StratifiedTextClassifier(ClassifierMixin, BaseEstimator):
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         runtime = Runtime.create(self.device)
         with preserved_random_state(runtime.device):
-            self.model_ = self._new_model()
-            rows = self._tokenize(texts, label_N)
-            self.loss_curve_ = self._train(rows, runtime)
-        self.model_.eval()
+            model = self._new_model()
+            self.loss_curve_ = self._train(model, self._tokenize(model, texts, label_N), runtime)
+        self.model_ = model.eval()
         return self
 
     def predict(self, texts: Sequence[str]) -> np.ndarray:
         """Labels [N]."""
-        return self.classes_[self._read(texts).indices]
+        found = self._read(texts)
+        return self.classes_[found.indices]
 
     def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
         """Probabilities [N, C], columns as `classes_`."""
@@ -115,10 +115,10 @@ class StratifiedTextClassifier(ClassifierMixin, BaseEstimator):
 
     def _read(self, texts: Sequence[str]) -> TextPrediction:
         check_is_fitted(self, "model_")
-        return self.model_.predict(texts, max_length=self._length())
+        return self.model_.predict(texts, max_length=self._length(self.model_))
 
-    def _length(self) -> int:
-        return min(self.max_length, token_limit(self.model_, self.model_.tokenizer))
+    def _length(self, model: StratifiedClassifier) -> int:
+        return min(self.max_length, token_limit(model, model.tokenizer))
 
     def _new_model(self) -> StratifiedClassifier:
         encoder = str(self.encoder) if isinstance(self.encoder, Path) else self.encoder
@@ -136,18 +136,18 @@ class StratifiedTextClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError("tokenizer: expected one, as none lies beside the encoder")
         return model
 
-    def _tokenize(self, texts: Sequence[str], label_N: np.ndarray) -> TokenRows:
-        tokens = encode_texts(texts, self.model_.tokenizer, self._length())
+    def _tokenize(self, model: StratifiedClassifier, texts: Sequence[str], label_N: np.ndarray) -> TokenRows:
+        tokens = encode_texts(texts, model.tokenizer, self._length(model))
         return TokenRows(
             ids=np.concatenate([np.asarray(row, np.int64) for row in tokens]),
             types=None,
             offsets=np.concatenate([[0], np.cumsum([len(row) for row in tokens])]),
             label=label_N.astype(np.int64),
             domain=np.zeros(len(tokens), np.int64),
-            pad=pad_token(self.model_, self.model_.tokenizer),
+            pad=pad_token(model, model.tokenizer),
         )
 
-    def _train(self, rows: TokenRows, runtime: Runtime) -> list[float]:
+    def _train(self, model: StratifiedClassifier, rows: TokenRows, runtime: Runtime) -> list[float]:
         batch_size = min(self.batch_size, rows.num_rows)
         steps_per_epoch = rows.num_rows // batch_size
         steps = self.epochs * steps_per_epoch
@@ -163,13 +163,13 @@ class StratifiedTextClassifier(ClassifierMixin, BaseEstimator):
             ),
         )
         task = TextClassificationTask(
-            self.model_, rows, rows, runtime, batch_size=batch_size, seed=self.random_state
+            model, rows, rows, runtime, batch_size=batch_size, seed=self.random_state
         )
         curve = []
         with deterministic_algorithms(stage.numerics.deterministic):
             seed_everything(self.random_state, runtime.rank)
             optimization, stream = Optimization(task, stage, runtime), BatchStream(task)
-            self.model_.train()
+            model.train()
             with torch.enable_grad():
                 for step in range(1, steps + 1):
                     optimization.run(stream, step - 1)
