@@ -113,6 +113,12 @@ inline OptionalTensor contiguous_as(const OptionalTensor& tensor, ScalarType typ
   return tensor ? OptionalTensor(contiguous_as(*tensor, type)) : std::nullopt;
 }
 
+// For kernels that read 16 bytes at a time: what is contiguous may still start anywhere.
+inline Tensor aligned(const Tensor& tensor) {
+  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0 ? tensor
+                                                                        : torch::stable::clone(tensor);
+}
+
 inline const void* data_of(const OptionalTensor& tensor) {
   return tensor ? tensor->const_data_ptr() : nullptr;
 }

@@ -150,12 +150,6 @@ Grouping grouping(const Sizes& sizes, const Tensor& parameter, DType dtype) {
   return {dtype, sizes.group_expert, sizes.experts, sizes.group_experts, shape[0], inner};
 }
 
-// Kernels read theta 16 bytes at a time.
-Tensor aligned(const Tensor& tensor) {
-  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0 ? tensor
-                                                                        : torch::stable::clone(tensor);
-}
-
 // Contiguous, the factors in their type and theta in the computed one; must outlive the pointers.
 struct Inputs {
   Tensor x, encoder, recurrent, theta;
