@@ -18,7 +18,7 @@ from stratcore.data import save_table
 from stratcore.recipes import RECIPES
 
 pytestmark = pytest.mark.usefixtures("single_thread")
-FLAGS = ["--config", "--help", "--output", "--print_config", "--resume"]
+FLAGS = ["--config", "--help", "--output", "--print_config", "--reproduce-artefact", "--resume"]
 KEYS = [
     *("recipe", "seed", "device", "batch_size", "start", "baselines"),
     *("data", "model", "objective", "stage"),
@@ -37,7 +37,7 @@ def test_the_options_are_these(capfd: pytest.CaptureFixture[str]) -> None:
         train(["--help"])
     text = capfd.readouterr().out
     assert stop.value.code == 0
-    assert sorted(set(re.findall(r"(?m)^\s+(?:-h, )?(--\w+)", text))) == FLAGS
+    assert sorted(set(re.findall(r"(?m)^\s+(?:-h, )?(--[\w-]+)", text))) == FLAGS
     assert all(re.search(rf"(?m)^  {name} +\S", text) for name in RECIPES)
     assert list(printed(capfd)) == KEYS
 
