@@ -77,7 +77,8 @@ def test_labels_outside_the_range_of_numbers(tmp_path: Path) -> None:
 
 def test_unknown_names() -> None:
     with pytest.raises(
-        DataError, match=r"^imbd: expected one of sentiment, sentences, newsgroups, imdb, .*qqp, or a"
+        DataError,
+        match=r"^imbd: expected one of sentiment, sentences, newsgroups, token_strata, imdb, .*qqp, or a",
     ):
         load_classification(["imbd"])
     with pytest.raises(DataError, match="^expected at least one set of labelled texts, got none$"):

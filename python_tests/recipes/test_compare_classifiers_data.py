@@ -57,3 +57,10 @@ def test_the_encoder_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(compare_classifiers_data.carriers, "fetch_model", fetch_model)
     assert fetched_encoder(tmp_path) == fetched_encoder(tmp_path)
     assert calls == [tmp_path / "encoder"]
+
+
+def test_a_small_encoder_is_made_of_the_texts(here: Path) -> None:
+    material = prepare(small_comparison("encoder=small"), here)
+    assert material.encoder == str(here / "encoder") and (here / "encoder/model.safetensors").is_file()
+    again = prepare(small_comparison("encoder=small"), here)
+    assert np.array_equal(again.tokens.ids, material.tokens.ids)

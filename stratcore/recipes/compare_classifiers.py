@@ -23,6 +23,7 @@ NEGATIVE_CONTROLS = {
     "geometric_regularization_source": "geometric regularization, signs of the source documents",
 }
 PLAIN = "plain"
+SMALL = "small"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,8 @@ class CompareClassifiersRun:
         learning_rates: of the encoder; every arm is trained with all of them on all seeds, and takes the one with the
             best mean validation accuracy.
         head_lr_scale: learning rate of what stands behind the encoder over that of the encoder.
-        encoder: folder or hub name; None: MiniLM, fetched with pip.
+        encoder: folder or hub name; 'small': two random blocks and a vocabulary of the texts' words, to be trained
+            from the start; None: MiniLM, fetched with pip.
         num_strata: of every block.
         block_options: by variant, further options of its block.
         freeze_encoder: train only what stands behind it.

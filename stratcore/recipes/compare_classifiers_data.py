@@ -12,8 +12,9 @@ from stratcore.data import ClassificationTable, Split, load_classification, spli
 from stratcore.data.bundled import carriers
 from stratcore.data.classification import audit_split, require_no_confound
 from stratcore.data.token_rows import TokenRows, tokenize_table
+from stratcore.models.small_encoder import save_small_encoder
 from stratcore.models.text_prediction import find_tokenizer
-from stratcore.recipes.compare_classifiers import CompareClassifiersRun
+from stratcore.recipes.compare_classifiers import SMALL, CompareClassifiersRun
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,9 @@ def load_material(run: CompareClassifiersRun, folder: Path) -> Material:
     archives = run.data.archives or folder / "archives"
     table = load_classification(run.data.sets, rows=run.data.rows, labels=run.data.labels, archives=archives)
     encoder = run.encoder or str(fetched_encoder(folder))
+    if run.encoder == SMALL:
+        texts = table.texts + (table.second or ())
+        encoder = str(save_small_encoder(folder / "encoder", texts, max_length=run.data.max_length))
     return Material(table, tokenize_table(table, load_tokenizer(encoder), run.data.max_length), encoder)
 
 
