@@ -79,7 +79,7 @@ def test_copies_are_kept_once_and_contradictions_not_at_all() -> None:
     whole = SplitOptions(test_rows=1, least_test_rows=1, validation_rows=1)
     used = np.concatenate([part for _, part in split_texts(table, whole, seed=0).parts()])
     assert not np.isin([1, 2, 4, 6, 8], used).any()
-    assert np.unique(table.groups()[used]).size == used.size
+    assert np.unique(table.groups[used]).size == used.size
 
 
 def test_groups_ignore_case_and_punctuation_and_know_pairs() -> None:
@@ -87,7 +87,7 @@ def test_groups_ignore_case_and_punctuation_and_know_pairs() -> None:
     pairs = make(
         4, 1, texts=("a", "A!", "a", "b"), second=("x", "x.", "y", "x"), label=np.array([0, 1, 0, 1])
     )
-    assert pairs.groups().tolist() == [0, 0, 1, 2]
+    assert pairs.groups.tolist() == [0, 0, 1, 2]
 
 
 def test_confounds_are_refused() -> None:

@@ -18,9 +18,8 @@ def test_the_source_documents_procedure(
 ) -> None:
     save_small_texts(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert (
-        train(["compare_classifiers", *SETTINGS, "seeds=[0]", "--reproduce-artefact", "--output", "run"]) == 0
-    )
+    command = ["compare_classifiers", *SETTINGS, "seeds=[0]", "--reproduce-artefact", "--output", "run"]
+    assert train(command) == 0
     results = json.loads((tmp_path / "run/results.json").read_text())
     trials = results["trials"]
     assert len(trials) == 2 * len(QUEUE) ** 2
@@ -34,6 +33,12 @@ def test_the_source_documents_procedure(
     assert "The audit would have refused these rows: " in capsys.readouterr().out
     assert results["accuracy_of_domain_rule"] == pytest.approx(0.75, abs=0.15)
     assert train(["dictionary_moe", "--reproduce-artefact", "--output", "other"]) == 2
+    # A run that stopped within a queue goes on and ends the same.
+    log = tmp_path / "run/trials.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:-6]))
+    assert train([*command, "--resume"]) == 0
+    assert log.read_text() == "".join(lines)
 
 
 def test_a4_a_detector_of_domains_scores_three_quarters(

@@ -33,7 +33,8 @@ def trials(gain: dict[str, float] = GAIN) -> list[dict[str, Any]]:
                         "calibration_error": 0.02, "added_parameters": 100, "parameters": 1000,
                         "fit_seconds": 2.0, "curve": [{"step": 1, "accuracy": 0.5, "nll": 0.3}],
                         "routing": {"nmi_domain": 0.5, "nmi_domain_floor": 0.01, "nmi_label": 0.0,
-                                    "nmi_label_floor": 0.01, "load_variation": 0.2, "entropy": 0.7}
+                                    "nmi_label_floor": 0.01, "load_variation": 0.2,
+                                    "load_variation_of_choices": 0.3, "entropy": 0.7}
                         if arm == "token_routing" else None,
                     }
                 )  # fmt: skip

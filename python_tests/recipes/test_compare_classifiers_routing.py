@@ -30,13 +30,21 @@ def test_routes_that_follow_domains() -> None:
     assert found["entropy"] == pytest.approx(-(p * np.log(p)).sum() / np.log(3), rel=1e-6)
 
 
+def test_a_soft_router_that_leans_by_a_hair_is_even() -> None:
+    log = RouteLog(8)
+    log.add(np.arange(8), None, output(torch.tensor([[0.51, 0.49]] * 8), torch.arange(8)))
+    found = log.statistics(np.arange(8) % 2, np.arange(8) % 2)
+    assert found is not None and found["load_variation"] == pytest.approx(0.02, rel=1e-5)
+    assert found["load_variation_of_choices"] == 1.0
+
+
 def test_a_router_that_uses_one_stratum() -> None:
     log = RouteLog(8)
     log.add(np.arange(8), None, output(torch.tensor([[1.0, 0.0]] * 8), torch.arange(8)))
     found = log.statistics(np.arange(8) % 2, np.arange(8) % 2)
     assert found == {
         "nmi_domain": 0.0, "nmi_domain_floor": 0.0, "nmi_label": 0.0, "nmi_label_floor": 0.0,
-        "load_variation": 1.0, "entropy": pytest.approx(0.0, abs=1e-12),
+        "load_variation": 1.0, "load_variation_of_choices": 1.0, "entropy": pytest.approx(0.0, abs=1e-12),
     }  # fmt: skip
 
 

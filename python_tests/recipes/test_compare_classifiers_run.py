@@ -48,6 +48,7 @@ def test_whole_run_and_resume(here: Path, tmp_path: Path) -> None:
         "nmi_label",
         "nmi_label_floor",
         "load_variation",
+        "load_variation_of_choices",
         "entropy",
     }
     assert results["summary"][0]["routing"] is None

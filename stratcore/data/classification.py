@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,7 @@ class ClassificationTable:
         """Number of texts N."""
         return len(self.texts)
 
+    @cached_property
     def groups(self) -> np.ndarray:
         """A number per row [N] int64; rows with the same normalized text (and second text) share one."""
         numbers: dict[tuple[str, str], int] = {}
@@ -178,7 +180,7 @@ def audit_split(table: ClassificationTable, split: Split) -> dict[str, Any]:
     ends = np.cumsum([0, *map(len, parts)])
     places = Split(*(np.arange(begin, end) for begin, end in zip(ends, ends[1:], strict=False)))
     rows = _UsedRows(table.label[used], table.domain[used], table.domain_names)
-    return audit(rows, places, table.groups()[used])
+    return audit(rows, places, table.groups[used])
 
 
 def require_no_confound(table: ClassificationTable, split: Split) -> dict[str, Any]:
@@ -196,7 +198,7 @@ def require_no_confound(table: ClassificationTable, split: Split) -> dict[str, A
 
 def _distinct(table: ClassificationTable) -> np.ndarray:
     """The first row of every text whose copies agree on label and domain."""
-    group = table.groups()
+    group = table.groups
     _, first, inverse = np.unique(group, return_index=True, return_inverse=True)
     agrees = (table.label == table.label[first][inverse]) & (table.domain == table.domain[first][inverse])
     good = np.ones(len(first), bool)
@@ -205,7 +207,7 @@ def _distinct(table: ClassificationTable) -> np.ndarray:
 
 
 def _given_split(table: ClassificationTable, part: np.ndarray, seed: int) -> Split:
-    group = table.groups()
+    group = table.groups
     first_part: dict[int, int] = {}
     for row, (number, number_of_part) in enumerate(zip(group.tolist(), part.tolist(), strict=True)):
         before = first_part.setdefault(number, row)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def execute_artefact(
     run: CompareClassifiersRun,
     folder: Path,
     *,
+    resume: bool,
     command: str,
     before_training: Callable[[], object],
 ) -> Path:
@@ -60,12 +62,13 @@ def execute_artefact(
         split = random_split(rows, material.table)
         audit = audit_split(material.table, split)
         before_training()
-        log = TrialLog.open(folder, False)
-        for seed in run.seeds:
-            for shared in (True, False):
-                for turn in range(len(QUEUE)):
-                    queue = QUEUE[turn:] + QUEUE[:turn]
-                    for row in carry_out_queue(run, material, split, queue, seed, shared, runtime):
+        log = TrialLog.open(folder, resume)
+        for seed, shared, turn in product(run.seeds, (True, False), range(len(QUEUE))):
+            queue = QUEUE[turn:] + QUEUE[:turn]
+            last = Place(shared=shared, queue=", ".join(queue), place=len(queue) - 1, arm=queue[-1], seed=seed)
+            if log.find(**asdict(last)) is None:  # the whole queue: an arm goes on with the encoder before it
+                for row in carry_out_queue(run, material, split, queue, seed, shared, runtime):
+                    if log.find(**{key: row[key] for key in asdict(last)}) is None:
                         log.add(row)
         domain_rule = domain_majority(material.table, split)
         results = {

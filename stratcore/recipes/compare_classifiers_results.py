@@ -151,18 +151,20 @@ def _differences(run: CompareClassifiersRun, comparisons: list[dict[str, Any]]) 
 def _routing(routed: list[dict[str, Any]]) -> Table:
     return Table(
         title="What the routers do",
-        head=["arm", "NMI with domain", "of shuffled routes, at most", "NMI with label", "load variation", "entropy"],
+        head=["arm", "NMI with domain", "of shuffled routes, at most", "NMI with label", "load variation",
+              "of choices", "entropy"],
         rows=[
             [
                 row["name"],
                 *(f"{row['routing'][key].value:.3f}" for key in
-                  ("nmi_domain", "nmi_domain_floor", "nmi_label", "load_variation", "entropy")),
+                  ("nmi_domain", "nmi_domain_floor", "nmi_label", "load_variation",
+                   "load_variation_of_choices", "entropy")),
             ]
             for row in routed
         ],
         note="On test rows; a text's route is the stratum with the largest mean probability over its tokens. Load "
-        "variation: standard deviation over mean of the share of tokens that each stratum gets. Entropy of the "
-        "router's probabilities, as a share of the largest.",
+        "variation: standard deviation over mean of the probability that each stratum gets; of choices: of the tokens "
+        "that prefer it. Entropy of the router's probabilities, as a share of the largest.",
     )  # fmt: skip
 
 

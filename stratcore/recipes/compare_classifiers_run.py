@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from stratcore.data.classification import split_texts
 from stratcore.data.hub import quiet_unless_terminal
 from stratcore.models.pretrained_encoder import encoder_config
 from stratcore.models.stratified_classifier import StratifiedClassifier
 from stratcore.models.stratified_classifier_blocks import block_parameters
 from stratcore.models.stratified_classifier_config import StratifiedClassifierConfig
 from stratcore.recipes.compare_classifiers import PLAIN, CompareClassifiersRun
-from stratcore.recipes.compare_classifiers_data import Material, checked_split, describe, prepare
+from stratcore.recipes.compare_classifiers_data import Material, describe, load_material, prepare
 from stratcore.recipes.compare_classifiers_results import (
     CAVEATS,
     answer,
@@ -69,7 +70,9 @@ def execute(
     if run.reproduce_artefact:
         from stratcore.recipes.compare_classifiers_artefact import execute_artefact
 
-        return execute_artefact(run, folder, command=command, before_training=before_training)
+        return execute_artefact(
+            run, folder, resume=resume, command=command, before_training=before_training
+        )
     with Runtime.create(run.device) as runtime:
         if runtime.world_size > 1:
             raise ValueError(f"{run.recipe}: expected one process, got {runtime.world_size}")
@@ -170,14 +173,13 @@ _MATERIAL: dict[Path, Material] = {}  # of this worker: texts are read and token
 
 def _material_of_process(run: CompareClassifiersRun, folder: Path) -> Material:
     if folder not in _MATERIAL:
-        _MATERIAL[folder] = prepare(run, folder)
+        _MATERIAL[folder] = load_material(run, folder)
     return _MATERIAL[folder]
 
 
 def carry_out(run: CompareClassifiersRun, material: Material, trial: Trial) -> dict[str, Any]:
     """Trains one arm and scores it on test rows: a function of its arguments alone."""
-    split = checked_split(run, material.table, trial.seed)
-    parts = material.parts(split)
+    parts = material.parts(split_texts(material.table, run.data.split, seed=trial.seed))
     seed_everything(trial.seed)
     model = build(run, material, trial.arm, trial.seed)
     counts = model.parameter_counts()
