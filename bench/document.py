@@ -99,7 +99,7 @@ distance (`no_bias`). The gradient of the slopes comes with every backward here 
 adds all pairs to one number by atomics. The backward adds to the gradient of the queries in any order; with
 `deterministic` it takes half as long again. With `eps` tiles are left out by a proof; `flex_block` has a mask of
 blocks made by hand for the same radius, and is 1.2 to 1.3 times slower. Float32 of heads of up to 64 in three planes
-of bfloat16, six products each: 2.7 times as fast as SDPA with a bias, and with a smaller error.
+of bfloat16, six products each: 2.6 times as fast as SDPA with a bias, and with a smaller error.
 """
 
 OPS = {
