@@ -38,6 +38,10 @@ def test_file_with_all_columns(tmp_path: Path) -> None:
     assert table.domain_names == ("film",)
 
 
+def test_as_many_made_up_texts_as_asked_for() -> None:
+    assert load_classification(["token_strata"], rows=40).num_rows == 40
+
+
 def test_domain_is_the_files_name_and_files_are_joined(tmp_path: Path) -> None:
     names = [write(tmp_path / f"{name}.jsonl", rows()) for name in ("film", "food")]
     table = load_classification(names)

@@ -44,6 +44,14 @@ def test_a_saved_encoder_is_loaded_bitwise(name: str, tmp_path: Path) -> None:
     assert not loaded.training
 
 
+def test_a_missing_pooler_is_not_worth_a_word(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = saved("bert", tmp_path)
+    change_weights(folder, {"pooler.": None})
+    capfd.readouterr()
+    load_encoder(folder)
+    assert "MISSING" not in capfd.readouterr().err
+
+
 def test_the_hub_path_of_distilbert(tmp_path: Path) -> None:
     model = StratifiedClassifier.from_encoder(str(saved("distilbert", tmp_path)), variant="plain")
     expected = encoder("distilbert").state_dict()

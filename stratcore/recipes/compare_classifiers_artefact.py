@@ -65,7 +65,9 @@ def execute_artefact(
         log = TrialLog.open(folder, resume)
         for seed, shared, turn in product(run.seeds, (True, False), range(len(QUEUE))):
             queue = QUEUE[turn:] + QUEUE[:turn]
-            last = Place(shared=shared, queue=", ".join(queue), place=len(queue) - 1, arm=queue[-1], seed=seed)
+            last = Place(
+                shared=shared, queue=", ".join(queue), place=len(queue) - 1, arm=queue[-1], seed=seed
+            )
             if log.find(**asdict(last)) is None:  # the whole queue: an arm goes on with the encoder before it
                 for row in carry_out_queue(run, material, split, queue, seed, shared, runtime):
                     if log.find(**{key: row[key] for key in asdict(last)}) is None:

@@ -70,9 +70,7 @@ def execute(
     if run.reproduce_artefact:
         from stratcore.recipes.compare_classifiers_artefact import execute_artefact
 
-        return execute_artefact(
-            run, folder, resume=resume, command=command, before_training=before_training
-        )
+        return execute_artefact(run, folder, resume=resume, command=command, before_training=before_training)
     with Runtime.create(run.device) as runtime:
         if runtime.world_size > 1:
             raise ValueError(f"{run.recipe}: expected one process, got {runtime.world_size}")
