@@ -163,8 +163,8 @@ def _routing(routed: list[dict[str, Any]]) -> Table:
             for row in routed
         ],
         note="On test rows; a text's route is the stratum with the largest mean probability over its tokens. Load "
-        "variation: standard deviation over mean of the probability that each stratum gets; of choices: of the tokens "
-        "that prefer it. Entropy of the router's probabilities, as a share of the largest.",
+        "variation: standard deviation over mean of the probability that each stratum gets; of choices: of the "
+        "tokens that prefer it. Entropy of the router's probabilities, as a share of the largest.",
     )  # fmt: skip
 
 
