@@ -137,14 +137,14 @@ def _differences(run: CompareClassifiersRun, comparisons: list[dict[str, Any]]) 
                 names[row["arm"]],
                 controls[row["control"]],
                 _difference(PairedDifference(**row["difference"])),
-                f"{row['difference']['p_value']:.3f}",
-                f"{row['p_holm']:.3f}",
+                f"{row['difference']['p_value']:.4f}",
+                f"{row['p_holm']:.4f}",
                 "yes" if row["non_inferior"] else "not shown",
             ]
             for row in comparisons
         ],
         note=f"Paired by seed, {len(run.seeds)} seeds; BCa bootstrap intervals of 95 %; the least p value that "
-        f"{len(run.seeds)} seeds can give is {2 / 2 ** len(run.seeds):.3f} before the correction.",
+        f"{len(run.seeds)} seeds can give is {2 / 2 ** len(run.seeds):.4f} before the correction.",
     )
 
 
