@@ -41,8 +41,8 @@ Rated sentences of tweets, film reviews, product reviews and editorials (vaderSe
 domain, every text once, {train:,} rows to train on, {validation:,} to choose the learning rate by, {test:,} to test
 on ({least} of each domain). The encoder is all-MiniLM-L6-v2 with weights rounded to float16. Every arm trains all of
 it for {steps} steps of {batch} rows, with either of the learning rates {rates}, on the same {seeds} seeds of split,
-start and order. A linear classifier on the frozen encoder, trained on 800 rows of one domain, reaches about 88, 74, 80
-and 79 points there.
+start and order. A linear classifier on the frozen encoder, trained on 800 rows of one domain, reaches about 88, 74,
+80 and 79 points there.
 """
 THROUGHPUT = """## Throughput of routing
 
