@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from stratcore.analysis import Resampling, agreement, quantile_bins, within_bins
+from stratcore.analysis.contingency_tables import adjusted_rand_index, normalized_mutual_information
+from stratcore.analysis.domain_agreement import table_estimates
 
 FEW = Resampling(num_resamples=300)
 
@@ -102,3 +105,42 @@ def test_within_bins_weighs_by_rows_and_leaves_out_single_domains():
 def test_rejects(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize(("dependence", "rows"), [(0.0, 500), (0.05, 500), (0.3, 200)])
+def test_intervals_cover_the_mean_of_samples_of_as_many_rows(dependence: float, rows: int) -> None:
+    """Drawn tables as they come cover the mean of unrelated labels in 2 to 5 of 100 samples."""
+    rng = np.random.default_rng(1)
+    p = (1 - dependence) * np.full((7, 7), 1 / 49) + dependence * np.eye(7) / 7
+    tables = rng.multinomial(rows, p.ravel(), size=4000).reshape(-1, 7, 7)
+    statistics = (adjusted_rand_index, normalized_mutual_information)
+    few = Resampling(num_resamples=200)
+    found = [table_estimates([table], statistics, few) for table in tables[:100]]
+    for index, statistic in enumerate(statistics):
+        target = statistic(tables).mean()
+        estimates = [each[index] for each in found]
+        assert all(each.low <= each.value <= each.high for each in estimates)
+        assert sum(each.low <= target <= each.high for each in estimates) >= 89  # 95 expected, error 2.2
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: agreement([], []), "domain: expected at least one row, got none"),
+        (lambda: agreement([0, 1, np.nan], [0, 1, 1]), "assign: row 2 has no label, got nan"),
+        (lambda: agreement([0, 1, 1], ["a", None, "b"]), "domain: row 1 has no label, got None"),
+        (lambda: agreement([0, 1], [0, 1, 1]), "assign: expected a label for each of 3 rows"),
+        (lambda: within_bins([0, 1, 1], [0, 1], [1.0, 2.0]), "assign: expected a label for each of 2 rows"),
+        (lambda: within_bins([0, 1], [0, 1, 1], [1.0, 2.0]), "domain: expected a label for each of 2 rows"),
+    ],
+)
+def test_rows_without_a_label_and_lists_of_unlike_length_are_refused(call, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_tensors_of_any_type_are_labels() -> None:
+    labels = torch.tensor([0, 1, 0, 1])
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.bfloat16, requires_grad=True)
+    assert agreement(labels, labels.to(torch.bfloat16)).ari.value == 1.0
+    assert within_bins(labels, labels, values, num_bins=2).ari.value == 1.0

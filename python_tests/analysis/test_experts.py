@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from stratcore.analysis import (
     atom_matching_distance,
@@ -136,9 +137,46 @@ def test_expert_distances_are_symmetric_and_name_dead_experts():
     assert found.random_matching == pytest.approx(found.matching[0][2], abs=0.1)
 
 
+def test_references_are_of_the_sizes_that_are_compared():
+    """Atoms without weight are compared with none, and few atoms span less than the rank that was asked for."""
+    rng = np.random.default_rng(0)
+    atoms, weights = rng.standard_normal((2, 30, 40)), np.zeros((2, 40))
+    weights[:, :3] = 1
+    found = expert_distances(atoms, rank=6, weights=weights)
+    assert found.random_chordal == random_chordal_distance(30, 3)
+    assert found.random_matching == pytest.approx(expert_distances(atoms[:, :, :3], rank=3).random_matching)
+    assert found.random_matching > expert_distances(atoms, rank=6).random_matching + 0.05
+    alone = expert_distances(atoms, rank=6, weights=weights * [[1], [0]])
+    assert np.isnan(alone.random_chordal) and np.isnan(alone.random_matching)
+
+
+def test_a_larger_subspace_of_a_pair_sets_the_reference():
+    rng = np.random.default_rng(0)
+    squares = [
+        chordal_distance(principal_angles(*(np.linalg.qr(rng.standard_normal((12, r)))[0] for r in (2, 5))))
+        ** 2
+        for _ in range(2000)
+    ]
+    assert np.sqrt(np.mean(squares)) == pytest.approx(random_chordal_distance(12, 5), abs=0.005)
+
+
+def test_rounding_spans_nothing():
+    rng = np.random.default_rng(0)
+    atoms = rng.standard_normal((20, 3)) @ rng.standard_normal((3, 40))
+    assert expert_basis(atoms, 10).shape == (20, 3)
+    assert expert_basis(atoms.astype(np.float32), 10).shape == (20, 3)
+    assert expert_basis(torch.from_numpy(atoms).float().requires_grad_(), 10).shape == (20, 3)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
+        (lambda: expert_basis(np.full((3, 3), np.nan), 1), "dictionary: row 0 holds NaN"),
+        (
+            lambda: expert_distances(np.full((2, 3, 3), np.nan), rank=1),
+            "dictionaries: expected finite numbers",
+        ),
+        (lambda: expert_distances(np.eye(3), rank=1), r"\[experts, features, atoms\], got shape \(3, 3\)"),
         (lambda: expert_basis(np.eye(3), 0), "rank: expected at least 1"),
         (lambda: mutual_coherence(np.zeros((3, 2))), "finite and not zero"),
         (lambda: match_atoms(np.eye(3), np.eye(4)), "dictionary_b: expected atoms of 3 features, got 4"),

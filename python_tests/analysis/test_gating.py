@@ -74,6 +74,31 @@ def test_even_gate_differs_nowhere():
     assert found.answer == "No stratum's weighted sparsity differs from 20, the value of an untrained gate."
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_even_gate_differs_nowhere_in_any_precision(dtype):
+    rng = np.random.default_rng(0)
+    exact = np.exp(rng.standard_normal((3000, 1)) + np.zeros((3000, 7)))  # equal logits
+    p = (exact / exact.sum(axis=1, keepdims=True)).astype(dtype)
+    p[:, 0] = np.nextafter(p[:, 0], dtype(1)) if dtype == np.float32 else p[:, 0]  # and unequal by rounding
+    found = sparsity_against_untrained(p, LEVELS, np.repeat([0, 1, 2], 1000), [1, 2, 3])
+    assert found.num_different == 0
+    assert found.dimension_correlation is None and found.dimension_p_value is None
+
+
+def test_strata_of_unknown_dimension_have_no_part_in_the_correlation():
+    strata = np.repeat(np.arange(6), 20)
+    p = 0.8 * np.eye(7)[np.array([0, 1, 3, 5, 6, 2])[strata]] + 0.2 / 7
+    found = sparsity_against_untrained(p, LEVELS, strata, [4, 8, 12, 16, 24, np.nan])
+    known = strata < 5
+    same = sparsity_against_untrained(p[known], LEVELS, strata[known], [4, 8, 12, 16, 24])
+    assert found.dimension_correlation == same.dimension_correlation == pytest.approx(1)
+    assert found.dimension_p_value == pytest.approx(same.dimension_p_value, abs=0.02)
+    nothing = sparsity_against_untrained(p, LEVELS, strata, [np.nan] * 5 + [3])
+    assert nothing.dimension_correlation is None and nothing.dimension_p_value is None
+    with pytest.raises(ValueError, match="dimensions: expected one for each of 6 strata"):
+        sparsity_against_untrained(p, LEVELS, strata, [1, 2])
+
+
 def test_random_gate_differs_by_its_rows_but_not_from_its_exchanged_levels():
     """The artefact: the strata of a gate that was never trained lie apart from 20 and from each other."""
     p, strata = _random_gate(0.2, seed=0)

@@ -10,15 +10,28 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
 
+def as_array(value: Any) -> np.ndarray:
+    """Return `value` as a NumPy array; a torch tensor may be of any device and dtype and may require gradients."""
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    tensor = value.detach().cpu()
+    return np.asarray(tensor.double() if tensor.is_floating_point() else tensor)
+
+
+def precision(values: np.ndarray) -> float:
+    """Relative rounding of float64 numbers: float32's where all of them are float32 numbers, else float64's."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = bool((values == values.astype(np.float32)).all())
+    return float(np.finfo(np.float32 if narrow else np.float64).eps)
+
+
 def as_matrix(name: str, value: Any) -> np.ndarray:
     """Return `value`, NumPy or torch, as a finite float64 array [N, D] with N, D >= 1.
 
     Raises:
         ValueError: not two-dimensional, empty, or a row holds NaN or infinity (the first such row is named).
     """
-    if hasattr(value, "detach"):  # a torch tensor, of any device and dtype
-        value = value.detach().cpu().double().numpy()
-    matrix_ND = np.asarray(value, dtype=np.float64)
+    matrix_ND = np.asarray(as_array(value), dtype=np.float64)
     if matrix_ND.ndim != 2 or matrix_ND.size == 0:
         raise ValueError(f"{name}: expected a non-empty array [rows, columns], got shape {matrix_ND.shape}")
     return _finite(name, matrix_ND)
@@ -38,7 +51,7 @@ def estimator_matrix(
         TypeError: a sparse matrix.
     """
     if hasattr(X, "detach"):
-        X = X.detach().cpu().double().numpy()
+        X = as_array(X)
     options = {"dtype": np.float64, "ensure_min_samples": min_rows, "ensure_all_finite": False}
     return _finite("X", validate_data(estimator, X, reset=reset, **options))
 
@@ -47,11 +60,16 @@ def as_labels(name: str, value: ArrayLike, num_rows: int) -> np.ndarray:
     """Return `value` as an array [num_rows] of labels of any sortable dtype.
 
     Raises:
-        ValueError: not one label a row.
+        ValueError: not one label a row, or a row without one (NaN or None; the first such row is named).
     """
-    labels_N = np.asarray(value)
+    labels_N = as_array(value)
     if labels_N.shape != (num_rows,):
         raise ValueError(f"{name}: expected a label for each of {num_rows} rows, got shape {labels_N.shape}")
+    absent_N = labels_N != labels_N  # NaN alone differs from itself
+    if labels_N.dtype == object:
+        absent_N = absent_N | np.array([label is None for label in labels_N], dtype=bool)
+    if np.any(absent_N):
+        raise ValueError(f"{name}: row {int(np.argmax(absent_N))} has no label, got {labels_N[absent_N][0]}")
     return labels_N
 
 
@@ -67,7 +85,7 @@ def cluster_count(name: str, value: Any, num_rows: int) -> int:
 
 
 def as_probabilities(name: str, value: ArrayLike) -> np.ndarray:
-    """Return `value` as rows of probabilities [N, E].
+    """Return `value` as rows of probabilities [N, E], scaled to sum to one: an even gate of any precision is even.
 
     Raises:
         ValueError: a row holds a negative number or does not sum to one within 1e-3.
@@ -77,7 +95,7 @@ def as_probabilities(name: str, value: ArrayLike) -> np.ndarray:
     if bad_N.any():
         row = int(bad_N.argmax())
         raise ValueError(f"{name}: row {row} is no distribution, its sum is {p_NE[row].sum():.6g}")
-    return p_NE
+    return p_NE / p_NE.sum(axis=1, keepdims=True)
 
 
 def _finite(name: str, matrix_ND: np.ndarray) -> np.ndarray:

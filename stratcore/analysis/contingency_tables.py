@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from scipy.special import entr
 from scipy.stats import random_table
 
-from stratcore.analysis._checks import as_labels
+from stratcore.analysis._checks import as_array, as_labels
 
 
 def contingency(domain: ArrayLike, assign: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -18,9 +18,15 @@ def contingency(domain: ArrayLike, assign: ArrayLike) -> tuple[np.ndarray, np.nd
 
     Returns:
         counts [G, E], sorted domain names [G], sorted label names [E].
+
+    Raises:
+        ValueError: no rows, not one domain and one label a row, or a row without one.
     """
-    domain_N = np.asarray(domain)
-    assign_N = as_labels("assign", assign, len(domain_N))
+    num_rows = as_array(domain).size
+    if num_rows == 0:
+        raise ValueError("domain: expected at least one row, got none")
+    domain_N = as_labels("domain", domain, num_rows)
+    assign_N = as_labels("assign", assign, num_rows)
     domains, row_N = np.unique(domain_N, return_inverse=True)
     labels, column_N = np.unique(assign_N, return_inverse=True)
     table_GE = np.zeros((len(domains), len(labels)), dtype=np.int64)

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.linalg import subspace_angles
 from scipy.optimize import linear_sum_assignment
 
+from stratcore.analysis._checks import as_array, as_matrix, precision
 from stratcore.analysis.resampling import Interval
 
 
@@ -23,7 +24,8 @@ class ExpertDistances:
     chordal: root mean squared sine of the principal angles, in [0, 1]; 0 the same subspace, 1 orthogonal.
     geodesic: root of the sum of the squared angles. Unit: radian.
     matching: 1 - mean |cosine| of optimally matched atoms, in [0, 1]; 0 the same atoms up to order and sign.
-    random_chordal, random_matching: the same for random subspaces and for random unit atoms.
+    random_chordal, random_matching: mean over the pairs of experts of what random subspaces and random unit atoms
+        of the pair's own sizes show; NaN where no pair has a distance.
     """
 
     subspace_rank: int
@@ -78,15 +80,20 @@ def expert_basis(dictionary: ArrayLike, rank: int, weights: ArrayLike | None = N
             zero is not used. Without weights all atoms count alike.
 
     Returns:
-        [D, min(R, dimensions that the used atoms span)]; no columns where no atom is used.
+        [D, min(R, dimensions that the used atoms span)]; no columns where no atom is used. Singular values within
+        rounding (of float32 where all atoms are float32 numbers) span nothing.
+
+    Raises:
+        ValueError: rank below 1, no matrix, or an atom that is not finite.
     """
     if rank < 1:
         raise ValueError(f"rank: expected at least 1, got {rank}")
-    atoms_DM = np.asarray(dictionary, dtype=np.float64)
+    atoms_DM = as_matrix("dictionary", dictionary)
+    rounding = max(atoms_DM.shape) * precision(atoms_DM)
     if weights is not None:
-        atoms_DM = atoms_DM * np.asarray(weights, dtype=np.float64)
+        atoms_DM = atoms_DM * as_array(weights).astype(np.float64)
     left, singular, _ = np.linalg.svd(atoms_DM, full_matrices=False)
-    spanned = int((singular > singular.max(initial=0) * 1e-10).sum())
+    spanned = int((singular > singular.max(initial=0) * rounding).sum())
     return left[:, : min(rank, spanned)]
 
 
@@ -96,7 +103,7 @@ def principal_angles(basis_a: ArrayLike, basis_b: ArrayLike) -> np.ndarray:
     Returns:
         [min(R_a, R_b)]; a subspace inside the other has angles zero.
     """
-    return subspace_angles(np.asarray(basis_a, dtype=np.float64), np.asarray(basis_b, dtype=np.float64))
+    return subspace_angles(as_array(basis_a).astype(np.float64), as_array(basis_b).astype(np.float64))
 
 
 def chordal_distance(angles: ArrayLike) -> float:
@@ -110,9 +117,9 @@ def geodesic_distance(angles: ArrayLike) -> float:
 
 
 def random_chordal_distance(num_features: int, rank: int) -> float:
-    """Chordal distance of two independent random R-dimensional subspaces of R^D: sqrt(1 - R / D).
+    """Chordal distance of independent random subspaces of R^D, the larger of R dimensions: sqrt(1 - R / D).
 
-    Exact for the mean square, since E sum_i cos^2 theta_i = R^2 / D.
+    Exact for the mean square: E sum_i cos^2 theta_i = R r / D over the r angles with a subspace of r <= R.
     """
     return float(np.sqrt(1 - rank / num_features))
 
@@ -220,7 +227,7 @@ def random_distances(
 
 def dead_atom_share(counts: ArrayLike) -> np.ndarray:
     """Share of the atoms of each expert that no row used, from usage counts [E, M]; [E]."""
-    return (np.asarray(counts) == 0).mean(axis=1)
+    return (as_array(counts) == 0).mean(axis=1)
 
 
 def expert_distances(
@@ -232,12 +239,20 @@ def expert_distances(
         dictionaries: [E, D, M].
         rank: dimensions of the subspace compared, see `expert_basis`.
         weights: weight of each atom, [E, M], see `expert_basis`; atoms of weight zero are not matched either.
-        seed: of the two random dictionaries behind `random_matching`.
+        seed: of the random dictionaries behind `random_matching`.
+
+    Raises:
+        ValueError: not E matrices of finite numbers.
     """
-    dictionary_EDM = np.asarray(dictionaries, dtype=np.float64)
+    dictionary_EDM = as_array(dictionaries).astype(np.float64)
+    if dictionary_EDM.ndim != 3 or not np.isfinite(dictionary_EDM).all():
+        raise ValueError(
+            "dictionaries: expected finite numbers [experts, features, atoms], got "
+            f"{'NaN or infinity' if dictionary_EDM.ndim == 3 else f'shape {dictionary_EDM.shape}'}"
+        )
     num_experts, num_features, num_atoms = dictionary_EDM.shape
     weights_EM = (
-        np.ones((num_experts, num_atoms)) if weights is None else np.asarray(weights, dtype=np.float64)
+        np.ones((num_experts, num_atoms)) if weights is None else as_array(weights).astype(np.float64)
     )
     bases = [expert_basis(d, rank, w) for d, w in zip(dictionary_EDM, weights_EM, strict=True)]
     used = [d[:, w > 0] for d, w in zip(dictionary_EDM, weights_EM, strict=True)]
@@ -252,19 +267,31 @@ def expert_distances(
             chordal[a, b] = chordal[b, a] = chordal_distance(angles)
             geodesic[a, b] = geodesic[b, a] = geodesic_distance(angles)
             matching[a, b] = matching[b, a] = atom_matching_distance(used[a], used[b])
-    random_a, random_b = np.random.default_rng(seed).standard_normal((2, num_features, num_atoms))
+    pairs = [(a, b) for a in range(num_experts) for b in range(a) if bases[a].size and bases[b].size]
+    ranks = [max(bases[a].shape[1], bases[b].shape[1]) for a, b in pairs]
+    sizes = [tuple(sorted((used[a].shape[1], used[b].shape[1]))) for a, b in pairs]
+    random = {pair: _random_matching(num_features, pair, seed) for pair in set(sizes)}
     return ExpertDistances(
         subspace_rank=rank,
         chordal=chordal.tolist(),
         geodesic=geodesic.tolist(),
         matching=matching.tolist(),
-        random_chordal=random_chordal_distance(num_features, rank),
-        random_matching=atom_matching_distance(random_a, random_b),
+        random_chordal=_mean([random_chordal_distance(num_features, each) for each in ranks]),
+        random_matching=_mean([random[pair] for pair in sizes]),
     )
 
 
+def _random_matching(num_features: int, num_atoms: tuple[int, ...], seed: int) -> float:
+    rng = np.random.default_rng(seed)
+    return atom_matching_distance(*(rng.standard_normal((num_features, count)) for count in num_atoms))
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
+
+
 def _unit_columns(dictionary: ArrayLike) -> np.ndarray:
-    atoms_DM = np.asarray(dictionary, dtype=np.float64)
+    atoms_DM = as_array(dictionary).astype(np.float64)
     norm_M = np.linalg.norm(atoms_DM, axis=0)
     if atoms_DM.ndim != 2 or atoms_DM.size == 0 or not np.isfinite(norm_M).all() or not norm_M.all():
         raise ValueError("dictionary: expected atoms [D, M] that are finite and not zero")

@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike
 from scipy.special import entr
 from scipy.stats import rankdata
 
-from stratcore.analysis._checks import as_labels, as_probabilities
-from stratcore.analysis.resampling import Resampling, mean_interval
+from stratcore.analysis._checks import as_array, as_labels, as_probabilities
+from stratcore.analysis.resampling import Interval, Resampling, mean_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ def weighted_sparsity(p: ArrayLike, sparsities: ArrayLike, strata: ArrayLike) ->
     for 8, 12, 16, 20, 24, 28, 32. Only a departure from that number says something.
     """
     p_NE = as_probabilities("p", p)
-    sparsity_E = np.asarray(sparsities, dtype=np.float64)
+    sparsity_E = as_array(sparsities).astype(np.float64)
     if sparsity_E.shape != p_NE.shape[1:]:
         raise ValueError(
             f"sparsities: expected a level for each of {p_NE.shape[1]} experts, got shape {sparsity_E.shape}"
@@ -180,17 +180,19 @@ def sparsity_against_untrained(
         p: gate probabilities, [N, E].
         sparsities: active atoms of each expert, [E].
         strata: stratum of each row, [N].
-        dimensions: dimension of each stratum, in the order of the sorted strata, [S].
+        dimensions: dimension of each stratum, in the order of the sorted strata, [S]; a stratum whose dimension is
+            NaN has no part in the correlation.
         resampling: level; seed and number of the orders where E > 7, else all E! are taken.
     """
     p_NE = as_probabilities("p", p)
     resampling = resampling or Resampling()
     found = weighted_sparsity(p_NE, sparsities, strata)
-    strata_N, level_E = np.asarray(strata), np.asarray(sparsities, dtype=np.float64)
+    strata_N, level_E = as_array(strata), as_array(sparsities).astype(np.float64)
+    rounding = len(level_E) * np.abs(level_E).max() * float(np.finfo(np.float32).eps)
     rows = [p_NE[strata_N == name] for name in np.unique(strata_N)]
     exchanged_TS = _orders(level_E, resampling) @ np.stack([each.mean(axis=0) for each in rows]).T
-    untrained, tail = float(level_E.mean()), (1 - resampling.level) / 2
-    differences = []
+    untrained, differences = float(level_E.mean()), []
+    tail = (1 - resampling.level) / 2
     for s, (own_nE, stratum) in enumerate(zip(rows, found, strict=True)):
         interval = mean_interval(own_nE @ level_E, 1 - 2 * tail / len(rows))
         difference = stratum.weighted_sparsity - untrained
@@ -203,13 +205,14 @@ def sparsity_against_untrained(
                 low=interval.low,
                 high=interval.high,
                 difference=difference,
-                # Rounding errors of an even gate are no difference, and one row has no interval.
-                differs=abs(difference) > 1e-9 and (interval.low > untrained or interval.high < untrained),
+                # What float32 cannot tell from an even gate is no difference, and one row has no interval.
+                differs=abs(difference) > rounding and _leaves_out(interval, untrained),
                 exchanged_low=float(low),
                 exchanged_high=float(high),
             )
         )
-    correlation, p_value = _dimension_test(exchanged_TS, found, dimensions)
+    sparsity_TS = np.vstack([[each.weighted_sparsity for each in found], exchanged_TS])
+    correlation, p_value = _dimension_test(sparsity_TS / rounding, dimensions)
     return SparsityComparison(
         untrained=untrained,
         level=resampling.level,
@@ -221,17 +224,33 @@ def sparsity_against_untrained(
     )
 
 
+def _leaves_out(interval: Interval, value: float) -> bool:
+    """Whether the value lies outside; never where there are no bounds."""
+    return value < interval.low or value > interval.high
+
+
 def _dimension_test(
-    exchanged_TS: np.ndarray, found: list[StratumSparsity], dimensions: ArrayLike | None
+    sparsity_TS: np.ndarray, dimensions: ArrayLike | None
 ) -> tuple[float | None, float | None]:
-    """Rank correlation of weighted sparsity with dimension, and the share of exchanged levels that reach it."""
+    """Rank correlation of the first row with dimension, and the share of the other rows that reach it.
+
+    Args:
+        sparsity_TS: weighted sparsity as it is, then with levels exchanged. Unit: its rounding error.
+        dimensions: [S], NaN where unknown.
+    """
     if dimensions is None:
         return None, None
-    dimension_S = as_labels("dimensions", dimensions, len(found))
-    own_S = np.array([each.weighted_sparsity for each in found])
-    rank_TS = rankdata(np.vstack([own_S, exchanged_TS]).round(9), axis=1)
+    dimension_S = as_array(dimensions).astype(np.float64)
+    if dimension_S.shape != sparsity_TS.shape[1:]:
+        raise ValueError(
+            f"dimensions: expected one for each of {sparsity_TS.shape[1]} strata, got shape {dimension_S.shape}"
+        )
+    known_S = np.isfinite(dimension_S)
+    if known_S.sum() < 2:
+        return None, None
+    rank_TS = rankdata(sparsity_TS[:, known_S].round(), axis=1)
     rank_TS -= rank_TS.mean(axis=1, keepdims=True)
-    target_S = rankdata(dimension_S) - (len(found) + 1) / 2
+    target_S = rankdata(dimension_S[known_S]) - (known_S.sum() + 1) / 2
     norm_T = np.linalg.norm(rank_TS, axis=1) * np.linalg.norm(target_S)
     if norm_T[0] == 0:
         return None, None

@@ -20,6 +20,15 @@ def test_finds_subspaces_of_one_center_and_their_dimensions(affine, seed):
     assert adjusted_rand_score(truth, KMeans(3, n_init=10, random_state=0).fit_predict(x)) < 0.3
 
 
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+@pytest.mark.parametrize("dims", [None, 6])
+def test_rounding_is_no_direction(dims, offset):
+    x, _ = subspaces(noise=0.0)
+    x = (x + offset).astype(np.float32)
+    found = KSubspaces(3, dims=dims, random_state=0).fit(x)
+    assert sorted(found.dims_) == [2, 3, 5]
+
+
 def test_parallel_planes_need_centers():
     x, truth = subspaces(dims=(2, 2), seed=3)
     basis = np.linalg.svd(x[truth == 0])[2][:2]

@@ -94,3 +94,15 @@ def test_one_feature():
 def test_rejects(estimator, words):
     with pytest.raises(ValueError, match=words):
         estimator.fit(np.random.default_rng(0).standard_normal((12, 4)))
+
+
+@pytest.mark.parametrize("dims", [None, 1])
+def test_the_likeliest_step_is_kept(dims):
+    """With few rows a component loses its own and begins again, so the likelihood falls."""
+    falls = 0
+    for seed in range(5):
+        x = np.random.default_rng(seed).standard_normal((20, 3))
+        found = MixtureOfPPCA(6, dims=dims, n_init=1, max_iter=30, random_state=seed).fit(x)
+        falls += found.lower_bounds_[-1] < max(found.lower_bounds_)
+        assert found.score(x) == pytest.approx(found.lower_bound_, rel=1e-9) == max(found.lower_bounds_)
+    assert falls > 2

@@ -216,7 +216,9 @@ def expert_distance_matrix(distances: Mapping[str, Any], levels: Sequence[int]) 
         matrix = np.array(distances[key], dtype=float)
         draw_matrix(axes, matrix, names, [name.split()[0] for name in names], "Purples")
         axes.set_title(title)
-        axes.set_xlabel(f"unrelated dictionaries: {distances['random_' + key]:.2f}", labelpad=8)
+        random = distances["random_" + key]
+        if random is not None:
+            axes.set_xlabel(f"unrelated dictionaries: {random:.2f}", labelpad=8)
     return figure
 
 

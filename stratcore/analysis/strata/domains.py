@@ -127,13 +127,13 @@ def domain_information(
     """
     table_GE, _, _ = contingency(domain, labels)
     resampling = resampling or Resampling()
-    (bits,) = table_estimates([table_GE], [mutual_information], resampling, recenter=True)
+    (bits,) = table_estimates([table_GE], [mutual_information], resampling)
     within, num_within = None, 0
     if length is not None:
         tables = [table for _, _, table in binned_tables(labels, domain, length, num_bins) if len(table) > 1]
         num_within = sum(int(table.sum()) for table in tables)
         if tables:
-            (within,) = table_estimates(tables, [mutual_information], resampling, recenter=True)
+            (within,) = table_estimates(tables, [mutual_information], resampling)
     plain = partial(mutual_information, miller_madow=False)
     return DomainInformation(
         bits=bits,

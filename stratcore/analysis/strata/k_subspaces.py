@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from stratcore.analysis._checks import cluster_count, estimator_matrix
+from stratcore.analysis._checks import cluster_count, estimator_matrix, precision
 from stratcore.analysis.strata.flats import (
     NOISE_FLOOR,
     Dims,
@@ -98,6 +98,7 @@ class KSubspaces(ClusterMixin, BaseEstimator):
         self._given = check_dims(self.dims, self.n_clusters, self.n_features_in_)
         if self.n_init < 1 or self.max_iter < 1:
             raise ValueError(f"n_init and max_iter: expected >= 1, got {self.n_init} and {self.max_iter}")
+        self._rounding = (precision(x_ND) * float(np.abs(x_ND).max())) ** 2
         shift_D = x_ND.mean(axis=0) if self.affine else np.zeros(self.n_features_in_)
         x_ND = x_ND - shift_D
         starts = start_labels(x_ND, self.n_clusters, self.n_init, check_random_state(self.random_state))
@@ -153,7 +154,7 @@ class KSubspaces(ClusterMixin, BaseEstimator):
     def _update(self, x_ND: np.ndarray, labels_N: np.ndarray) -> _Solution:
         """Subspaces of labeled rows; rows labeled -1 take no part."""
         num_features, varying = x_ND.shape[1], num_varying(x_ND)
-        floor = NOISE_FLOOR * max(float((x_ND**2).mean()), np.finfo(float).tiny)
+        floor = max(NOISE_FLOOR * float((x_ND**2).mean()), self._rounding, np.finfo(float).tiny)
         counts = np.array([(labels_N == c).sum() for c in range(self.n_clusters)])
         axes = [principal_axes(x_ND[labels_N == c], center=self.affine) for c in range(self.n_clusters)]
         if self._given is None:
@@ -162,9 +163,8 @@ class KSubspaces(ClusterMixin, BaseEstimator):
                 for (_, values, _), n in zip(axes, counts, strict=True)
             ]
         else:
-            dims = _matched_dims(
-                [values * n for (_, values, _), n in zip(axes, counts, strict=True)], self._given
-            )
+            scatters = [values * n for (_, values, _), n in zip(axes, counts, strict=True)]
+            dims = _matched_dims(scatters, self._given, self._rounding * counts)
         kept = [values[:dim] for (_, values, _), dim in zip(axes, dims, strict=True)]
         tails = [max(values[dim:].sum(), 0.0) for (_, values, _), dim in zip(axes, dims, strict=True)]
         freedom = max(float(counts @ (num_features - np.array(dims))), 1.0)
@@ -213,10 +213,19 @@ def _without_empty(labels_N: np.ndarray, num_clusters: int, worst: np.ndarray) -
     return labels_N
 
 
-def _matched_dims(scatters: list[np.ndarray], dims: list[int]) -> list[int]:
-    """The order of the given dimensions that leaves the least residual; fewer where its rows span fewer."""
+def _matched_dims(scatters: list[np.ndarray], dims: list[int], rounding_C: np.ndarray) -> list[int]:
+    """The order of the given dimensions that leaves the least residual; fewer where its rows span fewer.
+
+    Args:
+        scatters: of each cluster, largest first. Unit: length^2.
+        dims: in any order.
+        rounding_C: scatter that rounding alone makes. Unit: length^2.
+    """
     if len(set(dims)) > 1:
         residual_CC = np.array([[scatter[dim:].sum() for dim in dims] for scatter in scatters])
         dims = [dims[column] for column in linear_sum_assignment(residual_CC)[1]]
-    ranks = [int(np.count_nonzero(scatter > NOISE_FLOOR**2 * scatter.max(initial=0))) for scatter in scatters]
+    ranks = [
+        int(np.count_nonzero(scatter > max(rounding, NOISE_FLOOR**2 * scatter.max(initial=0))))
+        for scatter, rounding in zip(scatters, rounding_C, strict=True)
+    ]
     return [min(dim, rank) for dim, rank in zip(dims, ranks, strict=True)]

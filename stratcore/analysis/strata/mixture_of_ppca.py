@@ -50,6 +50,7 @@ class _Fit:
     responsibilities: np.ndarray
     trace: list[float] = field(default_factory=list)
     converged: bool = False
+    likeliest: tuple[list[_Component], np.ndarray] = field(default_factory=lambda: ([], np.empty(0)))  # step
 
 
 class MixtureOfPPCA(DensityMixin, BaseEstimator):
@@ -78,7 +79,7 @@ class MixtureOfPPCA(DensityMixin, BaseEstimator):
         variances_: lambda_c, C arrays [q_c], noise included. Unit: length^2.
         noise_variances_: s_c^2, [C]. Unit: length^2.
         dims_: q_c, [C]; at most half the rows of a component.
-        lower_bound_: mean log likelihood of the rows. Unit: nat.
+        lower_bound_: mean log likelihood of the rows, that of the likeliest step, which is kept. Unit: nat.
         lower_bounds_: that of each step of the start that was kept.
         n_iter_, converged_: steps, and whether the gain fell below `tol`.
 
@@ -123,14 +124,15 @@ class MixtureOfPPCA(DensityMixin, BaseEstimator):
         starts = start_labels(x_ND, self.n_components, self.n_init, check_random_state(self.random_state))
         fits = [self._begin(x_ND, labels_N) for labels_N in starts]
         short = self.max_iter if len(fits) == 1 else min(_SHORT, self.max_iter)
-        best = max((self._run(x_ND, each, short) for each in fits), key=lambda each: each.trace[-1])
+        best = max((self._run(x_ND, each, short) for each in fits), key=lambda each: max(each.trace))
         best = self._run(x_ND, best, self.max_iter)
-        self.weights_, self.bases_ = best.weights, [each.basis for each in best.components]
-        self.means_ = np.stack([each.mean for each in best.components]) + shift_D
-        self.variances_ = [each.variances for each in best.components]
-        self.noise_variances_ = np.array([each.noise for each in best.components])
+        components, self.weights_ = best.likeliest
+        self.bases_ = [each.basis for each in components]
+        self.means_ = np.stack([each.mean for each in components]) + shift_D
+        self.variances_ = [each.variances for each in components]
+        self.noise_variances_ = np.array([each.noise for each in components])
         self.dims_ = np.array([basis.shape[1] for basis in self.bases_])
-        self.lower_bounds_, self.lower_bound_ = best.trace, best.trace[-1]
+        self.lower_bounds_, self.lower_bound_ = best.trace, max(best.trace)
         self.n_iter_, self.converged_ = len(best.trace), best.converged
         return self
 
@@ -176,6 +178,8 @@ class MixtureOfPPCA(DensityMixin, BaseEstimator):
             log_density_N = logsumexp(joint_NC, axis=1)
             fit.responsibilities = np.exp(joint_NC - log_density_N[:, None])
             fit.trace.append(float(log_density_N.mean()))
+            if fit.trace[-1] == max(fit.trace):
+                fit.likeliest = fit.components, fit.weights
             same = before == [component.basis.shape[1] for component in fit.components]
             fit.converged = same and abs(fit.trace[-1] - fit.trace[-2]) < self.tol
         return fit

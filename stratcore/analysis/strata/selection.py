@@ -71,7 +71,8 @@ def choose_num_strata(
     """Choose the number of strata.
 
     `heldout`: cross-validated log likelihood of each row; the choice is the smallest number that the best one beats
-    by no more than one standard error of the difference, paired by row.
+    by no more than one standard error of the difference, paired by row. Components of a density follow its shape:
+    one stratum with heavy tails, or a curved one, is likelier as several.
 
     `stability`: the adjusted Rand index a between the strata of two random parts of the rows (80 %), corrected as
     (a - r) / (1 - r) by its mean r over twenty clouds of one Gaussian with the same mean and covariance: few strata
@@ -243,5 +244,8 @@ def _answer(criterion: str, scores: list[CandidateScore], best: int, chosen: int
     edge = " The choice is the largest number tried: try more." if chosen == scores[-1].num_strata else ""
     if criterion == "heldout":
         less = "" if chosen == best else f", within one standard error of {best} strata"
-        return f"{chosen} strata: the held-out rows are likeliest{less} ({tried}).{edge}"
+        return (
+            f"{chosen} strata: the held-out rows are likeliest{less} ({tried}). Heavy tails and curvature ask for "
+            f"further components too, so the number alone proves no separate strata.{edge}"
+        )
     return f"{chosen} strata: found again most reliably, beyond a cloud without strata ({tried}).{edge}"
