@@ -52,7 +52,7 @@ void check_groups(const Tensor& x, const Tensor& group_expert, int64_t experts) 
 
 Sizes check(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
             const std::vector<int64_t>& k, const std::string& form, int64_t num_steps,
-            const std::string& regime, const OptionalTensor& group_expert = std::nullopt) {
+            const std::string& regime, const OptionalTensor& group_expert) {
   check_floating(kOp, "x", x);
   check_dim(kOp, "x", x, 3);
   check_dim(kOp, "encoder", encoder, 4);
@@ -178,9 +178,9 @@ struct Inputs {
 };
 
 template <class Device>
-Tensors forward_of(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
-                   const OptionalTensor& group_expert, const std::vector<int64_t>& k, const std::string& form,
-                   int64_t num_steps, bool dense, bool save_support, const std::string& regime) {
+Tensors forward(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
+                std::vector<int64_t> k, std::string form, int64_t num_steps, bool dense, bool save_support,
+                std::string regime, OptionalTensor group_expert) {
   const Sizes sizes = check(x, encoder, recurrent, theta, k, form, num_steps, regime, group_expert);
   const ScalarType type = compute_type(x), factor = factor_type(x, sizes);
   const Shape code{sizes.experts, sizes.rows, sizes.atoms};
@@ -249,12 +249,11 @@ class GroupedGradients {
 };
 
 template <class Device>
-Tensors backward_of(const OptionalTensor& grad_codes, const OptionalTensor& grad_values, const Tensor& x,
-                    const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
-                    const OptionalTensor& group_expert, const Tensor& values, const Tensor& indices,
-                    const Tensor& support, const std::vector<int64_t>& k, const std::string& form,
-                    bool need_x, bool need_encoder, bool need_recurrent, bool need_theta,
-                    const std::string& regime) {
+Tensors backward(OptionalTensor grad_codes, OptionalTensor grad_values, const Tensor& x,
+                 const Tensor& encoder, const Tensor& recurrent, const Tensor& theta, const Tensor& values,
+                 const Tensor& indices, const Tensor& support, std::vector<int64_t> k, std::string form,
+                 bool need_x, bool need_encoder, bool need_recurrent, bool need_theta, std::string regime,
+                 OptionalTensor group_expert) {
   const int64_t num_steps = values.size(0) - 1;
   const Sizes sizes = check(x, encoder, recurrent, theta, k, form, num_steps, regime, group_expert);
   check_codes(sizes, values, indices, support, grad_codes, grad_values);
@@ -297,43 +296,6 @@ Tensors backward_of(const OptionalTensor& grad_codes, const OptionalTensor& grad
 }
 
 template <class Device>
-Tensors forward(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
-                std::vector<int64_t> k, std::string form, int64_t num_steps, bool dense, bool save_support,
-                std::string regime) {
-  return forward_of<Device>(x, encoder, recurrent, theta, std::nullopt, k, form, num_steps, dense,
-                            save_support, regime);
-}
-
-template <class Device>
-Tensors forward_grouped(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
-                        const Tensor& group_expert, std::vector<int64_t> k, std::string form,
-                        int64_t num_steps, bool dense, bool save_support) {
-  return forward_of<Device>(x, encoder, recurrent, theta, group_expert, k, form, num_steps, dense,
-                            save_support, "auto");
-}
-
-template <class Device>
-Tensors backward(OptionalTensor grad_codes, OptionalTensor grad_values, const Tensor& x,
-                 const Tensor& encoder, const Tensor& recurrent, const Tensor& theta, const Tensor& values,
-                 const Tensor& indices, const Tensor& support, std::vector<int64_t> k, std::string form,
-                 bool need_x, bool need_encoder, bool need_recurrent, bool need_theta, std::string regime) {
-  return backward_of<Device>(grad_codes, grad_values, x, encoder, recurrent, theta, std::nullopt, values,
-                             indices, support, k, form, need_x, need_encoder, need_recurrent, need_theta,
-                             regime);
-}
-
-template <class Device>
-Tensors backward_grouped(OptionalTensor grad_codes, OptionalTensor grad_values, const Tensor& x,
-                         const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
-                         const Tensor& group_expert, const Tensor& values, const Tensor& indices,
-                         const Tensor& support, std::vector<int64_t> k, std::string form, bool need_x,
-                         bool need_encoder, bool need_recurrent, bool need_theta) {
-  return backward_of<Device>(grad_codes, grad_values, x, encoder, recurrent, theta, group_expert, values,
-                             indices, support, k, form, need_x, need_encoder, need_recurrent, need_theta,
-                             "auto");
-}
-
-template <class Device>
 std::tuple<Tensor, Tensor, Tensor> topk_ste(const Tensor& x, int64_t k, bool /* masked: for the gradient */) {
   constexpr const char* kName = "topk_ste";
   check_floating(kName, "x", x);
@@ -368,8 +330,6 @@ template <class Device>
 void implement(Library& m) {
   m.impl("topk_lista", TORCH_BOX(&forward<Device>));
   m.impl("topk_lista_backward", TORCH_BOX(&backward<Device>));
-  m.impl("topk_lista_grouped", TORCH_BOX(&forward_grouped<Device>));
-  m.impl("topk_lista_grouped_backward", TORCH_BOX(&backward_grouped<Device>));
   m.impl("topk_ste", TORCH_BOX(&topk_ste<Device>));
 }
 
@@ -379,21 +339,13 @@ void implement(Library& m) {
 STABLE_TORCH_LIBRARY_FRAGMENT(stratcore, m) {
   m.def(
       "topk_lista(Tensor x, Tensor encoder, Tensor recurrent, Tensor theta, int[] k, str form, int num_steps, "
-      "bool dense, bool save_support, str regime='auto') -> (Tensor codes, Tensor values, Tensor indices, Tensor support)");
+      "bool dense, bool save_support, str regime='auto', Tensor? group_expert=None) -> (Tensor codes, "
+      "Tensor values, Tensor indices, Tensor support)");
   m.def(
       "topk_lista_backward(Tensor? grad_codes, Tensor? grad_values, Tensor x, Tensor encoder, Tensor recurrent, "
       "Tensor theta, Tensor values, Tensor indices, Tensor support, int[] k, str form, bool need_x, "
-      "bool need_encoder, bool need_recurrent, bool need_theta, str regime='auto') -> (Tensor, Tensor, Tensor, "
-      "Tensor)");
-  m.def(
-      "topk_lista_grouped(Tensor x, Tensor encoder, Tensor recurrent, Tensor theta, Tensor group_expert, "
-      "int[] k, str form, int num_steps, bool dense, bool save_support) -> (Tensor codes, Tensor values, "
-      "Tensor indices, Tensor support)");
-  m.def(
-      "topk_lista_grouped_backward(Tensor? grad_codes, Tensor? grad_values, Tensor x, Tensor encoder, "
-      "Tensor recurrent, Tensor theta, Tensor group_expert, Tensor values, Tensor indices, Tensor support, "
-      "int[] k, str form, bool need_x, bool need_encoder, bool need_recurrent, bool need_theta) -> (Tensor, "
-      "Tensor, Tensor, Tensor)");
+      "bool need_encoder, bool need_recurrent, bool need_theta, str regime='auto', Tensor? group_expert=None) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def("topk_ste(Tensor x, int k, bool masked) -> (Tensor dense, Tensor values, Tensor indices)");
 }
 
