@@ -136,15 +136,15 @@ class UnrolledBackward {
   Status run() {
     STRATCORE_TRY(kernels_.template copy_or_zero<T>(layout_.code, gradients_.codes, grad_code_));
     if (summed_) STRATCORE_TRY(kernels_.template copy_or_zero<T>(layout_.code, nullptr, grad_sum_));
-    if (gradients_.x) STRATCORE_TRY(kernels_.template copy_or_zero<T>(layout_.input, nullptr, grad_input_));
-    STRATCORE_TRY(clear(gradients_.encoder, layout_.encoder, sizes_.encoder_per_step, sizes_.num_steps + 1));
+    const bool adds_x = gradients_.x && !writes_x_;
+    if (adds_x) STRATCORE_TRY(kernels_.template copy_or_zero<T>(layout_.input, nullptr, grad_input_));
+    STRATCORE_TRY(clear(summed_ ? nullptr : gradients_.encoder, layout_.encoder, sizes_.encoder_per_step,
+                        sizes_.num_steps + 1));
     STRATCORE_TRY(clear(gradients_.recurrent, layout_.recurrent, sizes_.recurrent_per_step,
                         sizes_.num_steps));
     STRATCORE_TRY(clear(gradients_.theta, layout_.theta, sizes_.threshold_per_step, sizes_.num_steps + 1));
     for (int64_t step = sizes_.num_steps; step >= 0; --step) STRATCORE_TRY(reverse(step));
-    if (gradients_.x) {
-      STRATCORE_TRY(kernels_.template fold_experts<T>(sizes_, grad_input_, gradients_.x));
-    }
+    if (adds_x) STRATCORE_TRY(kernels_.template fold_experts<T>(sizes_, grad_input_, gradients_.x));
     return kOk;
   }
 
@@ -182,16 +182,18 @@ class UnrolledBackward {
     if (gradients_.encoder) {
       T* target =
           static_cast<T*>(gradients_.encoder) + (sizes_.encoder_per_step ? step * layout_.encoder : 0);
+      T* part = summed_ ? target : weight_;
       STRATCORE_TRY(layout_.multiply(executor_, sizes_.atoms, sizes_.dim, sizes_.rows,
-                                     layout_.rows_of_atoms(grad_u_).transposed(), input, weight_));
-      STRATCORE_TRY(kernels_.add(layout_.encoder, weight_, target));
+                                     layout_.rows_of_atoms(grad_u_).transposed(), input, part));
+      if (!summed_) STRATCORE_TRY(kernels_.add(layout_.encoder, weight_, target));
     }
     if (accumulate && !gradients_.x) return kOk;
-    T* target = accumulate ? grad_residual_ : grad_input;
+    const bool adds = accumulate && !writes_x_;
+    T* target = adds ? grad_residual_ : accumulate ? static_cast<T*>(gradients_.x) : grad_input;
     STRATCORE_TRY(layout_.multiply(executor_, sizes_.rows, sizes_.dim, sizes_.atoms,
                                    layout_.rows_of_atoms(grad_u_), layout_.encoder_at(in_.encoder, step),
                                    target));
-    return accumulate ? kernels_.add(layout_.input, target, grad_input) : kOk;
+    return adds ? kernels_.add(layout_.input, target, grad_input) : kOk;
   }
 
   const T* previous_values(int64_t step) const {
@@ -268,6 +270,8 @@ class UnrolledBackward {
   const Layout<T, S> layout_;
   // With one encoder for all steps of u = W x + S z, W meets the sum of their gradients once, at step 0.
   const bool summed_ = sizes_.form == Form::kClassic && !sizes_.encoder_per_step;
+  // The gradient of x is then that one product, where it needs no sum over experts.
+  const bool writes_x_ = summed_ && (sizes_.experts == 1 || !sizes_.shared_input);
   T *grad_code_, *grad_sum_;        // [E, B, m]
   T *grad_input_, *grad_residual_;  // [E, B, d]
   T* weight_;                       // [E, m, max(m, d)]

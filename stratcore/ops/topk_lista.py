@@ -18,6 +18,7 @@ from stratcore.ops._topk_lista_op import run
 # As in csrc/topk_lista/topk_lista.h: atoms for each kept one from which gathering beats dense products, and bytes
 # of S up to which its rows come from the cache.
 GATHER_RATIO, FAR_GATHER_RATIO, MASKED_GATHER_RATIO, NEAR_BYTES = 96, 200, 32, 80 << 20
+CPU_GATHER_RATIO, CPU_GATHER_ROWS = 6, 32
 
 
 def topk_lista_regime(
@@ -27,8 +28,10 @@ def topk_lista_regime(
     form: str = "classic",
     dtype: torch.dtype = torch.float32,
     backward: str | None = None,
+    device: str = "cuda",
+    rows: int | None = None,
 ) -> str:
-    """How `topk_lista` makes its products with codes on a GPU, unless `regime` forces it.
+    """How `topk_lista` makes its products with codes, unless `regime` forces it.
 
     Args:
         atoms: M.
@@ -36,23 +39,29 @@ def topk_lista_regime(
         form: 'classic' or 'coupled'.
         dtype: of the input.
         backward: None for the forward, 'straight_through' or 'masked' for that backward.
+        device: 'cuda' or 'cpu'.
+        rows: rows of an expert; None means many. It counts on the CPU alone.
 
     Returns:
-        'dense' (matrix products) or 'gather' (rows of the parameters at the kept entries). On the CPU and in float64
-        all is dense; so is the forward outside of 1,025 to 16,384 atoms, a multiple of 8, and with very large k (more
+        'dense' (matrix products) or 'gather' (rows of the parameters at the kept entries). In float64 all is dense;
+        on a GPU so is the forward outside of 1,025 to 16,384 atoms, a multiple of 8, and with very large k (more
         than 64 of up to 2,048 atoms, 128 of up to 4,096, 256 beyond).
 
     Raises:
-        ValueError: an unknown form or backward.
+        ValueError: an unknown form, backward or device.
     """
+    check_choice("topk_lista_regime", "device", device, ("cuda", "cpu"))
     check_choice("topk_lista_regime", "form", form, FORMS)
     if backward is not None:
         check_choice("topk_lista_regime", "backward", backward, BACKWARDS)
+    width = k if isinstance(k, int) else max(k)
+    if device == "cpu":
+        many = rows is None or rows >= CPU_GATHER_ROWS
+        return "gather" if dtype != torch.float64 and many and atoms >= CPU_GATHER_RATIO * width else "dense"
     near = form == "coupled" or atoms * atoms * min(dtype.itemsize, 4) <= NEAR_BYTES
     ratio = GATHER_RATIO if near else FAR_GATHER_RATIO
     if backward == "masked":
         ratio = MASKED_GATHER_RATIO
-    width = k if isinstance(k, int) else max(k)
     return "gather" if dtype != torch.float64 and atoms >= ratio * width else "dense"
 
 
@@ -99,7 +108,7 @@ def topk_lista(
         form: 'classic' or 'coupled'.
         backward: 'straight_through' or 'masked', see Gradient.
         input_per_expert: `x` holds an own input for every expert.
-        regime: how products with codes are made on a GPU, 'dense' or 'gather'; 'auto' decides by the sizes as
+        regime: how products with codes are made, 'dense' or 'gather'; 'auto' decides by the sizes as
             `topk_lista_regime` does. No other result than by rounding.
 
     Returns:
