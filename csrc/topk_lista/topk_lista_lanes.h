@@ -110,8 +110,8 @@ int64_t collect(const T* row, int64_t atoms, Key<T> bound, Rank<T>* ranks) {
 template <class T>
 void rank_row(const ThresholdedRow<T>& in, int64_t k, int8_t* support, RowRanks<T>& out) {
   constexpr int kWidth = kLanesOf<Vector<T>>;
-  // Four sets an entry: the k-th largest of their maxima leaves little more than k.
-  int64_t sets = (4 * k + kWidth - 1) / kWidth * kWidth;
+  // Two sets an entry: the k-th largest of their maxima leaves about 1.4 k entries.
+  int64_t sets = (2 * k + kWidth - 1) / kWidth * kWidth;
   if (2 * sets > in.atoms) sets = 0;
   out.maxima.assign(sets, 0);
   threshold_row(in, out.row.data(), support, out.maxima.data(), sets);

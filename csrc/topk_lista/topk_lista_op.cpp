@@ -1,5 +1,8 @@
 #include <algorithm>
 #include <tuple>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "../common/torch_op.h"
 #include "topk_lista.h"
@@ -137,6 +140,19 @@ struct Cuda {
 };
 #endif
 
+// On the CPU in huge pages, where the system has them on request: to touch small ones for the first time
+// costs more than a pass over what they hold.
+Tensor scratch_like(const Tensor& x, int64_t bytes) {
+  Tensor scratch = empty(x, {bytes}, ScalarType::Byte);
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 2 << 20;
+  const auto data = reinterpret_cast<uintptr_t>(scratch.mutable_data_ptr());
+  const uintptr_t begin = (data + kPage - 1) / kPage * kPage, end = (data + bytes) / kPage * kPage;
+  if (!x.is_cuda() && end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  return scratch;
+}
+
 Shape grouped_shape(const Tensor& parameter, const Sizes& sizes) {
   Shape shape = shape_of(parameter);
   shape[1] = sizes.experts;
@@ -193,7 +209,7 @@ Tensors forward(const Tensor& x, const Tensor& encoder, const Tensor& recurrent,
     Inputs inputs(x, encoder, recurrent, theta, factor);
     const TorchExecutor executor(x);
     if (group_expert) inputs.gather<Device>(sizes, executor.get());
-    Tensor scratch = empty(x, {Device::forward_bytes(sizes)}, ScalarType::Byte);
+    Tensor scratch = scratch_like(x, Device::forward_bytes(sizes));
     const Codes out{codes.mutable_data_ptr(), values.mutable_data_ptr(), indices.mutable_data_ptr<int32_t>(),
                     save_support ? support.mutable_data_ptr<int8_t>() : nullptr};
     executor.check(kOp, Device::forward(sizes, inputs.pointers(), out, scratch.mutable_data_ptr(),
@@ -283,7 +299,7 @@ Tensors backward(OptionalTensor grad_codes, OptionalTensor grad_values, const Te
                               grouped.data_of(need_encoder, 0),
                               grouped.data_of(need_recurrent, 1),
                               grouped.data_of(need_theta, 2)};
-    Tensor scratch = empty(x, {Device::backward_bytes(sizes, straight_through)}, ScalarType::Byte);
+    Tensor scratch = scratch_like(x, Device::backward_bytes(sizes, straight_through));
     const bool expands = !straight_through && !Device::gathers(sizes, false);
     Tensor signs = empty(x, {expands ? sizes.experts * sizes.rows * sizes.atoms : 0}, ScalarType::Char);
     executor.check(kOp,

@@ -57,8 +57,9 @@ Status unroll_forward(const Sizes& sizes, const Parameters& in, const Codes& out
   const Layout<T, S> layout{sizes};
   const int64_t rows = sizes.rows, dim = sizes.dim, atoms = sizes.atoms;
   T* encoded = static_cast<T*>(scratch);
-  T* product = encoded + layout.code;
-  T* decoded = product + layout.code;
+  // Where rows are gathered, nothing reads the dense code before it is made.
+  T* product = kernels.gathers() ? static_cast<T*>(out.dense) : encoded + layout.code;
+  T* decoded = encoded + 2 * layout.code;
   S* residual = reinterpret_cast<S*>(decoded + layout.input);
   T* table = sizes.form == Form::kClassic ? decoded : reinterpret_cast<T*>(residual + layout.input);
   const auto encode = [&](int64_t step, MatrixBatch input, T* target) {
