@@ -70,15 +70,10 @@ Status unroll_forward(const Sizes& sizes, const Parameters& in, const Codes& out
   const auto indices_at = [&](int64_t step) { return out.indices + step * layout.slots; };
   const auto select = [&](int64_t step, const T* first, const T* second) {
     int8_t* support = out.support ? out.support + step * layout.code : nullptr;
-    const bool unread = kernels.gathers() && step < sizes.num_steps;
-    const Selection selection{first,
-                              second,
-                              layout.theta_at(in.theta, step),
-                              unread ? nullptr : out.dense,
-                              values_at(step),
-                              indices_at(step),
-                              support};
-    return kernels.select(sizes, selection);
+    void* dense =
+        kernels.gathers() && step < sizes.num_steps ? nullptr : out.dense;  // read by products alone
+    const T* theta = layout.theta_at(in.theta, step);
+    return kernels.select(sizes, {first, second, theta, dense, values_at(step), indices_at(step), support});
   };
   const auto gather = [&](int64_t step, const void* start, bool shared, auto* target) {
     kernels.gather(sizes, step, layout.recurrent_at(in.recurrent, step).data, values_at(step - 1),

@@ -129,8 +129,9 @@ def _replayed(
         return Replay(x, *parameters, indices, support, k, form).gradients(*grads)
     chosen_G = group_expert.long()
     k_G = torch.tensor(k, device=x.device).index_select(0, chosen_G)
-    by_group = (p.index_select(1, chosen_G) for p in parameters)
-    grad_x, *grads_by_group = Replay(x, *by_group, indices, support, k_G, form).gradients(*grads)
+    encoder_G, recurrent_G, theta_G = (p.index_select(1, chosen_G) for p in parameters)
+    replay = Replay(x, encoder_G, recurrent_G, theta_G, indices, support, k_G, form)
+    grad_x, *grads_by_group = replay.gradients(*grads)
     folded = (
         torch.zeros_like(p).index_add(1, chosen_G, g) for p, g in zip(parameters, grads_by_group, strict=True)
     )
