@@ -69,8 +69,8 @@ constexpr int64_t kMostGroupExperts = 256;
 // do not. A masked backward has sparse gradients as well. Measured, see README.md.
 constexpr int64_t kGatherRatio = 96, kFarGatherRatio = 200, kMaskedGatherRatio = 32, kNearBytes = 80 << 20;
 
-// The same on a CPU, for so many rows or more: with fewer, the copy of the parameters costs what is saved.
-constexpr int64_t kCpuGatherRatio = 6, kCpuGatherRows = 32;
+// The same on a CPU.
+constexpr int64_t kCpuGatherRatio = 4;
 
 // Entries that the kernel of long rows keeps at most; 0 for rows that it does not take.
 constexpr int64_t most_wide_width(int64_t atoms) {

@@ -256,7 +256,7 @@ bool gathers_backward(const Sizes& sizes, bool straight_through) {
 bool gathers_on_cpu(const Sizes& sizes) {
   if (sizes.dtype != DType::kFloat32) return false;
   if (sizes.regime != Regime::kAuto) return sizes.regime == Regime::kGather;
-  return sizes.rows >= kCpuGatherRows && sizes.atoms >= kCpuGatherRatio * sizes.width;
+  return sizes.atoms >= kCpuGatherRatio * sizes.width;
 }
 
 int64_t forward_scratch(const Sizes& sizes) {

@@ -18,7 +18,7 @@ from stratcore.ops._topk_lista_op import run
 # As in csrc/topk_lista/topk_lista.h: atoms for each kept one from which gathering beats dense products, and bytes
 # of S up to which its rows come from the cache.
 GATHER_RATIO, FAR_GATHER_RATIO, MASKED_GATHER_RATIO, NEAR_BYTES = 96, 200, 32, 80 << 20
-CPU_GATHER_RATIO, CPU_GATHER_ROWS = 6, 32
+CPU_GATHER_RATIO = 4
 
 
 def topk_lista_regime(
@@ -29,7 +29,6 @@ def topk_lista_regime(
     dtype: torch.dtype = torch.float32,
     backward: str | None = None,
     device: str = "cuda",
-    rows: int | None = None,
 ) -> str:
     """How `topk_lista` makes its products with codes, unless `regime` forces it.
 
@@ -40,7 +39,6 @@ def topk_lista_regime(
         dtype: of the input.
         backward: None for the forward, 'straight_through' or 'masked' for that backward.
         device: 'cuda' or 'cpu'.
-        rows: rows of an expert; None means many. It counts on the CPU alone.
 
     Returns:
         'dense' (matrix products) or 'gather' (rows of the parameters at the kept entries). In float64 all is dense;
@@ -56,8 +54,7 @@ def topk_lista_regime(
         check_choice("topk_lista_regime", "backward", backward, BACKWARDS)
     width = k if isinstance(k, int) else max(k)
     if device == "cpu":
-        many = rows is None or rows >= CPU_GATHER_ROWS
-        return "gather" if dtype != torch.float64 and many and atoms >= CPU_GATHER_RATIO * width else "dense"
+        return "gather" if dtype != torch.float64 and atoms >= CPU_GATHER_RATIO * width else "dense"
     near = form == "coupled" or atoms * atoms * min(dtype.itemsize, 4) <= NEAR_BYTES
     ratio = GATHER_RATIO if near else FAR_GATHER_RATIO
     if backward == "masked":
