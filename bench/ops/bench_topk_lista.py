@@ -86,6 +86,8 @@ CASES = [
     Case("topk_m16384", "topk", 2048, 0, 16384, (32,), kind="topk"),
     Case("cpu_m512", "cpu", 1024, 768, 512, (16,)),
     Case("cpu_m4096", "cpu", 256, 768, 4096, (32,)),
+    Case("cpu_m512_rows8192", "cpu_table", 8192, 768, 512, (16,)),
+    Case("cpu_m4096_rows8192", "cpu_table", 8192, 768, 4096, (32,)),
     Case("cpu_topk_m4096", "cpu", 1024, 0, 4096, (32,), kind="topk"),
     Case("small_classic", "small", 256, 64, 128, (8,)),
     Case("small_coupled", "small", 256, 64, 128, (8,), "coupled"),
@@ -304,7 +306,9 @@ def run_case(case: Case, recorder: Recorder, options: argparse.Namespace) -> Non
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = runner.argument_parser("bench.ops.bench_topk_lista", "groups or names: table,topk,cpu,small")
+    parser = runner.argument_parser(
+        "bench.ops.bench_topk_lista", "groups or names: table,topk,cpu,cpu_table,small"
+    )
     runner.add_limits(parser, 60, "GFLOP")
     return runner.parse_known(parser, arguments, cases=runner.names_of(CASES))
 

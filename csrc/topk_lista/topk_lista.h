@@ -69,6 +69,9 @@ constexpr int64_t kMostGroupExperts = 256;
 // do not. A masked backward has sparse gradients as well. Measured, see README.md.
 constexpr int64_t kGatherRatio = 96, kFarGatherRatio = 200, kMaskedGatherRatio = 32, kNearBytes = 80 << 20;
 
+// The same on a CPU.
+constexpr int64_t kCpuGatherRatio = 4;
+
 // Entries that the kernel of long rows keeps at most; 0 for rows that it does not take.
 constexpr int64_t most_wide_width(int64_t atoms) {
   if (atoms <= 1024 || atoms > 16384 || atoms % 8 != 0) return 0;
@@ -79,6 +82,9 @@ constexpr int64_t most_wide_width(int64_t atoms) {
 // kernel of long rows takes them.
 STRATCORE_API bool gathers_forward(const Sizes& sizes);
 STRATCORE_API bool gathers_backward(const Sizes& sizes, bool straight_through);
+
+// The same on a CPU, for both: in float32.
+STRATCORE_API bool gathers_on_cpu(const Sizes& sizes);
 
 // Elements of scratch (of the computed type) that forward and backward on the CPU want; bytes on the GPU.
 STRATCORE_API int64_t forward_scratch(const Sizes& sizes);

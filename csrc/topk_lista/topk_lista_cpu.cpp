@@ -2,91 +2,109 @@
 #include <cstring>
 #include <vector>
 
+#include "code_rows_cpu.h"
+#include "loops_cpu.h"
 #include "topk_lista.h"
-#include "topk_lista_math.h"
 #include "topk_lista_unroll.h"
 
 namespace stratcore::topk_lista {
 namespace {
 
+// The kept indices of a ranked row, ascending; where fewer than k entries are not 0, the lowest zeros fill
+// up, as a stable sort by magnitude would have it.
 template <class T>
-struct Ranked {
-  typename RankKey<T>::type key;
-  int32_t index;
-};
-
-// Larger magnitude first, then the lower index.
-template <class T>
-bool outranks(const Ranked<T>& a, const Ranked<T>& b) {
-  return a.key != b.key ? a.key > b.key : a.index < b.index;
+void keep(const RowRanks<T>& ranked, int64_t k, std::vector<int32_t>& kept) {
+  kept.clear();
+  for (int64_t i = 0; i < ranked.count; ++i) {
+    if (ranked.ranks[i] >= ranked.least) kept.push_back(index_of<T>(ranked.ranks[i]));
+  }
+  const auto found = static_cast<int64_t>(kept.size());
+  if (found == k) return;
+  for (int32_t atom = 0; static_cast<int64_t>(kept.size()) < k; ++atom) {
+    if (ranked.row[atom] == T(0)) kept.push_back(atom);
+  }
+  std::inplace_merge(kept.begin(), kept.begin() + found, kept.end());
 }
 
-// Keeps the k first of `ranked` (the non-zeros of a row of `atoms`) and marks them in `kept`; when there are
-// fewer, the lowest zeros fill up, as a stable sort by magnitude would have it.
+// Writes the kept entries, then the lowest unused indices up to `width`, these with value 0.
 template <class T>
-void mark_largest(std::vector<Ranked<T>>& ranked, int64_t k, std::vector<uint8_t>& kept) {
-  std::fill(kept.begin(), kept.end(), 0);
-  const auto count = static_cast<int64_t>(ranked.size());
-  if (count > k) std::nth_element(ranked.begin(), ranked.begin() + (k - 1), ranked.end(), outranks<T>);
-  for (int64_t i = 0; i < std::min(count, k); ++i) kept[ranked[i].index] = 1;
-}
-
-// Writes the k kept indices ascending, then the lowest unused ones up to `width`, these with value 0.
-template <class T>
-void write_slots(const T* row, const std::vector<uint8_t>& kept, int64_t k, int64_t width, T* values,
-                 int32_t* indices) {
-  int64_t used = 0, spare = k;
-  for (int32_t atom = 0; used + spare - k < width; ++atom) {
-    if (kept[atom]) {
-      values[used] = row[atom];
-      indices[used++] = atom;
-    } else if (spare < width) {
-      values[spare] = T(0);
-      indices[spare++] = atom;
+void write_slots(const T* row, const std::vector<int32_t>& kept, int64_t width, T* values, int32_t* indices) {
+  const auto k = static_cast<int64_t>(kept.size());
+  for (int64_t slot = 0; slot < k; ++slot) {
+    values[slot] = row[kept[slot]];
+    indices[slot] = kept[slot];
+  }
+  int64_t slot = k;
+  for (int32_t atom = 0, used = 0; slot < width; ++atom) {
+    if (used < k && kept[used] == atom) {
+      ++used;
+    } else {
+      values[slot] = T(0);
+      indices[slot++] = atom;
     }
   }
 }
 
 template <class T>
 void select_rows(const Sizes& sizes, const Selection& selection, int64_t begin, int64_t end) {
+  const auto rank = STRATCORE_BEST(rank_row<T>);
   const int64_t atoms = sizes.atoms, width = sizes.width;
-  std::vector<Ranked<T>> ranked;
-  ranked.reserve(atoms);
-  std::vector<uint8_t> kept(atoms);
+  RowRanks<T> ranked(atoms);
+  std::vector<int32_t> kept;
+  kept.reserve(width);
+  const auto row_of = [](const void* data, int64_t row, int64_t size) {
+    return data ? static_cast<const T*>(data) + row * size : nullptr;
+  };
   for (int64_t flat = begin; flat < end; ++flat) {
     const int64_t expert = flat / sizes.rows, k = sizes.k_of(expert);
-    const T* first = static_cast<const T*>(selection.first) + flat * atoms;
-    const T* second = selection.second ? static_cast<const T*>(selection.second) + flat * atoms : nullptr;
-    const T* theta = selection.theta ? static_cast<const T*>(selection.theta) + expert * atoms : nullptr;
-    int8_t* support = selection.support ? selection.support + flat * atoms : nullptr;
-    T* row = static_cast<T*>(selection.dense) + flat * atoms;
-    ranked.clear();
-    for (int32_t atom = 0; atom < atoms; ++atom) {
-      const T u = second ? first[atom] + second[atom] : first[atom];
-      row[atom] = theta ? soft_threshold(u, theta[atom]) : u;
-      if (support) support[atom] = threshold_sign(u, theta ? theta[atom] : T(0));
-      if (row[atom] != T(0)) ranked.push_back({magnitude_key(row[atom]), atom});
-    }
-    mark_largest(ranked, k, kept);
-    int64_t missing = k - std::min<int64_t>(k, ranked.size());
-    for (int64_t atom = 0; missing > 0; ++atom) {
-      if (!kept[atom] && row[atom] == T(0)) {
-        kept[atom] = 1;
-        --missing;
-      }
-    }
-    for (int64_t atom = 0; atom < atoms; ++atom) {
-      if (!kept[atom]) row[atom] = T(0);
-    }
-    write_slots(row, kept, k, width, static_cast<T*>(selection.values) + flat * width,
+    const ThresholdedRow<T> in{row_of(selection.first, flat, atoms), row_of(selection.second, flat, atoms),
+                               row_of(selection.theta, expert, atoms), atoms};
+    rank(in, k, selection.support ? selection.support + flat * atoms : nullptr, ranked);
+    keep(ranked, k, kept);
+    write_slots(ranked.row.data(), kept, width, static_cast<T*>(selection.values) + flat * width,
                 selection.indices + flat * width);
+    if (!selection.dense) continue;
+    T* dense = static_cast<T*>(selection.dense) + flat * atoms;
+    std::fill_n(dense, atoms, T(0));
+    for (const int32_t atom : kept) dense[atom] = ranked.row[atom];
   }
 }
 
 // Element-wise passes on the CPU; see UnrolledBackward for what each is for.
 class CpuKernels {
  public:
-  explicit CpuKernels(const Executor& executor) : executor_(executor) {}
+  CpuKernels(const Sizes& sizes, const Executor& executor)
+      : gathers_(gathers_on_cpu(sizes)), executor_(executor) {}
+
+  // Whether products with codes are sums of rows, in tables made of the parameters.
+  bool gathers() const { return gathers_; }
+
+  int64_t table_size(const Sizes& sizes) const { return topk_lista::table_size(sizes, columns_of(sizes)); }
+
+  // classic: target = start + S z; coupled: target = start - D z, with z the code of the step before. The
+  // table is made at step 1, or at every step that has a parameter of its own.
+  template <class T>
+  void gather(const Sizes& sizes, int64_t step, const void* parameter, const void* values,
+              const int32_t* indices, const void* start, bool shared_start, T* table, T* target) const {
+    const int64_t columns = columns_of(sizes);
+    if (step == 1 || sizes.recurrent_per_step) {
+      to_table(sizes, columns, static_cast<const T*>(parameter), table, executor_);
+    }
+    add_gathered(sizes, columns, values, indices, table, static_cast<const T*>(start), shared_start,
+                 T(sizes.form == Form::kClassic ? 1 : -1), target, executor_);
+  }
+
+  // target = grad^T z, added up from the last step on down to step 1, or of every step for itself.
+  template <class T>
+  void scatter(const Sizes& sizes, int64_t step, const void* values, const int32_t* indices, const T* grad,
+               T* table, T* target) const {
+    const int64_t columns = columns_of(sizes);
+    if (step == sizes.num_steps || sizes.recurrent_per_step) {
+      copy_or_zero<T>(table_size(sizes), nullptr, table);
+    }
+    add_scattered(sizes, columns, values, indices, grad, table, executor_);
+    if (step == 1 || sizes.recurrent_per_step) from_table(sizes, columns, table, target, executor_);
+  }
 
   Status select(const Sizes& sizes, const Selection& selection) const {
     return select_cpu(sizes, selection, executor_);
@@ -118,13 +136,13 @@ class CpuKernels {
     return each(count, [=](int64_t i) { target[i] = -source[i]; });
   }
 
-  template <class T, class S>
-  Status pass(int64_t count, const T* grad, const int8_t* support, T* sum, bool total, S* out) const {
-    return each(count, [=](int64_t i) {
-      const T passed = support[i] ? grad[i] : T(0);
-      if (sum) sum[i] += passed;
-      out[i] = total && sum ? sum[i] : passed;
+  template <class T>
+  Status pass(int64_t count, const T* grad, const int8_t* support, T* sum, bool total, T* out) const {
+    const auto range = STRATCORE_BEST(pass_range<T>);
+    parallel_for(executor_, count, 1 << 14, [&](int64_t begin, int64_t end) noexcept {
+      range(grad, support, sum, total, out, begin, end);
     });
+    return kOk;
   }
 
   template <class T>
@@ -150,20 +168,25 @@ class CpuKernels {
     });
   }
 
-  // d loss / d theta = -sum over rows of sign(u) grad where u passes, rows in order
+  // d loss / d theta = -sum over rows of sign(u) grad where u passes: rows of a block in order, then the
+  // blocks
   template <class T>
-  Status reduce_threshold(const Sizes& sizes, const T* grad, const int8_t* support, T* /* partial */,
+  Status reduce_threshold(const Sizes& sizes, const T* grad, const int8_t* support, T* partial,
                           T* target) const {
-    parallel_for(executor_, sizes.experts, 1, [&](int64_t begin, int64_t end) noexcept {
-      for (int64_t flat = begin * sizes.rows; flat < end * sizes.rows; ++flat) {
-        T* out = target + flat / sizes.rows * sizes.atoms;
-        for (int64_t atom = 0; atom < sizes.atoms; ++atom) {
-          const int64_t i = flat * sizes.atoms + atom;
-          if (support[i]) out[atom] -= T(support[i]) * grad[i];
-        }
+    constexpr int64_t kBlock = 256;
+    const int64_t atoms = sizes.atoms, blocks = (sizes.rows + kBlock - 1) / kBlock;
+    const auto subtract = STRATCORE_BEST(subtract_signed_rows<T>);
+    parallel_for(executor_, sizes.experts * blocks, 1, [&](int64_t begin, int64_t end) noexcept {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t row = task % blocks * kBlock, at = (task / blocks * sizes.rows + row) * atoms;
+        std::fill_n(partial + task * atoms, atoms, T(0));
+        subtract(grad + at, support + at, partial + task * atoms, atoms, std::min(kBlock, sizes.rows - row));
       }
     });
-    return kOk;
+    return each(sizes.experts * atoms, [=](int64_t i) {
+      const T* sums = partial + i / atoms * blocks * atoms + i % atoms;
+      for (int64_t block = 0; block < blocks; ++block) target[i] += sums[block * atoms];
+    });
   }
 
   template <class T>
@@ -197,6 +220,11 @@ class CpuKernels {
     return kOk;
   }
 
+  static int64_t columns_of(const Sizes& sizes) {
+    return sizes.form == Form::kClassic ? sizes.atoms : sizes.dim;
+  }
+
+  const bool gathers_;
   const Executor& executor_;
 };
 
@@ -225,13 +253,23 @@ bool gathers_backward(const Sizes& sizes, bool straight_through) {
   return sizes.atoms >= (straight_through ? gather_ratio(sizes) : kMaskedGatherRatio) * sizes.width;
 }
 
+bool gathers_on_cpu(const Sizes& sizes) {
+  if (sizes.dtype != DType::kFloat32) return false;
+  if (sizes.regime != Regime::kAuto) return sizes.regime == Regime::kGather;
+  return sizes.atoms >= kCpuGatherRatio * sizes.width;
+}
+
 int64_t forward_scratch(const Sizes& sizes) {
-  return sizes.experts * sizes.rows * 2 * (sizes.atoms + (sizes.form == Form::kCoupled ? sizes.dim : 0));
+  const bool coupled = sizes.form == Form::kCoupled;
+  const int64_t table = gathers_on_cpu(sizes) ? table_size(sizes, coupled ? sizes.dim : sizes.atoms) : 0;
+  return sizes.experts * sizes.rows * 2 * (sizes.atoms + (coupled ? sizes.dim : 0)) + table;
 }
 
 int64_t backward_scratch(const Sizes& sizes) {
+  const bool coupled = sizes.form == Form::kCoupled;
+  const int64_t table = coupled ? 2 * table_size(sizes, sizes.dim) : table_size(sizes, sizes.atoms);
   return sizes.experts * sizes.rows * (4 * sizes.atoms + 3 * sizes.dim) +
-         sizes.experts * sizes.atoms * std::max(sizes.atoms, sizes.dim);
+         sizes.experts * sizes.atoms * std::max(sizes.atoms, sizes.dim) + (gathers_on_cpu(sizes) ? table : 0);
 }
 
 Status select_cpu(const Sizes& sizes, const Selection& selection, const Executor& executor) {
@@ -247,7 +285,7 @@ Status select_cpu(const Sizes& sizes, const Selection& selection, const Executor
 
 Status forward_cpu(const Sizes& sizes, const Parameters& in, const Codes& out, void* scratch,
                    const Executor& executor) {
-  const CpuKernels kernels(executor);
+  const CpuKernels kernels(sizes, executor);
   return sizes.dtype == DType::kFloat32
              ? unroll_forward<float, float>(sizes, in, out, scratch, executor, kernels)
              : unroll_forward<double, double>(sizes, in, out, scratch, executor, kernels);
@@ -255,7 +293,7 @@ Status forward_cpu(const Sizes& sizes, const Parameters& in, const Codes& out, v
 
 Status backward_cpu(const Sizes& sizes, const Parameters& in, const Codes& codes, const Gradients& gradients,
                     void* scratch, int8_t* signs, const Executor& executor) {
-  const CpuKernels kernels(executor);
+  const CpuKernels kernels(sizes, executor);
   if (sizes.dtype == DType::kFloat32) {
     return UnrolledBackward<float, float, CpuKernels>(sizes, in, codes, gradients, scratch, signs, executor,
                                                       kernels)

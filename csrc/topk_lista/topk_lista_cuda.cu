@@ -226,6 +226,14 @@ class CudaKernels {
  public:
   explicit CudaKernels(const Executor& executor) : executor_(executor) {}
 
+  // What gathers has kernels of its own: forward_gathered.cuh, reverse_dense.cuh, reverse_sparse.cuh.
+  static constexpr bool gathers() { return false; }
+  static int64_t table_size(const Sizes&) { return 0; }
+  template <class... Arguments>
+  static void gather(const Sizes&, Arguments&&...) {}
+  template <class... Arguments>
+  static void scatter(const Sizes&, Arguments&&...) {}
+
   Status select(const Sizes& sizes, const Selection& selection) const {
     return select_cuda(sizes, selection, executor_);
   }

@@ -1,5 +1,8 @@
 #include <algorithm>
 #include <tuple>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "../common/torch_op.h"
 #include "topk_lista.h"
@@ -52,7 +55,7 @@ void check_groups(const Tensor& x, const Tensor& group_expert, int64_t experts) 
 
 Sizes check(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
             const std::vector<int64_t>& k, const std::string& form, int64_t num_steps,
-            const std::string& regime, const OptionalTensor& group_expert = std::nullopt) {
+            const std::string& regime, const OptionalTensor& group_expert) {
   check_floating(kOp, "x", x);
   check_dim(kOp, "x", x, 3);
   check_dim(kOp, "encoder", encoder, 4);
@@ -137,6 +140,19 @@ struct Cuda {
 };
 #endif
 
+// On the CPU in huge pages, where the system has them on request: to touch small ones for the first time
+// costs more than a pass over what they hold.
+Tensor scratch_like(const Tensor& x, int64_t bytes) {
+  Tensor scratch = empty(x, {bytes}, ScalarType::Byte);
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 2 << 20;
+  const auto data = reinterpret_cast<uintptr_t>(scratch.mutable_data_ptr());
+  const uintptr_t begin = (data + kPage - 1) / kPage * kPage, end = (data + bytes) / kPage * kPage;
+  if (!x.is_cuda() && end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  return scratch;
+}
+
 Shape grouped_shape(const Tensor& parameter, const Sizes& sizes) {
   Shape shape = shape_of(parameter);
   shape[1] = sizes.experts;
@@ -178,9 +194,9 @@ struct Inputs {
 };
 
 template <class Device>
-Tensors forward_of(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
-                   const OptionalTensor& group_expert, const std::vector<int64_t>& k, const std::string& form,
-                   int64_t num_steps, bool dense, bool save_support, const std::string& regime) {
+Tensors forward(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
+                std::vector<int64_t> k, std::string form, int64_t num_steps, bool dense, bool save_support,
+                std::string regime, OptionalTensor group_expert) {
   const Sizes sizes = check(x, encoder, recurrent, theta, k, form, num_steps, regime, group_expert);
   const ScalarType type = compute_type(x), factor = factor_type(x, sizes);
   const Shape code{sizes.experts, sizes.rows, sizes.atoms};
@@ -193,7 +209,7 @@ Tensors forward_of(const Tensor& x, const Tensor& encoder, const Tensor& recurre
     Inputs inputs(x, encoder, recurrent, theta, factor);
     const TorchExecutor executor(x);
     if (group_expert) inputs.gather<Device>(sizes, executor.get());
-    Tensor scratch = empty(x, {Device::forward_bytes(sizes)}, ScalarType::Byte);
+    Tensor scratch = scratch_like(x, Device::forward_bytes(sizes));
     const Codes out{codes.mutable_data_ptr(), values.mutable_data_ptr(), indices.mutable_data_ptr<int32_t>(),
                     save_support ? support.mutable_data_ptr<int8_t>() : nullptr};
     executor.check(kOp, Device::forward(sizes, inputs.pointers(), out, scratch.mutable_data_ptr(),
@@ -249,12 +265,11 @@ class GroupedGradients {
 };
 
 template <class Device>
-Tensors backward_of(const OptionalTensor& grad_codes, const OptionalTensor& grad_values, const Tensor& x,
-                    const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
-                    const OptionalTensor& group_expert, const Tensor& values, const Tensor& indices,
-                    const Tensor& support, const std::vector<int64_t>& k, const std::string& form,
-                    bool need_x, bool need_encoder, bool need_recurrent, bool need_theta,
-                    const std::string& regime) {
+Tensors backward(OptionalTensor grad_codes, OptionalTensor grad_values, const Tensor& x,
+                 const Tensor& encoder, const Tensor& recurrent, const Tensor& theta, const Tensor& values,
+                 const Tensor& indices, const Tensor& support, std::vector<int64_t> k, std::string form,
+                 bool need_x, bool need_encoder, bool need_recurrent, bool need_theta, std::string regime,
+                 OptionalTensor group_expert) {
   const int64_t num_steps = values.size(0) - 1;
   const Sizes sizes = check(x, encoder, recurrent, theta, k, form, num_steps, regime, group_expert);
   check_codes(sizes, values, indices, support, grad_codes, grad_values);
@@ -284,7 +299,7 @@ Tensors backward_of(const OptionalTensor& grad_codes, const OptionalTensor& grad
                               grouped.data_of(need_encoder, 0),
                               grouped.data_of(need_recurrent, 1),
                               grouped.data_of(need_theta, 2)};
-    Tensor scratch = empty(x, {Device::backward_bytes(sizes, straight_through)}, ScalarType::Byte);
+    Tensor scratch = scratch_like(x, Device::backward_bytes(sizes, straight_through));
     const bool expands = !straight_through && !Device::gathers(sizes, false);
     Tensor signs = empty(x, {expands ? sizes.experts * sizes.rows * sizes.atoms : 0}, ScalarType::Char);
     executor.check(kOp,
@@ -294,43 +309,6 @@ Tensors backward_of(const OptionalTensor& grad_codes, const OptionalTensor& grad
   }
   const ScalarType out = x.scalar_type();
   return {cast(grad_x, out), cast(grad_encoder, out), cast(grad_recurrent, out), cast(grad_theta, out)};
-}
-
-template <class Device>
-Tensors forward(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
-                std::vector<int64_t> k, std::string form, int64_t num_steps, bool dense, bool save_support,
-                std::string regime) {
-  return forward_of<Device>(x, encoder, recurrent, theta, std::nullopt, k, form, num_steps, dense,
-                            save_support, regime);
-}
-
-template <class Device>
-Tensors forward_grouped(const Tensor& x, const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
-                        const Tensor& group_expert, std::vector<int64_t> k, std::string form,
-                        int64_t num_steps, bool dense, bool save_support) {
-  return forward_of<Device>(x, encoder, recurrent, theta, group_expert, k, form, num_steps, dense,
-                            save_support, "auto");
-}
-
-template <class Device>
-Tensors backward(OptionalTensor grad_codes, OptionalTensor grad_values, const Tensor& x,
-                 const Tensor& encoder, const Tensor& recurrent, const Tensor& theta, const Tensor& values,
-                 const Tensor& indices, const Tensor& support, std::vector<int64_t> k, std::string form,
-                 bool need_x, bool need_encoder, bool need_recurrent, bool need_theta, std::string regime) {
-  return backward_of<Device>(grad_codes, grad_values, x, encoder, recurrent, theta, std::nullopt, values,
-                             indices, support, k, form, need_x, need_encoder, need_recurrent, need_theta,
-                             regime);
-}
-
-template <class Device>
-Tensors backward_grouped(OptionalTensor grad_codes, OptionalTensor grad_values, const Tensor& x,
-                         const Tensor& encoder, const Tensor& recurrent, const Tensor& theta,
-                         const Tensor& group_expert, const Tensor& values, const Tensor& indices,
-                         const Tensor& support, std::vector<int64_t> k, std::string form, bool need_x,
-                         bool need_encoder, bool need_recurrent, bool need_theta) {
-  return backward_of<Device>(grad_codes, grad_values, x, encoder, recurrent, theta, group_expert, values,
-                             indices, support, k, form, need_x, need_encoder, need_recurrent, need_theta,
-                             "auto");
 }
 
 template <class Device>
@@ -368,8 +346,6 @@ template <class Device>
 void implement(Library& m) {
   m.impl("topk_lista", TORCH_BOX(&forward<Device>));
   m.impl("topk_lista_backward", TORCH_BOX(&backward<Device>));
-  m.impl("topk_lista_grouped", TORCH_BOX(&forward_grouped<Device>));
-  m.impl("topk_lista_grouped_backward", TORCH_BOX(&backward_grouped<Device>));
   m.impl("topk_ste", TORCH_BOX(&topk_ste<Device>));
 }
 
@@ -379,21 +355,13 @@ void implement(Library& m) {
 STABLE_TORCH_LIBRARY_FRAGMENT(stratcore, m) {
   m.def(
       "topk_lista(Tensor x, Tensor encoder, Tensor recurrent, Tensor theta, int[] k, str form, int num_steps, "
-      "bool dense, bool save_support, str regime='auto') -> (Tensor codes, Tensor values, Tensor indices, Tensor support)");
+      "bool dense, bool save_support, str regime='auto', Tensor? group_expert=None) -> (Tensor codes, "
+      "Tensor values, Tensor indices, Tensor support)");
   m.def(
       "topk_lista_backward(Tensor? grad_codes, Tensor? grad_values, Tensor x, Tensor encoder, Tensor recurrent, "
       "Tensor theta, Tensor values, Tensor indices, Tensor support, int[] k, str form, bool need_x, "
-      "bool need_encoder, bool need_recurrent, bool need_theta, str regime='auto') -> (Tensor, Tensor, Tensor, "
-      "Tensor)");
-  m.def(
-      "topk_lista_grouped(Tensor x, Tensor encoder, Tensor recurrent, Tensor theta, Tensor group_expert, "
-      "int[] k, str form, int num_steps, bool dense, bool save_support) -> (Tensor codes, Tensor values, "
-      "Tensor indices, Tensor support)");
-  m.def(
-      "topk_lista_grouped_backward(Tensor? grad_codes, Tensor? grad_values, Tensor x, Tensor encoder, "
-      "Tensor recurrent, Tensor theta, Tensor group_expert, Tensor values, Tensor indices, Tensor support, "
-      "int[] k, str form, bool need_x, bool need_encoder, bool need_recurrent, bool need_theta) -> (Tensor, "
-      "Tensor, Tensor, Tensor)");
+      "bool need_encoder, bool need_recurrent, bool need_theta, str regime='auto', Tensor? group_expert=None) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def("topk_ste(Tensor x, int k, bool masked) -> (Tensor dense, Tensor values, Tensor indices)");
 }
 

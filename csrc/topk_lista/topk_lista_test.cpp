@@ -1,7 +1,10 @@
-// ctest of the torch-free part: closed forms, ties, fillers, and the backward against finite differences.
+// ctest of the torch-free part: closed forms, ties, fillers, regimes, and the backward against finite
+// differences.
 #include "topk_lista.h"
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "../common/test.h"
@@ -40,6 +43,72 @@ void test_selection_breaks_ties_to_the_lower_index() {
   expect(values == std::vector<float>({-1.75f, 1.75f, 0, 0, 0, 2.75f}), "selected values");
   expect(dense == std::vector<float>({0, -1.75f, 1.75f, 0, 0, 0, 0, 2.75f, 0, 0}), "dense code");
   expect(support == std::vector<int8_t>({1, -1, 1, 1, 1, 0, 0, 1, 0, 0}), "support");
+}
+
+// The k largest of a row as a stable sort has them, in the order of their index.
+template <class T>
+std::vector<int32_t> largest(const T* row, int64_t atoms, int64_t k) {
+  std::vector<int32_t> order(atoms);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return std::abs(row[a]) > std::abs(row[b]); });
+  order.resize(k);
+  std::sort(order.begin(), order.end());
+  return order;
+}
+
+// Many rows of many equal magnitudes and zeros, at lengths that fill the vectors and that do not.
+template <class T>
+void test_selection_is_that_of_a_stable_sort() {
+  Case test;
+  constexpr int64_t kRows = 20;
+  for (const int64_t atoms : {7, 64, 333}) {
+    std::vector<T> x = random_values<T>(kRows * atoms, 5, 1.5);
+    for (size_t i = 0; i < x.size() / 2; ++i) x[i] = std::round(x[i]);
+    for (const int64_t k : {int64_t(1), int64_t(5), atoms / 2, atoms}) {
+      Sizes sizes{};
+      sizes.experts = 1;
+      sizes.rows = kRows;
+      sizes.atoms = atoms;
+      sizes.width = k;
+      sizes.k = &k;
+      sizes.dtype = sizeof(T) == 4 ? DType::kFloat32 : DType::kFloat64;
+      std::vector<T> values(kRows * k);
+      std::vector<int32_t> indices(kRows * k);
+      select_cpu(sizes, {x.data(), nullptr, nullptr, nullptr, values.data(), indices.data(), nullptr},
+                 test.executor);
+      for (int64_t row = 0; row < kRows; ++row) {
+        const auto wanted = largest(x.data() + row * atoms, atoms, k);
+        expect(std::equal(wanted.begin(), wanted.end(), indices.begin() + row * k), "selection", atoms, k);
+        for (int64_t slot = 0; slot < k; ++slot) {
+          expect(values[row * k + slot] == x[row * atoms + wanted[slot]], "value", atoms, k);
+        }
+      }
+    }
+  }
+}
+
+// Gathered rows are the matrix products, with columns that fill a strip and that do not.
+void test_gathering_is_the_product(Form form, int64_t atoms, int64_t dim) {
+  Case test;
+  const std::vector<int64_t> k{4, 7};
+  Sizes sizes{2, 40, dim, atoms, 7, 3, k.data(), form, true, false, true, false, DType::kFloat32};
+  const auto x = random_values<float>(40 * dim, 1), theta = std::vector<float>(2 * atoms, 0.05f);
+  const auto encoder = random_values<float>(2 * atoms * dim, 2, 0.2);
+  const auto recurrent = random_values<float>(3 * 2 * sizes.recurrent_size(), 3, 0.05);
+  std::vector<float> dense[2];
+  for (const Regime regime : {Regime::kDense, Regime::kGather}) {
+    sizes.regime = regime;
+    auto& code = dense[regime == Regime::kGather];
+    code.resize(2 * 40 * atoms);
+    std::vector<float> values(4 * 2 * 40 * 7), scratch(forward_scratch(sizes));
+    std::vector<int32_t> indices(values.size());
+    forward_cpu(sizes, {x.data(), encoder.data(), recurrent.data(), theta.data()},
+                {code.data(), values.data(), indices.data(), nullptr}, scratch.data(), test.executor);
+  }
+  for (size_t i = 0; i < dense[0].size(); ++i) {
+    expect(std::abs(dense[0][i] - dense[1][i]) < 1e-5, "gathered code", static_cast<int64_t>(i));
+  }
 }
 
 struct Problem {
@@ -124,7 +193,15 @@ void test_masked_backward_is_the_gradient(Form form, bool per_step) {
 }  // namespace
 
 int main() {
-  test_selection_breaks_ties_to_the_lower_index();
+  on_every_instruction_set([] {
+    test_selection_breaks_ties_to_the_lower_index();
+    test_selection_is_that_of_a_stable_sort<float>();
+    test_selection_is_that_of_a_stable_sort<double>();
+    for (const Form form : {Form::kClassic, Form::kCoupled}) {
+      test_gathering_is_the_product(form, 64, 70);
+      test_gathering_is_the_product(form, 75, 64);
+    }
+  });
   for (const Form form : {Form::kClassic, Form::kCoupled}) {
     for (const bool per_step : {false, true}) test_masked_backward_is_the_gradient(form, per_step);
   }

@@ -4,9 +4,9 @@
 
 #include "topk_lista.h"
 
-// The recurrence and its reverse, once for all devices: `Kernels` brings the element-wise passes of a device,
-// the executor its matrix products. S is the type of the factors of products, T the type that is computed in
-// and that products have. Legend as in topk_lista.h.
+// The recurrence and its reverse, once for all devices: `Kernels` brings the element-wise passes of a device
+// and, where kernels.gathers(), products with codes; the executor brings matrix products. S is the type of
+// the factors of products, T the type that is computed in and that products have. Legend as in topk_lista.h.
 namespace stratcore::topk_lista {
 
 template <class T, class S>
@@ -57,9 +57,11 @@ Status unroll_forward(const Sizes& sizes, const Parameters& in, const Codes& out
   const Layout<T, S> layout{sizes};
   const int64_t rows = sizes.rows, dim = sizes.dim, atoms = sizes.atoms;
   T* encoded = static_cast<T*>(scratch);
-  T* product = encoded + layout.code;
-  T* decoded = product + layout.code;
+  // Where rows are gathered, nothing reads the dense code before it is made.
+  T* product = kernels.gathers() ? static_cast<T*>(out.dense) : encoded + layout.code;
+  T* decoded = encoded + 2 * layout.code;
   S* residual = reinterpret_cast<S*>(decoded + layout.input);
+  T* table = sizes.form == Form::kClassic ? decoded : reinterpret_cast<T*>(residual + layout.input);
   const auto encode = [&](int64_t step, MatrixBatch input, T* target) {
     return layout.multiply(executor, rows, atoms, dim, input,
                            layout.encoder_at(in.encoder, step).transposed(), target);
@@ -68,10 +70,14 @@ Status unroll_forward(const Sizes& sizes, const Parameters& in, const Codes& out
   const auto indices_at = [&](int64_t step) { return out.indices + step * layout.slots; };
   const auto select = [&](int64_t step, const T* first, const T* second) {
     int8_t* support = out.support ? out.support + step * layout.code : nullptr;
-    const Selection selection{first,     second,          layout.theta_at(in.theta, step),
-                              out.dense, values_at(step), indices_at(step),
-                              support};
-    return kernels.select(sizes, selection);
+    void* dense =
+        kernels.gathers() && step < sizes.num_steps ? nullptr : out.dense;  // read by products alone
+    const T* theta = layout.theta_at(in.theta, step);
+    return kernels.select(sizes, {first, second, theta, dense, values_at(step), indices_at(step), support});
+  };
+  const auto gather = [&](int64_t step, const void* start, bool shared, auto* target) {
+    kernels.gather(sizes, step, layout.recurrent_at(in.recurrent, step).data, values_at(step - 1),
+                   indices_at(step - 1), start, shared, table, target);
   };
   STRATCORE_TRY(encode(0, layout.x(in.x), encoded));
   STRATCORE_TRY(select(0, encoded, nullptr));
@@ -79,13 +85,22 @@ Status unroll_forward(const Sizes& sizes, const Parameters& in, const Codes& out
     const MatrixBatch recurrent = layout.recurrent_at(in.recurrent, step).transposed();
     if (sizes.form == Form::kClassic) {
       if (sizes.encoder_per_step) STRATCORE_TRY(encode(step, layout.x(in.x), encoded));
-      STRATCORE_TRY(layout.multiply(executor, rows, atoms, atoms, layout.rows_of_atoms(out.dense), recurrent,
-                                    product));
-      STRATCORE_TRY(select(step, encoded, product));
+      if (kernels.gathers()) {
+        gather(step, encoded, false, product);
+        STRATCORE_TRY(select(step, product, nullptr));
+      } else {
+        STRATCORE_TRY(layout.multiply(executor, rows, atoms, atoms, layout.rows_of_atoms(out.dense),
+                                      recurrent, product));
+        STRATCORE_TRY(select(step, encoded, product));
+      }
     } else {
-      STRATCORE_TRY(layout.multiply(executor, rows, dim, atoms, layout.rows_of_atoms(out.dense), recurrent,
-                                    decoded));
-      STRATCORE_TRY((kernels.template subtract_from_input<T, S>(sizes, in.x, decoded, residual)));
+      if (kernels.gathers()) {
+        gather(step, in.x, sizes.shared_input, residual);
+      } else {
+        STRATCORE_TRY(layout.multiply(executor, rows, dim, atoms, layout.rows_of_atoms(out.dense), recurrent,
+                                      decoded));
+        STRATCORE_TRY((kernels.template subtract_from_input<T, S>(sizes, in.x, decoded, residual)));
+      }
       STRATCORE_TRY(encode(step, layout.rows_of_dim(residual), product));
       STRATCORE_TRY(kernels.template add_at<T>(sizes, values_at(step - 1), indices_at(step - 1), product));
       STRATCORE_TRY(select(step, product, nullptr));
@@ -111,20 +126,21 @@ class UnrolledBackward {
     code_ = reinterpret_cast<S*>(partial_);
     grad_u_ = reinterpret_cast<S*>(partial_ + layout_.code);
     input_ = grad_u_ + layout_.code;
+    table_ = reinterpret_cast<T*>(input_ + layout_.input);
   }
 
   Status run() {
     STRATCORE_TRY(kernels_.template copy_or_zero<T>(layout_.code, gradients_.codes, grad_code_));
     if (summed_) STRATCORE_TRY(kernels_.template copy_or_zero<T>(layout_.code, nullptr, grad_sum_));
-    if (gradients_.x) STRATCORE_TRY(kernels_.template copy_or_zero<T>(layout_.input, nullptr, grad_input_));
-    STRATCORE_TRY(clear(gradients_.encoder, layout_.encoder, sizes_.encoder_per_step, sizes_.num_steps + 1));
+    const bool adds_x = gradients_.x && !writes_x_;
+    if (adds_x) STRATCORE_TRY(kernels_.template copy_or_zero<T>(layout_.input, nullptr, grad_input_));
+    STRATCORE_TRY(clear(summed_ ? nullptr : gradients_.encoder, layout_.encoder, sizes_.encoder_per_step,
+                        sizes_.num_steps + 1));
     STRATCORE_TRY(clear(gradients_.recurrent, layout_.recurrent, sizes_.recurrent_per_step,
                         sizes_.num_steps));
     STRATCORE_TRY(clear(gradients_.theta, layout_.theta, sizes_.threshold_per_step, sizes_.num_steps + 1));
     for (int64_t step = sizes_.num_steps; step >= 0; --step) STRATCORE_TRY(reverse(step));
-    if (gradients_.x) {
-      STRATCORE_TRY(kernels_.template fold_experts<T>(sizes_, grad_input_, gradients_.x));
-    }
+    if (adds_x) STRATCORE_TRY(kernels_.template fold_experts<T>(sizes_, grad_input_, gradients_.x));
     return kOk;
   }
 
@@ -148,7 +164,7 @@ class UnrolledBackward {
       STRATCORE_TRY(kernels_.template expand_signs<T>(sizes_, values, indices, signs_));
     }
     T* sum = summed_ ? grad_sum_ : nullptr;
-    STRATCORE_TRY((kernels_.template pass<T, S>(layout_.code, grad_code_, support, sum, step == 0, grad_u_)));
+    STRATCORE_TRY(kernels_.pass(layout_.code, grad_code_, support, sum, step == 0, grad_u_));
     if (gradients_.theta) {
       T* target = static_cast<T*>(gradients_.theta) + (sizes_.threshold_per_step ? step * layout_.theta : 0);
       STRATCORE_TRY(kernels_.template reduce_threshold<T>(sizes_, grad_code_, support, partial_, target));
@@ -162,29 +178,55 @@ class UnrolledBackward {
     if (gradients_.encoder) {
       T* target =
           static_cast<T*>(gradients_.encoder) + (sizes_.encoder_per_step ? step * layout_.encoder : 0);
+      T* part = summed_ ? target : weight_;
       STRATCORE_TRY(layout_.multiply(executor_, sizes_.atoms, sizes_.dim, sizes_.rows,
-                                     layout_.rows_of_atoms(grad_u_).transposed(), input, weight_));
-      STRATCORE_TRY(kernels_.add(layout_.encoder, weight_, target));
+                                     layout_.rows_of_atoms(grad_u_).transposed(), input, part));
+      if (!summed_) STRATCORE_TRY(kernels_.add(layout_.encoder, weight_, target));
     }
     if (accumulate && !gradients_.x) return kOk;
-    T* target = accumulate ? grad_residual_ : grad_input;
+    const bool adds = accumulate && !writes_x_;
+    T* target = adds ? grad_residual_ : accumulate ? static_cast<T*>(gradients_.x) : grad_input;
     STRATCORE_TRY(layout_.multiply(executor_, sizes_.rows, sizes_.dim, sizes_.atoms,
                                    layout_.rows_of_atoms(grad_u_), layout_.encoder_at(in_.encoder, step),
                                    target));
-    return accumulate ? kernels_.add(layout_.input, target, grad_input) : kOk;
+    return adds ? kernels_.add(layout_.input, target, grad_input) : kOk;
   }
+
+  const T* previous_values(int64_t step) const {
+    return static_cast<const T*>(codes_.values) + (step - 1) * layout_.slots;
+  }
+  const int32_t* previous_indices(int64_t step) const { return codes_.indices + (step - 1) * layout_.slots; }
 
   Status expand_previous(int64_t step) {
-    const void* values = static_cast<const T*>(codes_.values) + (step - 1) * layout_.slots;
-    return kernels_.template expand<T, S>(sizes_, values, codes_.indices + (step - 1) * layout_.slots, code_);
+    if (kernels_.gathers()) return kOk;
+    return kernels_.template expand<T, S>(sizes_, previous_values(step), previous_indices(step), code_);
   }
 
-  Status add_recurrent(int64_t step, int64_t rows, MatrixBatch grad) {
+  Status add_recurrent(int64_t step, int64_t rows, const S* grad) {
     T* target = static_cast<T*>(gradients_.recurrent) +
                 (sizes_.recurrent_per_step ? (step - 1) * layout_.recurrent : 0);
-    STRATCORE_TRY(layout_.multiply(executor_, rows, sizes_.atoms, sizes_.rows, grad.transposed(),
+    if (kernels_.gathers()) {
+      kernels_.scatter(sizes_, step, previous_values(step), previous_indices(step), grad, table_, target);
+      return kOk;
+    }
+    const MatrixBatch grad_rows{grad, sizes_.rows * rows, rows, 1};
+    STRATCORE_TRY(layout_.multiply(executor_, rows, sizes_.atoms, sizes_.rows, grad_rows.transposed(),
                                    layout_.rows_of_atoms(code_), weight_));
     return kernels_.add(layout_.recurrent, weight_, target);
+  }
+
+  // r = x - D z of the step before, into input_
+  Status rebuild_residual(int64_t step, const MatrixBatch& dictionary) {
+    if (kernels_.gathers()) {
+      kernels_.gather(sizes_, sizes_.num_steps - step + 1, dictionary.data, previous_values(step),
+                      previous_indices(step), in_.x, sizes_.shared_input,
+                      table_ + (gradients_.recurrent ? kernels_.table_size(sizes_) : 0), input_);
+      return kOk;
+    }
+    T* decoded = grad_residual_;
+    STRATCORE_TRY(layout_.multiply(executor_, sizes_.rows, sizes_.dim, sizes_.atoms,
+                                   layout_.rows_of_atoms(code_), dictionary.transposed(), decoded));
+    return kernels_.template subtract_from_input<T, S>(sizes_, in_.x, decoded, input_);
   }
 
   // u = W x + S z
@@ -192,7 +234,7 @@ class UnrolledBackward {
     if (!summed_) STRATCORE_TRY(reverse_encoder(step, layout_.x(in_.x), grad_input_, true));
     if (gradients_.recurrent) {
       STRATCORE_TRY(expand_previous(step));
-      STRATCORE_TRY(add_recurrent(step, sizes_.atoms, layout_.rows_of_atoms(grad_u_)));
+      STRATCORE_TRY(add_recurrent(step, sizes_.atoms, grad_u_));
     }
     return layout_.multiply(executor_, sizes_.rows, sizes_.atoms, sizes_.atoms,
                             layout_.rows_of_atoms(grad_u_), layout_.recurrent_at(in_.recurrent, step),
@@ -203,19 +245,12 @@ class UnrolledBackward {
   Status reverse_coupled(int64_t step) {
     STRATCORE_TRY(expand_previous(step));
     const MatrixBatch dictionary = layout_.recurrent_at(in_.recurrent, step);
-    if (gradients_.encoder) {
-      T* decoded = grad_residual_;
-      STRATCORE_TRY(layout_.multiply(executor_, sizes_.rows, sizes_.dim, sizes_.atoms,
-                                     layout_.rows_of_atoms(code_), dictionary.transposed(), decoded));
-      STRATCORE_TRY((kernels_.template subtract_from_input<T, S>(sizes_, in_.x, decoded, input_)));
-    }
+    if (gradients_.encoder) STRATCORE_TRY(rebuild_residual(step, dictionary));
     STRATCORE_TRY(reverse_encoder(step, layout_.rows_of_dim(input_), grad_residual_, false));
     if (gradients_.x) STRATCORE_TRY(kernels_.add(layout_.input, grad_residual_, grad_input_));
     S* minus = input_;
     STRATCORE_TRY((kernels_.template negate<T, S>(layout_.input, grad_residual_, minus)));
-    if (gradients_.recurrent) {
-      STRATCORE_TRY(add_recurrent(step, sizes_.dim, layout_.rows_of_dim(minus)));
-    }
+    if (gradients_.recurrent) STRATCORE_TRY(add_recurrent(step, sizes_.dim, minus));
     STRATCORE_TRY(layout_.multiply(executor_, sizes_.rows, sizes_.atoms, sizes_.dim,
                                    layout_.rows_of_dim(minus), dictionary, grad_code_));
     return kernels_.add(layout_.code, grad_u_, grad_code_);
@@ -231,6 +266,8 @@ class UnrolledBackward {
   const Layout<T, S> layout_;
   // With one encoder for all steps of u = W x + S z, W meets the sum of their gradients once, at step 0.
   const bool summed_ = sizes_.form == Form::kClassic && !sizes_.encoder_per_step;
+  // The gradient of x is then that one product, where it needs no sum over experts.
+  const bool writes_x_ = summed_ && (sizes_.experts == 1 || !sizes_.shared_input);
   T *grad_code_, *grad_sum_;        // [E, B, m]
   T *grad_input_, *grad_residual_;  // [E, B, d]
   T* weight_;                       // [E, m, max(m, d)]
@@ -238,6 +275,7 @@ class UnrolledBackward {
   S* code_;                         // [E, B, m] takes their place
   S* grad_u_;                       // [E, B, m]
   S* input_;                        // [E, B, d]
+  T* table_;                        // as kernels.gather wants it: of d S or d D, then of D
 };
 
 #undef STRATCORE_TRY

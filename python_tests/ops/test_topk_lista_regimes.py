@@ -15,6 +15,8 @@ from stratcore import ops
 # Atoms that take the kernel of long rows, with rows that fill its threads and that do not.
 LONG = [Case(rows=37, dim=24, atoms=2048, k=(3, 64, 33)), Case(rows=19, dim=31, atoms=1104, k=(5, 1, 40))]
 SHORT = Case(rows=33, dim=21, atoms=75, k=(2, 40, 9))
+# On the CPU: last strips of columns and last blocks of rows that are cut, and whole ones.
+CUT, WHOLE = Case(rows=515, dim=70, atoms=75, k=(2, 9)), Case(rows=64, dim=64, atoms=128, k=(2, 40))
 
 
 def gradients(case: Case, inputs: list[Tensor], backward: str, define: bool = False) -> list[Tensor]:
@@ -119,14 +121,63 @@ def test_nan_stays_in_its_row_where_rows_are_gathered(form):
     torch.testing.assert_close(code[:, [0, 2, 3]], clean[:, [0, 2, 3]], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("regime", ["dense", "gather"])
+@pytest.mark.parametrize("per_step, input_per_expert", [(False, False), (True, True)])
+@pytest.mark.parametrize("backward", BACKWARDS)
 @pytest.mark.parametrize("form", FORMS)
-def test_the_cpu_has_one_regime(form):
+@pytest.mark.parametrize("case", [CUT, WHOLE], ids=["cut", "whole"])
+def test_matches_reference_in_every_regime_on_the_cpu(
+    case, form, backward, per_step, input_per_expert, regime
+):
+    case = dataclasses.replace(
+        case, form=form, per_step=per_step, input_per_expert=input_per_expert, regime=regime, num_steps=3
+    )
+    inputs = case.inputs(torch.float32)
+    wanted = gradients(case, [t.double() for t in inputs], backward, define=True)
+    for result, exact in zip(gradients(case, inputs, backward), wanted, strict=True):
+        assert distance(result, exact) < 1e-5
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_float64_on_the_cpu_has_one_regime(form):
     case = Case(form)
     dense, gathered = (
         gradients(dataclasses.replace(case, regime=regime), case.inputs(), "masked")
         for regime in ("dense", "gather")
     )
     assert all(torch.equal(a, b) for a, b in zip(dense, gathered, strict=True))
+
+
+@pytest.mark.parametrize("atoms, k", [(32, (2, 8)), (31, (2, 8)), (600, (8, 5))])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_cpu_takes_the_regime_of_the_sizes(form, atoms, k):
+    """Bits tell: the regimes add up in another order."""
+    case = Case(form, rows=9, dim=70, atoms=atoms, k=k)
+    inputs = case.inputs(torch.float32)
+    regime = ops.topk_lista_regime(atoms=atoms, k=k, form=form, device="cpu")
+    other = {"dense": "gather", "gather": "dense"}[regime]
+    auto = gradients(case, inputs, "straight_through")
+    chosen, unchosen = (
+        gradients(dataclasses.replace(case, regime=name), inputs, "straight_through")
+        for name in (regime, other)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(auto, chosen, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(auto, unchosen, strict=True))
+
+
+def test_threads_do_not_change_the_bits_of_the_cpu():
+    """Of what is no product: with multiples of 1/4 products do not round."""
+    case = Case(rows=1100, dim=70, atoms=130, k=(3, 9), num_steps=1)
+    inputs = [(t * 4).round() / 4 for t in case.inputs(torch.float32)]
+    threads = torch.get_num_threads()
+    runs = []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        try:
+            runs.append(gradients(case, inputs, "straight_through"))
+        finally:
+            torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 def test_regime_of_sizes():
@@ -136,10 +187,15 @@ def test_regime_of_sizes():
     assert regime(atoms=16384, k=128, dtype=torch.bfloat16, form="coupled") == "gather"
     assert regime(atoms=4096, k=32) == "gather" and regime(atoms=4096, k=(8, 64)) == "dense"
     assert regime(atoms=4096, k=32, dtype=torch.float64) == "dense"
+    assert (
+        regime(atoms=512, k=16, device="cpu") == "gather" and regime(atoms=63, k=16, device="cpu") == "dense"
+    )
+    assert regime(atoms=512, k=16, device="cpu", dtype=torch.float64) == "dense"
     assert regime(atoms=512, k=16) == "dense" and regime(atoms=512, k=16, backward="masked") == "gather"
     header = (ROOT / "csrc/topk_lista/topk_lista.h").read_text()
     wanted = "kGatherRatio = 96, kFarGatherRatio = 200, kMaskedGatherRatio = 32, kNearBytes = 80 << 20;"
     assert wanted in header
+    assert "kCpuGatherRatio = 4;" in header
 
 
 def test_unknown_regime_is_named():

@@ -94,12 +94,12 @@ def test_opcheck(device, form, dtype):
     case = Case(form, rows=4, input_per_expert=True)
     inputs = [t.requires_grad_() for t in case.inputs(dtype, device)]
     groups = torch.tensor([2, 0, 2], dtype=torch.int32, device=device)
-    op, reverse = torch.ops.stratcore.topk_lista_grouped, torch.ops.stratcore.topk_lista_grouped_backward
+    op, reverse = torch.ops.stratcore.topk_lista, torch.ops.stratcore.topk_lista_backward
     for dense, support in ((True, True), (False, False), (True, False)):
-        torch.library.opcheck(op, (*inputs, groups, list(case.k), form, 3, dense, support))
+        torch.library.opcheck(op, (*inputs, list(case.k), form, 3, dense, support, "auto", groups))
     detached = [t.detach() for t in inputs]
-    codes, *saved = op(*detached, groups, list(case.k), form, 3, True, True)
-    arguments = (*detached, groups, *saved, list(case.k), form, True, False, True, True)
+    codes, *saved = op(*detached, list(case.k), form, 3, True, True, "auto", groups)
+    arguments = (*detached, *saved, list(case.k), form, True, False, True, True, "auto", groups)
     torch.library.opcheck(reverse, (codes, None, *arguments))
 
 
@@ -132,6 +132,25 @@ def test_torch_func_grad(device):
     )
     for grad, leaf in zip(grads, eager, strict=True):
         torch.testing.assert_close(grad, leaf.grad, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore:torch.searchsorted")  # torch's batching of it makes copies
+@pytest.mark.parametrize("batched", [(0, 0, None), (0, None, 1), (None, None, 0)])
+def test_vmap(device, batched):
+    """Over rows with a route each, and over experts of one route."""
+    x, encoder, recurrent, theta = CASE.inputs(device=device)
+    stacked = [
+        t if d is None else torch.stack([t, t.flip(0), t.flip(-1)], d)
+        for t, d in zip((x[0], route(CASE, "random", device), encoder[0]), batched, strict=True)
+    ]
+
+    def single(x: Tensor, expert: Tensor, encoder: Tensor) -> Tensor:
+        return run(CASE, [x[None], encoder[None], recurrent, theta], expert)
+
+    result = torch.func.vmap(single, in_dims=batched)(*stacked)
+    for i in range(3):
+        own = [t if d is None else t.select(d, i) for t, d in zip(stacked, batched, strict=True)]
+        torch.testing.assert_close(result[i], single(*own), rtol=1e-12, atol=1e-13)
 
 
 def test_shapes_and_empty_batches(device):
@@ -189,9 +208,9 @@ def test_rejects():
     with pytest.raises(ValueError, match=r"expected experts in \[0, 4\), got -1 to 3"):
         run(CASE, inputs, torch.where(expert == 0, -1, expert))
     with pytest.raises(RuntimeError, match=r"expected group_expert of shape \[3\], got \[2\]"):
-        torch.ops.stratcore.topk_lista_grouped(
-            inputs[0].expand(3, -1, -1), *inputs[1:], torch.zeros(2, dtype=torch.int32), list(CASE.k),
-            "classic", 3, True, False,
+        torch.ops.stratcore.topk_lista(
+            inputs[0].expand(3, -1, -1), *inputs[1:], list(CASE.k), "classic", 3, True, False, "auto",
+            torch.zeros(2, dtype=torch.int32),
         )  # fmt: skip
 
 

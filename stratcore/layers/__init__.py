@@ -35,6 +35,7 @@ from stratcore.layers.simplex_cv import (
     cv_loss,
     dual_cv_loss,
 )
+from stratcore.layers.sparse_selection import BatchTopK, JumpReLU
 from stratcore.layers.stratified_attention import (
     StratifiedAttention,
     StratifiedAttentionOptions,
@@ -61,6 +62,7 @@ from stratcore.layers.toroidal_options import ToroidalAttentionOptions, normaliz
 from stratcore.layers.toroidal_rotary import ToroidalRotary
 
 __all__ = [
+    "BatchTopK",
     "CVLoss",
     "CVReport",
     "Constellation",
@@ -69,6 +71,7 @@ __all__ = [
     "ContextParallelTraffic",
     "DepthFusion",
     "DictionaryExperts",
+    "JumpReLU",
     "KSimplexChannel",
     "KSimplexOptions",
     "LayerProcessing",

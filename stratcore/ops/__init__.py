@@ -1,5 +1,6 @@
 """The ops: functions on tensors, with kernels for CPU and CUDA."""
 
+from stratcore.ops.batch_topk import batch_topk
 from stratcore.ops.cayley_menger import (
     SimplexMeasures,
     cayley_menger_determinant,
@@ -8,6 +9,7 @@ from stratcore.ops.cayley_menger import (
     simplex_squared_volume,
     simplex_volume,
 )
+from stratcore.ops.jump_relu import JumpReLUCode, jump_relu
 from stratcore.ops.simplex_baseline import (
     EffectiveDimension,
     cv_gaussian,
@@ -32,9 +34,12 @@ from stratcore.ops.toroidal_lattice import alibi_slopes, lattice_order
 
 __all__ = [
     "DistanceMeasures",
+    "JumpReLUCode",
     "SimplexMeasures",
     "SparseCode",
+    "batch_topk",
     "cayley_menger_determinant",
+    "jump_relu",
     "measures_from_distances",
     "simplex_log_volume",
     "simplex_measures",

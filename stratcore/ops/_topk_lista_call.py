@@ -61,12 +61,16 @@ class Call:
         encoder, recurrent, theta = self.parameters
         check_shapes(self.x, encoder, recurrent, theta, self.k, form, num_steps, ValueError)
 
-    def arguments(self, dense: bool) -> tuple[Any, ...]:
-        """Arguments of the op; the support is saved only where a backward may need it."""
-        inputs = (self.x, *self.parameters)
+    def arguments(self, dense: bool, groups: tuple[Tensor, Tensor] | None = None) -> tuple[Any, ...]:
+        """Arguments of the op; the support is saved only where a backward may need it.
+
+        groups: x [G, R, D] and the expert [G] of each group, in place of x.
+        """
+        x, group_expert = groups or (self.x, None)
+        inputs = (x, *self.parameters)
         learns = transforms_active() or (torch.is_grad_enabled() and any(t.requires_grad for t in inputs))
         save_support = learns and self.backward == "straight_through"
-        return (*inputs, self.k, self.form, self.num_steps, dense, save_support, self.regime)
+        return (*inputs, self.k, self.form, self.num_steps, dense, save_support, self.regime, group_expert)
 
     def restore(self, code: Tensor) -> Tensor:
         """[E, B, n] -> [E, ..., n], or [..., n] for a single expert."""

@@ -11,13 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.utils.flop_counter import register_flop_formula
 
-import stratcore.ops._library  # noqa: F401
-from stratcore.ops._autograd import differentiable, transforms_active
-from stratcore.ops._checks import check_choice, check_floating
-from stratcore.ops._topk_lista_call import FORMS, Call, check_shapes
-from stratcore.ops._topk_lista_replay import Replay
+from stratcore.ops._autograd import transforms_active
+from stratcore.ops._topk_lista_call import Call
+from stratcore.ops._topk_lista_op import run
 
 
 def topk_lista_routed(
@@ -68,10 +65,7 @@ def topk_lista_routed(
     expert_B = _checked(expert, x, experts)
     slot_B, group_expert_G, rows = _layout(expert_B, experts)
     x_GRD = _to_slots(call.x[0], slot_B, group_expert_G.shape[0] * rows).unflatten(0, (-1, rows))
-    inputs = (x_GRD, *call.parameters)
-    learns = transforms_active() or (torch.is_grad_enabled() and any(t.requires_grad for t in inputs))
-    save_support = learns and backward == "straight_through"
-    codes_GRM = _call(*inputs, group_expert_G, call.k, form, num_steps, True, save_support)[0]
+    codes_GRM = run(*call.arguments(dense=True, groups=(x_GRD, group_expert_G)))[0]
     return _from_slots(codes_GRM.flatten(0, 1), slot_B).reshape(*call.batch, codes_GRM.shape[-1])
 
 
@@ -165,164 +159,3 @@ class _FromSlots(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return _ToSlots.apply(grads[0], *ctx.saved_tensors, ctx.slots), None
-
-
-# ---- the op: groups of rows that share experts
-
-_op = torch.ops.stratcore.topk_lista_grouped.default
-_backward_op = torch.ops.stratcore.topk_lista_grouped_backward.default
-
-
-def _check_groups(x: Tensor, group_expert: Tensor) -> None:
-    if x.ndim != 3 or x.shape[0] < 1 or list(group_expert.shape) != [x.shape[0]]:
-        raise RuntimeError(
-            f"topk_lista: expected group_expert of shape [{x.shape[0]}] with at least one group, "
-            f"got {list(group_expert.shape)}"
-        )
-
-
-@torch.library.register_fake("stratcore::topk_lista_grouped")
-def _fake(
-    x: Tensor,
-    encoder: Tensor,
-    recurrent: Tensor,
-    theta: Tensor,
-    group_expert: Tensor,
-    k: Sequence[int],
-    form: str,
-    num_steps: int,
-    dense: bool,
-    save_support: bool,
-) -> tuple[Tensor, ...]:
-    check_choice("topk_lista", "form", form, FORMS)
-    check_floating("topk_lista", "x", x)
-    _check_groups(x, group_expert)
-    check_shapes(x[:1], encoder, recurrent, theta, k, form, num_steps, RuntimeError)
-    code = (*x.shape[:2], encoder.shape[2])
-    slots = (num_steps + 1, *code[:2], max(k))
-    return (
-        x.new_empty(code if dense else (0,)),
-        x.new_empty(slots),
-        x.new_empty(slots, dtype=torch.int32),
-        x.new_empty((num_steps + 1, *code) if save_support else (0,), dtype=torch.int8),
-    )
-
-
-@torch.library.register_fake("stratcore::topk_lista_grouped_backward")
-def _fake_backward(
-    grad_codes: Tensor | None,
-    grad_values: Tensor | None,
-    x: Tensor,
-    encoder: Tensor,
-    recurrent: Tensor,
-    theta: Tensor,
-    group_expert: Tensor,
-    values: Tensor,
-    indices: Tensor,
-    support: Tensor,
-    k: Sequence[int],
-    form: str,
-    *needs: bool,
-) -> tuple[Tensor, ...]:
-    return tuple(
-        x.new_empty(t.shape if need else (0,))
-        for t, need in zip((x, encoder, recurrent, theta), needs, strict=True)
-    )
-
-
-def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
-    _, values, indices, support = output
-    ctx.mark_non_differentiable(indices, support)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:5], values, indices, support)
-    ctx.k, ctx.form = list(inputs[5]), inputs[6]
-
-
-def _gradient(ctx: Any, grad_codes: Tensor | None, grad_values: Tensor | None, *_: Any) -> tuple:
-    """First order by the kernel; where a second may follow, by the same formulas in torch operations."""
-    x, encoder, recurrent, theta, group_expert, values, indices, support = ctx.saved_tensors
-    if grad_codes is None and grad_values is None:
-        return (None,) * 10
-    needs = ctx.needs_input_grad[:4]
-    if grad_codes is not None and grad_codes.ndim == 1:  # the dense code was not asked for
-        grad_codes = None
-    if torch.is_grad_enabled():
-        chosen_G = group_expert.long()
-        parameters = (encoder, recurrent, theta)
-        encoder_G, recurrent_G, theta_G = (p.index_select(1, chosen_G) for p in parameters)
-        k_G = torch.tensor(ctx.k, device=x.device).index_select(0, chosen_G)
-        replay = Replay(x, encoder_G, recurrent_G, theta_G, indices, support, k_G, ctx.form)
-        grad_x, *by_group = replay.gradients(grad_codes, grad_values)
-        folded = (
-            torch.zeros_like(p).index_add(1, chosen_G, g) for p, g in zip(parameters, by_group, strict=True)
-        )
-        grads = (grad_x, *folded)
-    else:
-        grads = _backward_op(
-            grad_codes,
-            grad_values,
-            x,
-            encoder,
-            recurrent,
-            theta,
-            group_expert,
-            values,
-            indices,
-            support,
-            ctx.k,
-            ctx.form,
-            *needs,
-        )
-    return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), *(None,) * 6)
-
-
-_call = differentiable(_op, setup_context=_save, backward=_gradient)
-
-torch.library.register_autocast("stratcore::topk_lista_grouped", "cpu", torch.float32)
-torch.library.register_autocast("stratcore::topk_lista_grouped", "cuda", torch.float32)
-
-
-def _product_flops(x: Sequence[int], encoder: Sequence[int], form: str, steps: int) -> int:
-    rows, atoms, dim = x[0] * x[1], encoder[2], encoder[3]
-    if form == "coupled":
-        return 2 * rows * atoms * dim * (1 + 2 * steps)
-    return 2 * rows * atoms * (dim * (steps + 1 if encoder[0] > 1 else 1) + atoms * steps)
-
-
-@register_flop_formula(torch.ops.stratcore.topk_lista_grouped)
-def _flops(
-    x: Sequence[int],
-    encoder: Sequence[int],
-    recurrent: Sequence[int],
-    theta: Sequence[int],
-    group_expert: Sequence[int],
-    k: Sequence[int],
-    form: str,
-    num_steps: int,
-    *args: Any,
-    **kwargs: Any,
-) -> int:
-    return _product_flops(x, encoder, form, num_steps)
-
-
-@register_flop_formula(torch.ops.stratcore.topk_lista_grouped_backward)
-def _backward_flops(
-    grad_codes: Any,
-    grad_values: Any,
-    x: Sequence[int],
-    encoder: Sequence[int],
-    recurrent: Sequence[int],
-    theta: Sequence[int],
-    group_expert: Sequence[int],
-    values: Sequence[int],
-    indices: Sequence[int],
-    support: Sequence[int],
-    k: Sequence[int],
-    form: str,
-    need_x: bool,
-    need_encoder: bool,
-    need_recurrent: bool,
-    *args: Any,
-    **kwargs: Any,
-) -> int:
-    return _product_flops(x, encoder, form, values[0] - 1) * (1 + int(need_encoder or need_recurrent))
