@@ -229,10 +229,11 @@ def read_picture(source: Path | IO[bytes], name: str = "") -> np.ndarray:
         with Image.open(source) as picture:
             if picture.mode in ("1", "L"):
                 return np.asarray(picture.convert("L"))[None].copy()
-            if picture.mode != "RGB":
-                whole = picture.convert("RGBA")
-                picture = Image.new("RGBA", whole.size, (255, 255, 255, 255))
-                picture.alpha_composite(whole)
-            return np.asarray(picture.convert("RGB")).transpose(2, 0, 1).copy()
+            if picture.mode == "RGB":
+                return np.asarray(picture).transpose(2, 0, 1).copy()
+            whole = picture.convert("RGBA")
+        page = Image.new("RGBA", whole.size, (255, 255, 255, 255))
+        page.alpha_composite(whole)
+        return np.asarray(page.convert("RGB")).transpose(2, 0, 1).copy()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{name or source}: not a readable picture ({error})") from error
