@@ -64,12 +64,14 @@ def test_diversity_of_classes_against_a_loop() -> None:
     assert float(losses.class_diversity(x[-1:], y[-1:], 4)) == 0.0
 
 
-def test_usage_imbalance_of_even_use_and_of_collapse() -> None:
+def test_anchor_usage_of_even_use_of_collapse_and_of_anchors_that_fall_together() -> None:
     even = 1 - torch.eye(4, dtype=torch.float64)
-    assert float(losses.usage_imbalance(even, 0.01)) == pytest.approx(0.0, abs=1e-9)
+    assert float(losses.anchor_usage_loss(even, 0.01)) == pytest.approx(0.0, abs=1e-9)
     collapsed = torch.ones(9, 4, dtype=torch.float64)
     collapsed[:, 2] = 0
-    assert float(losses.usage_imbalance(collapsed, 0.01)) == pytest.approx(math.log(4))
+    assert float(losses.anchor_usage_loss(collapsed, 0.01)) == pytest.approx(math.log(4))
+    together = torch.rand(9, 1, dtype=torch.float64).expand(9, 4)
+    assert float(losses.anchor_usage_loss(together, 0.01)) == pytest.approx(math.log(4))
 
 
 def test_hard_pairs_against_a_loop() -> None:

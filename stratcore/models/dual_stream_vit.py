@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from stratcore.models.dual_stream_vit_blocks import (
     TokenPool,
     TransformerBlock,
     matched_perceptron,
+    start_at_base_rate,
 )
 from stratcore.models.dual_stream_vit_config import DualStreamViTOptions
 from stratcore.ops import SimplexMeasures
@@ -63,7 +65,7 @@ class DualStreamViT(nn.Module):
 
     def __init__(self, options: DualStreamViTOptions) -> None:
         super().__init__()
-        self.options = options
+        self.options, self.embedding_dim = options, options.output_dim
         dim, output = options.stream_dim, options.output_dim
         self.pixels = PixelScale(options.channels)
         self.tokenizer = Tokenizer(options)
@@ -111,6 +113,16 @@ class DualStreamViT(nn.Module):
         self.geometric_classifier = (
             nn.Linear(options.output_dim, options.num_classes) if options.geometric_classifier else None
         )
+
+    @torch.no_grad()
+    def start_at_base_rate(self) -> None:
+        """Bias of every class -log(C - 1): one sigmoid a class then starts at 1 / C.
+
+        From 0, the first steps would only push all logits down, and all embeddings to one point on the way.
+        """
+        start_at_base_rate(self.classifier[-1])
+        if self.geometric_classifier is not None:
+            start_at_base_rate(self.geometric_classifier)
 
     @property
     def anchors(self) -> nn.Parameter | None:
@@ -188,12 +200,17 @@ class DualStreamViT(nn.Module):
         distance = nearest = None
         if self.options.readout == "constellation":
             distance, nearest = self.constellation(embedding)
-        patches = self.patchwork(embedding if distance is None else distance)
+        scale = math.sqrt(embedding.shape[-1]) if self.options.standardize else 1.0
+        if distance is None:
+            patches = self.patchwork(scale * embedding)
+        else:
+            patches = self.patchwork(scale * (distance - 1) if self.options.standardize else distance)
+        read = [scale * each for each in read]
         own = self.geometric_classifier
         return DualStreamViTOutput(
             logits=self.classifier(torch.cat([patches, *read], -1)),
             embedding=embedding,
-            geometric_logits=None if own is None or geometric is None else own(geometric),
+            geometric_logits=None if own is None or geometric is None else own(scale * geometric),
             geometric_embedding=geometric,
             standard_embedding=standard,
             distance=distance,

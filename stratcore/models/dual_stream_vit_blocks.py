@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -177,6 +178,13 @@ def _branch(options: DualStreamViTOptions) -> nn.Module | None:
 def matched_perceptron(inputs: int, outputs: int, num_parameters: int) -> Perceptron:
     """The perceptron whose number of parameters is nearest to a given one."""
     return Perceptron(inputs, max(1, round((num_parameters - outputs) / (inputs + outputs + 1))), outputs)
+
+
+@torch.no_grad()
+def start_at_base_rate(classifier: nn.Module) -> None:
+    """Set the bias of a linear classifier of C classes to -log(C - 1)."""
+    assert isinstance(classifier, nn.Linear)
+    classifier.bias.fill_(-math.log(classifier.out_features - 1))
 
 
 # ---- images to tokens, tokens to a vector

@@ -44,6 +44,9 @@ class DualStreamViTOptions:
         volume_feature: of the simplices: 'log_volume', or 'squared_volume', the dead one of the source documents.
         readout: what the classifier reads beside the embeddings: 'constellation': distances to anchors through a
             patchwork; the control 'perceptron': of the embedding itself, of as many parameters within 2 %.
+        standardize: patchwork and classifier read -cos sqrt(O) and embeddings times sqrt(O), of variance 1 for
+            directions at random. The same functions, from a start where images are told apart; False: they read
+            1 - cos and unit embeddings, as in the source documents, where biases drown them at first.
         num_anchors: A, a multiple of `num_compartments`.
         num_compartments: of the patchwork.
         compartment_dim: size of a compartment's output.
@@ -79,6 +82,7 @@ class DualStreamViTOptions:
     channel: str = "simplex"
     volume_feature: str = "log_volume"
     readout: str = "constellation"
+    standardize: bool = True
     num_anchors: int = 64
     num_compartments: int = 8
     compartment_dim: int = 64
@@ -187,7 +191,11 @@ _KNOWN = {
     "separation_sign": SIGNS,
 }
 
-_SOURCE: dict[str, Any] = {"volume_feature": "squared_volume", "separation_sign": "reference"}
+_SOURCE: dict[str, Any] = {
+    "volume_feature": "squared_volume",
+    "separation_sign": "reference",
+    "standardize": False,
+}
 _BIDIRECTIONAL: dict[str, Any] = {"num_fused_blocks": 0, "geometric_classifier": True, "anchor_dropout": 0.1}
 _AUTOGRAD: dict[str, Any] = {"tangential": 1.0, "separation": 0.1}
 

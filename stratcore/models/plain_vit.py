@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from stratcore.models.dual_stream_vit import DualStreamViT, DualStreamViTOutput
-from stratcore.models.dual_stream_vit_blocks import PixelScale, Tokenizer, TokenPool, TransformerBlock
+from stratcore.models.dual_stream_vit_blocks import (
+    PixelScale,
+    Tokenizer,
+    TokenPool,
+    TransformerBlock,
+    start_at_base_rate,
+)
 from stratcore.models.dual_stream_vit_config import DualStreamViTOptions
 
 HEAD_DIMS = (24, 32, 16)
@@ -48,11 +54,11 @@ class PlainViT(nn.Module):
     Shapes: images [B, channels, H, W], bytes, or floats in [0, 1].
     """
 
-    anchors = None
+    anchors: nn.Parameter | None = None
 
     def __init__(self, options: PlainViTOptions) -> None:
         super().__init__()
-        self.options = options.frame
+        self.options, self.embedding_dim = options.frame, options.dim
         frame = options.frame
         self.pixels, self.tokenizer = PixelScale(frame.channels), Tokenizer(frame)
         self.entry = nn.Linear(frame.embed_dim, options.dim)
@@ -63,6 +69,10 @@ class PlainViT(nn.Module):
         )
         self.pool = TokenPool(options.dim, frame.pooling)
         self.classifier = nn.Sequential(nn.Dropout(frame.dropout), nn.Linear(options.dim, frame.num_classes))
+
+    def start_at_base_rate(self) -> None:
+        """As that of `DualStreamViT`."""
+        start_at_base_rate(self.classifier[-1])
 
     def num_parameters(self) -> dict[str, int]:
         """Trainable parameters in all."""

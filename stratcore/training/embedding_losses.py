@@ -101,13 +101,17 @@ def class_diversity(embeddings_BO: Tensor, labels_B: Tensor, num_classes: int, l
     return (relu(mean_C - limit) * present_C).sum() / present_C.sum().clamp_min(1)
 
 
-def usage_imbalance(distance_BA: Tensor, temperature: float = 0.1) -> Tensor:
-    """Log A - entropy of the mean over rows of softmax(-distance / t), nats: 0 for even use, log A for one anchor.
+def anchor_usage_loss(distance_BA: Tensor, temperature: float = 0.1) -> Tensor:
+    """Log A - I(row; anchor) under p = softmax(-distance / t), nats: 0 if rows share all anchors evenly and surely.
 
-    Its gradient draws unused anchors to rows and rows to unused anchors, where the nearest-anchor count has none.
+    I = entropy of the mean of p - mean of its entropy. It is 0, and the loss log A, both for one anchor that takes
+    all rows and for anchors that fall together; the entropy of the mean alone would call the latter even use. Its
+    gradient draws unused anchors to rows, where the count of nearest anchors has none.
     """
-    share_A = (-distance_BA / temperature).softmax(-1).mean(0)
-    return math.log(distance_BA.shape[-1]) - torch.special.entr(share_A).sum()
+    log_BA = (-distance_BA / temperature).log_softmax(-1)
+    share_BA = log_BA.exp()
+    information = torch.special.entr(share_BA.mean(0)).sum() + (share_BA * log_BA).sum(-1).mean()
+    return math.log(distance_BA.shape[-1]) - information
 
 
 class HardPairs(NamedTuple):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from stratcore import ops
+from stratcore.layers.simplex import measured
 from stratcore.layers.sphere import procrustes, rotation_power
 from stratcore.training.mastery import EmbeddingQueue
 
@@ -184,11 +185,10 @@ def gal_loss(geometric_BO: Tensor, expert_BO: Tensor, options: GALOptions) -> Te
     draw_SB = torch.rand(options.num_simplices, rows, device=geometric_BO.device)
     index_SV = draw_SB.topk(vertices, -1).indices
     outputs = ("squared_distances", "log_volume")
-    own = ops.simplex_measures(geometric_BO, index_SV, outputs=outputs)
+    own_SP, own_S = measured(ops.simplex_measures(geometric_BO, index_SV, outputs=outputs), *outputs)
     with torch.no_grad():
-        wanted = ops.simplex_measures(expert_BO, index_SV, outputs=outputs)
-    distance = (own.squared_distances - wanted.squared_distances).square().mean()
-    solid_S = own.log_volume.isfinite() & wanted.log_volume.isfinite()
-    difference_S = torch.where(solid_S, own.log_volume - wanted.log_volume, 0.0)
+        wanted_SP, wanted_S = measured(ops.simplex_measures(expert_BO, index_SV, outputs=outputs), *outputs)
+    distance = (own_SP - wanted_SP).square().mean()
+    difference_S = torch.where(own_S.isfinite() & wanted_S.isfinite(), own_S - wanted_S, 0.0)
     means = (geometric_BO.mean(0) - expert_BO.detach().mean(0)).square().sum()
     return distance + options.volume * difference_S.square().mean() + options.center * means
