@@ -46,6 +46,7 @@ class ImageClassificationTask:
         seed: of the order of images.
         mastery: of the queue, where the objective has it.
         control: images of the training split that are not learnt from, for the queue's controller; None: none.
+        test: images that no evaluation during training reads; None: none.
         scan_every: steps between two health scans, which ride on evaluations; 0: never.
     """
 
@@ -62,6 +63,7 @@ class ImageClassificationTask:
         seed: int,
         mastery: MasteryOptions | None = None,
         control: ImageTable | None = None,
+        test: ImageTable | None = None,
         scan_every: int = 0,
     ) -> None:
         if runtime.world_size > 1:
@@ -73,9 +75,8 @@ class ImageClassificationTask:
         if augmentation.mixes and objective.views == 2:
             raise ValueError("augmentation.mixup, cutmix: expected 0 with two views (objective.views)")
         self.model, self._device = model, runtime.device
-        tables = {"train": train, "validation": validation} | (
-            {} if control is None else {"control": control}
-        )
+        given = {"train": train, "validation": validation, "control": control, "test": test}
+        tables = {name: table for name, table in given.items() if table is not None}
         self._images = {
             name: torch.from_numpy(table.images).to(self._device) for name, table in tables.items()
         }
