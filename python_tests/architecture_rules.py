@@ -216,7 +216,7 @@ TESTED_ELSEWHERE = {
     "stratcore/ops/topk_ste.py": "the selection of topk_lista alone: test_topk_lista.py",
     "stratcore/ops/reference/": "the definitions that the tests of the ops compare with",
     "stratcore/data/errors.py": "one exception class, expected by every test of the room",
-    "stratcore/data/registry.py": "names of text sets and models: test_texts.py and test_hub.py",
+    "stratcore/data/registry.py": "names of sets and models: test_texts.py and test_hub.py",
     "stratcore/data/table_columns.py": "a half of load_table: test_table.py",
     "stratcore/data/table_files.py": "a half of load_table: test_table.py",
     "stratcore/data/embedding_cache.py": "the cache of embed_texts: test_embeddings.py",

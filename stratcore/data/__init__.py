@@ -1,4 +1,4 @@
-"""Text, embeddings, perplexities, token tables and synthetic strata, checked on the way in.
+"""Text, images, embeddings, perplexities, token tables and synthetic strata, checked on the way in.
 
 Importing this package is cheap: each name loads its module at its first use.
 """
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from stratcore.data.embeddings import Embedded, EmbedOptions, embed_table, embed_texts
     from stratcore.data.errors import DataError
     from stratcore.data.gguf import load_gguf
+    from stratcore.data.image_sets import load_emoji, load_images
+    from stratcore.data.images import ImageSet, ImageTable, require_images, split_images
     from stratcore.data.perplexity import PerplexityOptions, TextPerplexity, text_perplexity
     from stratcore.data.split import Split, audit, split_rows
     from stratcore.data.synthetic import Strata, StrataOptions, union_of_strata
@@ -35,6 +37,8 @@ _MODULE_OF = {
     "EmbedOptions": "embeddings",
     "Embedded": "embeddings",
     "EmbeddingTable": "table",
+    "ImageSet": "images",
+    "ImageTable": "images",
     "PAPER_MODELS": "texts",
     "PerplexityOptions": "perplexity",
     "Split": "split",
@@ -52,13 +56,17 @@ _MODULE_OF = {
     "join_texts": "texts",
     "load_bundled": "bundled",
     "load_classification": "classification_sets",
+    "load_emoji": "image_sets",
     "load_gguf": "gguf",
+    "load_images": "image_sets",
     "load_table": "table",
     "load_texts": "texts",
     "require_domains": "table",
+    "require_images": "images",
     "require_no_confound": "classification",
     "require_rows": "table",
     "save_table": "table_files",
+    "split_images": "images",
     "split_rows": "split",
     "split_texts": "classification",
     "text_perplexity": "perplexity",
@@ -72,6 +80,8 @@ __all__ = [
     "EmbedOptions",
     "Embedded",
     "EmbeddingTable",
+    "ImageSet",
+    "ImageTable",
     "PAPER_MODELS",
     "PerplexityOptions",
     "Split",
@@ -89,13 +99,17 @@ __all__ = [
     "join_texts",
     "load_bundled",
     "load_classification",
+    "load_emoji",
     "load_gguf",
+    "load_images",
     "load_table",
     "load_texts",
     "require_domains",
+    "require_images",
     "require_no_confound",
     "require_rows",
     "save_table",
+    "split_images",
     "split_rows",
     "split_texts",
     "text_perplexity",

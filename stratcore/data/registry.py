@@ -1,10 +1,16 @@
-"""The text sets and models of the source documents, by name."""
+"""The text and image sets and the models of the source documents, by name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 SENTIMENT = ("negative", "positive")
+FASHION_NAMES = (
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+CIFAR10_NAMES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,23 @@ class TextSet:
     label_column: str = "label"
     split: str = "train"
     pair_column: str | None = None
+
+
+@dataclass(frozen=True)
+class ImageSetFacts:
+    """Where an image set lies and what its labels mean.
+
+    Args:
+        hub_name: of the data set.
+        image_column: column with the pictures.
+        label_names: meaning of the integers in the column `label`.
+        folder: where a package of the system puts its idx files.
+    """
+
+    hub_name: str
+    image_column: str
+    label_names: tuple[str, ...]
+    folder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +83,14 @@ TEXT_SETS: dict[str, TextSet] = {
 
 PAIR_SETS: dict[str, TextSet] = {
     "qqp": TextSet("nyu-mll/glue", "qqp", "question1", ("different", "same"), pair_column="question2"),
+}
+
+IMAGE_SETS: dict[str, ImageSetFacts] = {
+    "fashion_mnist": ImageSetFacts(
+        "zalando-datasets/fashion_mnist", "image", FASHION_NAMES, "/usr/share/datasets/fashion-mnist"
+    ),
+    "mnist": ImageSetFacts("ylecun/mnist", "image", tuple("0123456789")),
+    "cifar10": ImageSetFacts("uoft-cs/cifar10", "img", CIFAR10_NAMES),
 }
 
 PAPER_MODELS: dict[str, PaperModel] = {

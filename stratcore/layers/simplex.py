@@ -133,14 +133,23 @@ class KSimplexChannel(nn.Module):
         offset = self.deform(x).unflatten(-1, self.template.shape)
         return self.template + self.options.scale * offset
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features [..., P + 1] of tokens [..., input_dim]."""
-        distances, volume = measured(self.vertices(x), "squared_distances", self.options.volume_feature)
+    def measure(self, x: Tensor) -> ops.SimplexMeasures:
+        """Squared distances, log-volumes and the volume feature of the simplices of tokens [..., input_dim]."""
+        outputs = {"squared_distances", "log_volume", self.options.volume_feature}
+        return ops.simplex_measures(self.vertices(x), outputs=sorted(outputs))
+
+    def features(self, simplices: ops.SimplexMeasures) -> Tensor:
+        """Features [..., P + 1] of measured simplices."""
+        distances, volume = measured(simplices, "squared_distances", self.options.volume_feature)
         if self.options.volume_feature == "log_volume":
             relative = volume - _log_regular_volume(self.options.order)
             volume = 1 + relative.clamp_min(-_DEEPEST)
         features = torch.cat([distances, volume.unsqueeze(-1)], -1)
         return self.norm(features.to(self.norm.weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [..., P + 1] of tokens [..., input_dim]."""
+        return self.features(self.measure(x))
 
 
 # ---- volume and shape of given simplices

@@ -7,7 +7,10 @@ from typing import Any
 
 _NAMES = {
     "dictionary_moe": ("DictionaryMoE", "DictionaryMoEOptions", "DictionaryMoEOutput"),
+    "dual_stream_vit": ("DualStreamViT", "DualStreamViTOutput"),
+    "dual_stream_vit_config": ("ARCHITECTURES", "DualStreamViTOptions"),
     "geometric_regularization": ("geometric_losses",),
+    "plain_vit": ("PlainViT", "PlainViTOptions", "plain_options"),
     "pretrained_encoder": ("PretrainedMismatch", "load_encoder"),
     "stratified_classifier": (
         "ParameterCount",

@@ -10,6 +10,8 @@ from stratcore.recipes.analysis import AnalysisRun, advanced, multi_domain, note
 from stratcore.recipes.compare_classifiers import CompareClassifiersRun, compare_classifiers
 from stratcore.recipes.compare_dictionaries import CompareDictionariesRun, compare_dictionaries
 from stratcore.recipes.dictionary_moe import DictionaryMoERun, dictionary_moe, dictionary_moe_seed
+from stratcore.recipes.dual_stream_vit import DualStreamViTRun, dual_stream_vit, dual_stream_vit_digits
+from stratcore.recipes.dual_stream_vit_source import SOURCE_RUNS
 from stratcore.recipes.search_dictionary_moe import SearchDictionaryMoERun, search_dictionary_moe
 from stratcore.recipes.transfer_dictionary_moe import TransferDictionaryMoERun, transfer_dictionary_moe
 
@@ -20,6 +22,9 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "compare_dictionaries": compare_dictionaries,
     "search_dictionary_moe": search_dictionary_moe,
     "transfer_dictionary_moe": transfer_dictionary_moe,
+    "dual_stream_vit": dual_stream_vit,
+    "dual_stream_vit_digits": dual_stream_vit_digits,
+    **{recipe.__name__: recipe for recipe in SOURCE_RUNS},
 }
 ANALYSES: dict[str, Callable[[], AnalysisRun]] = {
     "stratification": stratification,
@@ -33,6 +38,7 @@ _EXECUTORS: dict[type, str] = {  # loaded on use: they import the models
     CompareDictionariesRun: "stratcore.recipes.compare_dictionaries_run",
     SearchDictionaryMoERun: "stratcore.recipes.search_dictionary_moe",
     TransferDictionaryMoERun: "stratcore.recipes.transfer_dictionary_moe",
+    DualStreamViTRun: "stratcore.recipes.dual_stream_vit_run",
     DictionaryMoERun: "stratcore.recipes.dictionary_moe_run",
 }
 
@@ -43,6 +49,7 @@ __all__ = [
     "CompareClassifiersRun",
     "CompareDictionariesRun",
     "DictionaryMoERun",
+    "DualStreamViTRun",
     "SearchDictionaryMoERun",
     "TransferDictionaryMoERun",
     "advanced",
@@ -50,6 +57,8 @@ __all__ = [
     "compare_dictionaries",
     "dictionary_moe",
     "dictionary_moe_seed",
+    "dual_stream_vit",
+    "dual_stream_vit_digits",
     "executor_of",
     "multi_domain",
     "notebook",

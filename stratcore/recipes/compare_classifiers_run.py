@@ -15,7 +15,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -37,11 +36,9 @@ from stratcore.recipes.compare_classifiers_results import (
 )
 from stratcore.recipes.compare_classifiers_routing import RouteLog
 from stratcore.recipes.environment import environment
-from stratcore.recipes.trials import TrialLog, write_trials
+from stratcore.recipes.trials import TrialLog, calibration_error, write_trials
 from stratcore.training import Runtime, Trainer, seed_everything
 from stratcore.training.tasks import TextClassificationTask, predict_logits
-
-CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,15 +231,6 @@ def score(
         "calibration_error": calibration_error(logits_NC.softmax(-1).numpy(), rows.label),
         "routing": routes.statistics(rows.domain, rows.label),
     }
-
-
-def calibration_error(probabilities_NC: np.ndarray, label_N: np.ndarray) -> float:
-    """Expected calibration error: mean distance of confidence and accuracy over 15 equal bins of confidence."""
-    confidence_N, guess_N = probabilities_NC.max(-1), probabilities_NC.argmax(-1)
-    bin_N = np.minimum((confidence_N * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gap = np.zeros(CALIBRATION_BINS)
-    np.add.at(gap, bin_N, confidence_N - (guess_N == label_N))
-    return float(np.abs(gap).sum() / len(label_N))
 
 
 def _curve(path: Path) -> list[dict[str, float]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from stratcore.models.dictionary_moe import DictionaryMoE
 from stratcore.recipes.dictionary_moe import DictionaryMoERun
@@ -58,7 +59,7 @@ def load_trained_run(folder: str | Path, device: torch.device | str = "cpu") -> 
     return TrainedRun(run, data, model.to(device), checkpoint)
 
 
-def load_weights(model: DictionaryMoE, checkpoint: Path, device: torch.device, *, averaged: bool) -> None:
+def load_weights(model: nn.Module, checkpoint: Path, device: torch.device, *, averaged: bool) -> None:
     """Put a checkpoint's weights, averaged ones on top where asked for, into a model and leave training mode."""
     opened = open_checkpoint(checkpoint)
     state = opened.read("model", device)

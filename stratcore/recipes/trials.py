@@ -13,6 +13,7 @@ import numpy as np
 from stratcore.analysis.schema import to_plain, write_atomic, write_json
 
 SCHEMA_VERSION = 1
+CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +93,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     from statsmodels.stats.multitest import multipletests
 
     return multipletests(p_values, method="holm")[1].tolist() if p_values else []
+
+
+def calibration_error(probabilities_NC: np.ndarray, label_N: np.ndarray) -> float:
+    """Expected calibration error: mean distance of confidence and accuracy over 15 equal bins of confidence."""
+    confidence_N, guess_N = probabilities_NC.max(-1), probabilities_NC.argmax(-1)
+    bin_N = np.minimum((confidence_N * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gap = np.zeros(CALIBRATION_BINS)
+    np.add.at(gap, bin_N, confidence_N - (guess_N == label_N))
+    return float(np.abs(gap).sum() / len(label_N))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,14 @@
 """One task a family: loss, metrics and state for the Trainer."""
 
 from stratcore.training.tasks.dictionary_moe import DictionaryMoETask, ObjectiveOptions, Rows
+from stratcore.training.tasks.image_classification import ImageClassificationTask
 from stratcore.training.tasks.text_classification import TextClassificationTask, predict_logits
 
-__all__ = ["DictionaryMoETask", "ObjectiveOptions", "Rows", "TextClassificationTask", "predict_logits"]
+__all__ = [
+    "DictionaryMoETask",
+    "ImageClassificationTask",
+    "ObjectiveOptions",
+    "Rows",
+    "TextClassificationTask",
+    "predict_logits",
+]

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from python_tests.data.image_cases import table
+from python_tests.models.dual_stream_cases import small
+from stratcore.data import load_images, split_images
+from stratcore.models import DualStreamViT, PlainViT, PlainViTOptions
+from stratcore.training import Intervals, OptimizerOptions, Runtime, Stage, Trainer, seed_everything
+from stratcore.training.augmentation import AugmentationOptions
+from stratcore.training.image_objective import ImageObjectiveOptions
+from stratcore.training.mastery import MasteryOptions
+from stratcore.training.tasks import ImageClassificationTask
+
+pytestmark = pytest.mark.usefixtures("single_thread")
+PLAIN = ImageObjectiveOptions(classification="cross_entropy", smoothing=0.0, views=1)
+MASTERED = ImageObjectiveOptions(
+    info_nce=0.5, mastery=1.0, geometric=0.3, diversity=0.5, cv=0.1, cm=0.1, usage=0.1, revive_every=4, spread=0.01
+)  # fmt: skip
+SHIFT = AugmentationOptions(crop=1, flip=0.0)
+EASY = MasteryOptions(
+    trigger_accuracy=0.05, trigger_batches=2, capacity=64, least=32, most=128, resize=32, cooldown=0, change=0.0
+)  # fmt: skip
+
+
+def task(
+    objective: ImageObjectiveOptions = PLAIN,
+    model: Any = None,
+    kind: type[ImageClassificationTask] = ImageClassificationTask,
+    **changes: Any,
+) -> ImageClassificationTask:
+    seed_everything(0)
+    train = table(160)
+    own = model or DualStreamViT(small(geometric_classifier=True))
+    own.pixels.fit(torch.from_numpy(train.images))
+    values: dict[str, Any] = {"batch_size": 32, "seed": 0, "augmentation": SHIFT, "mastery": EASY}
+    values |= {"control": table(40, seed=2)} | changes
+    return kind(own, train, table(80, seed=1), Runtime.create("cpu"), objective=objective, **values)
+
+
+class Swinging(ImageClassificationTask):
+    """The gap of the accuracies goes up and down, whatever the model says."""
+
+    def evaluate(self, model: Any, split: str) -> dict[str, float]:
+        found = super().evaluate(model, split)
+        if split == "control":
+            found["train_accuracy"] = found["accuracy"] + 0.1 * (self._step // 3 % 3)
+        return found
+
+
+def stage(steps: int, **intervals: int) -> Stage:
+    return Stage(steps=steps, optimizer=OptimizerOptions(lr=1e-2), intervals=Intervals(**intervals))
+
+
+def weights(own: ImageClassificationTask) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in own.model.parameters()])
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    found = Trainer(task(), stage(60), Runtime.create("cpu"), tmp_path).fit().metrics
+    assert found["accuracy"] > 0.97 and found["nll"] < 0.3
+
+
+def test_the_plain_control_learns_too(tmp_path: Path) -> None:
+    model = PlainViT(PlainViTOptions(frame=small(), dim=16, depth=2, num_heads=2))
+    found = Trainer(task(model=model), stage(60), Runtime.create("cpu"), tmp_path).fit().metrics
+    assert found["accuracy"] > 0.97 and "anchors_in_use" not in found
+
+
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path) -> None:
+    """Mastery begins, its queue is resized by the controller, anchors are revived, and the run is cut in between."""
+    kept = {"control_every": 3, "save_every": 5, "log_every": 1}
+    whole, cut, again = (task(MASTERED, kind=Swinging) for _ in range(3))
+    cpu = Runtime.create("cpu")
+    Trainer(whole, stage(12, **kept), cpu, tmp_path / "whole").fit()
+    assert bool(whole._mastery.active) and whole._mastery.queue.capacity != 64
+    Trainer(cut, stage(12, **kept), cpu, tmp_path / "cut").fit()
+    seed_everything(99)
+    Trainer(again, stage(12, **kept), cpu, tmp_path / "cut").fit(tmp_path / "cut" / "checkpoint-10")
+    assert torch.equal(weights(whole), weights(cut)) and torch.equal(weights(whole), weights(again))
+    for first, second in zip(whole._mastery.queue.in_order(), again._mastery.queue.in_order(), strict=True):
+        assert torch.equal(first, second)
+    assert whole._mastery.state_dict()["gaps"] == again._mastery.state_dict()["gaps"] != []
+    assert torch.equal(whole._revival.counts, again._revival.counts)
+
+
+def test_metrics_of_every_term() -> None:
+    own = task(MASTERED)
+    rows = next(iter(own.batches(0, 0)))
+    for _ in range(2):
+        result = own.step(own.model, rows, 0)
+    wanted = {
+        "classification", "geometric", "info_nce", "mastery", "diversity", "cv", "cm", "usage", "spread", "cv_value",
+        "accuracy", "info_nce_accuracy", "hard_negative", "hard_positive", "mastery_active", "margin",
+    }  # fmt: skip
+    assert set(result.metrics) == wanted and float(result.metrics["mastery_active"]) == 1.0
+    total = result.metrics["classification"] + sum(
+        getattr(MASTERED, name) * result.metrics[name]
+        for name in ("geometric", "info_nce", "mastery", "diversity", "cv", "cm", "usage", "spread")
+    )
+    torch.testing.assert_close(result.loss_sum.detach(), 32 * total)
+    quiet = task(replace(MASTERED, info_nce_with_mastery=False))
+    for _ in range(2):
+        result = quiet.step(quiet.model, rows, 0)
+    assert float(result.metrics["info_nce"]) == 0.0  # run 9: off once mastery has begun
+
+
+def test_controllers_read_held_out_training_images_and_never_validation() -> None:
+    own = task(MASTERED)
+    own._images["validation"].fill_(0)
+    found = own.evaluate(own.model.eval(), "control")
+    assert set(found) == {"accuracy", "train_accuracy"}
+    asked = []
+    own._mastery.control = lambda *pair: asked.append(pair)
+    own.after_control({"train_accuracy": 0.9, "accuracy": 0.7})
+    assert asked == [(0.9, 0.7)]
+
+
+def test_an_epoch_visits_every_image_once_in_an_order_of_its_own() -> None:
+    own = task()
+    epochs = [torch.cat(list(own.batches(epoch, 0))) for epoch in (0, 1)]
+    assert all(epoch.sort().values.tolist() == list(range(160)) for epoch in epochs)
+    assert not torch.equal(*epochs)
+    assert torch.equal(torch.cat(list(own.batches(0, 2))), epochs[0][64:])
+
+
+def test_matrices_decay_and_vectors_positions_and_anchors_do_not() -> None:
+    own = task()
+    decayed, free = own.parameter_groups()
+    names = {parameter: name for name, parameter in own.model.named_parameters()}
+    assert free["weight_decay"] == 0.0 and "weight_decay" not in decayed
+    fixed = {names[p] for p in free["params"]}
+    assert {"tokenizer.position", "constellation.anchors", "geometric_norm.weight"} <= fixed
+    assert {"pairs.0.geometric.attention.inputs.weight", "classifier.0.weight"}.isdisjoint(fixed)
+
+
+def test_health_scans_ride_on_evaluations_and_change_nothing(tmp_path: Path) -> None:
+    scanned, plain = task(MASTERED, scan_every=4), task(MASTERED)
+    found = Trainer(scanned, stage(4), Runtime.create("cpu"), tmp_path / "a").fit().metrics
+    Trainer(plain, stage(4), Runtime.create("cpu"), tmp_path / "b").fit()
+    assert torch.equal(weights(scanned), weights(plain))
+    wanted = ("effective_dim", "class_cv", "anchor_entropy", "bf16_cosine", "starved_parts")
+    assert all(f"health/{name}" in found for name in wanted)
+    assert all(found[f"health/gradient/{part}"] > 0 for part in ("geometric_output", "constellation"))
+
+
+def test_anchors_stay_in_use_without_info_nce(tmp_path: Path) -> None:
+    """From a collapse onto 1 anchor of 32, as the source documents' run 9 had it when InfoNCE went off."""
+    digits = load_images("digits").train
+    train, validation = (digits.take(rows) for rows in split_images(digits, (0.7, 0.3), seed=0))
+    used = {}
+    for name, mend in (("source", {}), ("ours", {"usage": 0.5, "revive_every": 10})):
+        seed_everything(0)
+        model = DualStreamViT(small(num_classes=10, num_anchors=32, output_dim=16))
+        with torch.no_grad():
+            pole = model(torch.from_numpy(train.images[:64])).embedding.mean(0)
+            model.anchors.copy_(-pole + 0.1 * torch.randn(32, 16))
+            model.anchors[0] = pole
+        own = ImageClassificationTask(
+            model, train, validation, Runtime.create("cpu"),
+            objective=replace(PLAIN, **mend), augmentation=SHIFT, batch_size=64, seed=0,
+        )  # fmt: skip
+        quick = replace(stage(100), optimizer=OptimizerOptions(lr=3e-3))
+        used[name] = (
+            Trainer(own, quick, Runtime.create("cpu"), tmp_path / name).fit().metrics["anchors_in_use"]
+        )
+    assert used["source"] < 0.5 and used["ours"] >= 0.9
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"batch_size: expected a number in \[1, 160\] training images, got 161"
+    ):
+        task(batch_size=161)
+    with pytest.raises(ValueError, match="augmentation.mixup, cutmix: expected 0 with two views"):
+        task(MASTERED, augmentation=AugmentationOptions(mixup=0.2))
