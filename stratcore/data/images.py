@@ -127,15 +127,24 @@ def require_images(table: ImageTable, *, channels: int, size: int, num_classes: 
             f"{table.source}: expected images of {size} x {size} pixels (model.image_size), "
             f"got {found[1]} x {found[2]}"
         )
+    require_classes(table)
+    if len(table.label_names) != num_classes:
+        raise DataError(
+            f"{table.source}: expected {num_classes} classes (model.num_classes), got {len(table.label_names)}"
+        )
+
+
+def require_classes(table: ImageTable) -> None:
+    """Refuse images of one class only.
+
+    Raises:
+        DataError: one class.
+    """
     present = np.unique(table.label)
     if len(present) < LEAST_CLASSES:
         raise DataError(
             f"{table.source}: expected at least {LEAST_CLASSES} classes, got only "
             f"{table.label_names[present[0]]!r}"
-        )
-    if len(table.label_names) != num_classes:
-        raise DataError(
-            f"{table.source}: expected {num_classes} classes (model.num_classes), got {len(table.label_names)}"
         )
 
 

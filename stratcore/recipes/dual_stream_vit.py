@@ -126,6 +126,7 @@ def dual_stream_vit() -> DualStreamViTRun:
         data=ImageOptions(source="fashion_mnist", fit_model=True),
         model=DualStreamViTOptions(
             tokenizer="convolution",
+            tokenizer_width=48,
             embed_dim=192,
             num_fused_blocks=0,
             num_cross_blocks=2,
@@ -161,7 +162,7 @@ def dual_stream_vit_digits() -> DualStreamViTRun:
     return DualStreamViTRun(
         recipe="dual_stream_vit_digits",
         batch_size=64,
-        scan_every=300,
+        scan_every=200,
         data=ImageOptions(source="digits", fit_model=True),
         model=DualStreamViTOptions(
             image_size=8,
@@ -191,13 +192,13 @@ def dual_stream_vit_digits() -> DualStreamViTRun:
             usage=0.02,
             revive_every=50,
         ),  # fmt: skip
-        augmentation=AugmentationOptions(crop=1, flip=0.0),
+        augmentation=AugmentationOptions(crop=0, flip=0.0),
         stage=Stage(
-            steps=600,
+            steps=400,
             optimizer=OptimizerOptions(
                 lr=3e-3, weight_decay=0.05, warmup_steps=30, schedule="cosine", clip_norm=1.0
             ),
-            intervals=Intervals(log_every=50, eval_every=150),
+            intervals=Intervals(log_every=50, eval_every=100),
             retention=Retention(save_total_limit=1),
             average=AverageOptions(decay=0.99),
         ),

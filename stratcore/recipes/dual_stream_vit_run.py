@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from stratcore.data.image_sets import load_images
-from stratcore.data.images import ImageTable, require_images, split_images
+from stratcore.data.images import ImageTable, require_classes, require_images, split_images
 from stratcore.models.dual_stream_vit import DualStreamViT
 from stratcore.models.plain_vit import PlainViT, plain_options
 from stratcore.recipes.dual_stream_vit import DualStreamViTRun
@@ -112,6 +112,7 @@ def prepare(run: DualStreamViTRun) -> PreparedImages:
     """
     found = load_images(run.data.source)
     shares, whole = run.data, found.train
+    require_classes(whole)
     test = found.test
     if test is None:
         rest, own = split_images(whole, (1 - shares.test, shares.test), seed=run.seed)
