@@ -22,7 +22,7 @@ def test_idx(tmp_path: Path, packed: bool) -> None:
     found = load_images(cases.write_idx(tmp_path / "mnist", packed))
     assert found.train.shape == (1, 6, 5) and found.train.label.tolist() == LABELS.tolist()
     expected = np.random.default_rng(0).integers(0, 256, (12, 6, 5), dtype=np.uint8)
-    assert np.array_equal(found.train.images[:, 0], expected)
+    assert np.array_equal(found.train.images[:, 0], expected) and found.train.images.flags.writeable
     assert found.test.num_images == 4 and found.train.label_names == tuple("0123456789")
     fashion = load_images(cases.write_idx(tmp_path / "fashion-mnist", packed))
     assert fashion.train.label_names[9] == "ankle boot"
