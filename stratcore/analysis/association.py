@@ -95,7 +95,8 @@ def group_association(
 
         explained = sum_g n_g (mean rank_g - mean rank)^2 / sum_i (rank_i - mean rank)^2,    in [0, 1]
 
-    Unrelated groups explain (G - 1) / (N - 1) in the mean: read it against its floor.
+    Unrelated groups explain (G - 1) / (N - 1) in the mean: read it against its floor. The interval is for the mean
+    of the share over samples of as many rows.
 
     Args:
         values: numbers, [N], finite.
@@ -183,7 +184,7 @@ def _explained_estimate(
     chosen = (rng.integers(rows, size=rows) for _ in range(count))
     drawn = np.array([_explained(rank_N[rows_N], group_N[rows_N]) for rows_N in chosen])
     shuffled = np.array([_explained(rank_N, shuffle()) for _ in range(count)])
-    low, high = resampling.interval(drawn)
+    low, high = resampling.interval_about(value, drawn)
     return Estimate(
         value=value,
         low=low,

@@ -199,7 +199,7 @@ def table_estimates(
             sum(weight * statistic(table) for weight, table in zip(weights, group, strict=True))
             for group in (tables, drawn, shuffled)
         )
-        low, high = resampling.interval(bootstrap + (value - np.mean(bootstrap)))
+        low, high = resampling.interval_about(float(value), bootstrap)
         estimates.append(
             Estimate(
                 value=float(value),
