@@ -142,9 +142,10 @@ def test_matrices_decay_and_vectors_positions_and_anchors_do_not() -> None:
 
 
 def test_health_scans_ride_on_evaluations_and_change_nothing(tmp_path: Path) -> None:
-    scanned, plain = task(MASTERED, scan_every=4), task(MASTERED)
-    found = Trainer(scanned, stage(4), Runtime.create("cpu"), tmp_path / "a").fit().metrics
-    Trainer(plain, stage(4), Runtime.create("cpu"), tmp_path / "b").fit()
+    scanned, plain = task(MASTERED, scan_every=3), task(MASTERED)
+    every = stage(6, eval_every=3)
+    found = Trainer(scanned, every, Runtime.create("cpu"), tmp_path / "a").fit().metrics
+    Trainer(plain, every, Runtime.create("cpu"), tmp_path / "b").fit()
     assert torch.equal(weights(scanned), weights(plain))
     wanted = ("effective_dim", "class_cv", "anchor_entropy", "bf16_cosine", "starved_parts")
     assert all(f"health/{name}" in found for name in wanted)
@@ -177,7 +178,7 @@ def test_anchors_stay_in_use_without_info_nce(tmp_path: Path) -> None:
 def test_experts_a_geometric_tower_and_the_turning_anchors(tmp_path: Path) -> None:
     """Run 12 in small, cut and resumed: the buffer is in the checkpoint."""
     objective = replace(PLAIN, experts=1.0, gal=1.0)
-    options = GALOptions(capacity=64, interval=3, rate=0.5, num_simplices=32)
+    options = GALOptions(capacity=256, interval=3, rate=0.5, num_simplices=32)
     whole, cut, again = (task(objective, ArbitrationViT(small()), gal=options) for _ in range(3))
     start = whole.model.state_dict()
     cut.model.load_state_dict(start)
