@@ -105,6 +105,14 @@ def test_a_decoupled_geometric_stream_sees_only_its_own_losses() -> None:
     assert model.pairs[0].geometric.attention.inputs.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("changes", [{"tokenizer": "convolution", "pooling": "attention"}, FUSED])
+def test_it_is_one_graph(changes: dict) -> None:
+    model = DualStreamViT(small(separation=0.1, anchor_dropout=0.1, drop_path=0.1, **changes)).eval()
+    images = torch.rand(4, 1, 8, 8)
+    found = torch.compile(model, backend="eager", fullgraph=True)(images)
+    torch.testing.assert_close(found.logits, model(images).logits)
+
+
 def test_bf16_keeps_the_sphere_in_float32() -> None:
     model = DualStreamViT(small()).eval()
     images = torch.rand(4, 1, 8, 8)

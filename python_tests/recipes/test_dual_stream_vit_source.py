@@ -1,16 +1,24 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 
+from python_tests.data.image_cases import table
+from python_tests.models.dual_stream_cases import FUSED, small
 from stratcore.models import ARCHITECTURES
-from stratcore.recipes import RECIPES
+from stratcore.recipes import RECIPES, DualStreamViTRun
+from stratcore.recipes.dual_stream_vit_run import build, task_of
 from stratcore.recipes.dual_stream_vit_source import SOURCE_RUNS
 from stratcore.recipes.settings import load_run
+from stratcore.training import Runtime
+from stratcore.training.image_objective import WEIGHTS
 
 
 def test_every_run_is_a_recipe_of_its_name() -> None:
     names = [recipe.__name__ for recipe in SOURCE_RUNS]
-    assert names == [f"dual_stream_vit_run{index}" for index in range(1, 12)] + [
+    assert names == [f"dual_stream_vit_run{index}" for index in range(1, 13)] + [
         f"dual_stream_vit_{name}" for name in ARCHITECTURES
     ]
     for recipe in SOURCE_RUNS:
@@ -54,7 +62,7 @@ def test_weights_of_the_documents(name: str, expected: dict[str, float]) -> None
 
 
 def test_what_sets_the_runs_apart() -> None:
-    run = {index: RECIPES[f"dual_stream_vit_run{index}"]() for index in range(1, 12)}
+    run = {index: RECIPES[f"dual_stream_vit_run{index}"]() for index in range(1, 13)}
     assert run[1].model == ARCHITECTURES["v1"] and run[1].batch_size == 128
     assert all(run[i].warm_start is not None and run[i].stage.optimizer.lr == 1e-4 for i in (2, 3))
     assert run[2].objective.mastery == 0.0 and run[3].objective.mastery == 1.0
@@ -66,4 +74,31 @@ def test_what_sets_the_runs_apart() -> None:
     assert run[10].model == ARCHITECTURES["v6"] and run[10].mastery.rule == "change"
     assert (run[10].stage.optimizer.lr, run[10].stage.optimizer.weight_decay) == (3e-4, 0.01)
     assert run[11].model.decouple and run[11].objective.info_nce_pairs == "geometric"
+    assert run[12].architecture == "arbitration" and run[12].objective.gal and run[12].objective.experts
+    assert (run[12].gal.interval, run[12].gal.rate, run[12].gal.capacity) == (25, 0.015, 50_000)
     assert RECIPES["dual_stream_vit_v5_bidir"]().objective.info_nce_pairs == "cross"
+
+
+@pytest.mark.parametrize("recipe", SOURCE_RUNS)
+def test_every_run_takes_a_step(recipe: Callable[[], DualStreamViTRun]) -> None:
+    """Its objective and its kind of model, in small; every loss reaches what it is about and is finite."""
+    whole = recipe()
+    kept = (
+        "geometric_output",
+        "geometric_classifier",
+        "separation",
+        "separation_sign",
+        "decouple",
+        "anchor_dropout",
+    )
+    depth = {"num_fused_blocks": 0} if whole.model.bidirectional else FUSED
+    kept_values = {name: getattr(whole.model, name) for name in kept}
+    run = replace(whole, batch_size=12, model=small(**depth, **kept_values, standardize=False))
+    parts = {name: table(24) for name in ("train", "validation", "control", "test")}
+    with Runtime.create("cpu") as runtime:
+        task = task_of(run, build(run, parts["train"]), parts, runtime)
+        result = task.step(task.model, next(iter(task.batches(0, 0))), 0)
+    result.loss_sum.backward()
+    weighted = {name for name in WEIGHTS if getattr(run.objective, name)}
+    assert weighted <= set(result.metrics) and bool(result.loss_sum.isfinite())
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in task.model.parameters())

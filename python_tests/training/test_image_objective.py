@@ -11,6 +11,7 @@ from stratcore.training import embedding_losses as losses
 from stratcore.training.image_objective import (
     ImageObjectiveOptions,
     classification_loss,
+    expert_loss,
     pair_loss,
     shape_terms,
 )
@@ -83,6 +84,14 @@ def test_pairs() -> None:
         torch.testing.assert_close(found.loss, expected.loss)
     one = pair_loss(out, replace(ALL, info_nce_symmetric=False)).loss
     torch.testing.assert_close(one, losses.info_nce(e[:6], e[6:], symmetric=False).loss)
+
+
+def test_experts_learn_with_sigmoids_and_with_a_softmax() -> None:
+    logits, targets = torch.randn(2, 5, 4), torch.eye(4)[[0, 1, 2, 3, 0]]
+    out = output()[1]._replace(expert_logits=tuple(logits))
+    entropy = torch.nn.functional.cross_entropy(logits[1], targets, label_smoothing=0.1)
+    expected = losses.smoothed_bce(logits[0], targets, 0.1) + entropy
+    torch.testing.assert_close(expert_loss(out, targets, ALL), expected)
 
 
 def test_classification() -> None:

@@ -63,7 +63,7 @@ def _idx(path: Path, file: IO[bytes], axes: int) -> np.ndarray:
     if len(data) != size:
         got = "more" if len(data) > size else str(len(data))
         raise DataError(f"{path}: expected {size} bytes for the shape {shape} of its header, got {got}")
-    return np.frombuffer(data, np.uint8).reshape(shape).copy()  # writable, as torch wants it
+    return np.frombuffer(data, np.uint8).reshape(shape).copy()
 
 
 def load_idx(folder: Path, label_names: tuple[str, ...]) -> ImageSet:
@@ -150,8 +150,8 @@ def _members(path: Path) -> dict[str, bytes]:
 def _cifar10_table(where: str, data: bytes) -> ImageTable:
     if not data or len(data) % _CIFAR10_RECORD:
         raise DataError(f"{where}: expected records of {_CIFAR10_RECORD} bytes, got {len(data)} bytes")
-    records = np.frombuffer(data, np.uint8).reshape(-1, _CIFAR10_RECORD).copy()
-    images = records[:, 1:].reshape(-1, 3, 32, 32)
+    records = np.frombuffer(data, np.uint8).reshape(-1, _CIFAR10_RECORD)
+    images = records[:, 1:].reshape(-1, 3, 32, 32).copy()
     return ImageTable(images, records[:, 0].astype(np.int64), CIFAR10_NAMES, where)
 
 

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
+    "arbitration_vit": ("ArbitrationViT",),
     "dictionary_moe": ("DictionaryMoE", "DictionaryMoEOptions", "DictionaryMoEOutput"),
     "dual_stream_vit": ("DualStreamViT", "DualStreamViTOutput"),
     "dual_stream_vit_config": ("ARCHITECTURES", "DualStreamViTOptions"),

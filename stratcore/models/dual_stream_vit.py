@@ -30,7 +30,8 @@ class DualStreamViTOutput(NamedTuple):
     logits: [B, C]. embedding: [B, O], of length 1, as the two below. geometric_logits: [B, C], with a classifier of
     the geometric stream's own. geometric_embedding, standard_embedding: of the streams, where they have one.
     distance: 1 - cosine to every anchor, [B, A]; nearest: anchor of each image, int64 [B]; None without anchors.
-    simplices: measures of the tokens' simplices, one for each dual block.
+    simplices: measures of the tokens' simplices, one for each dual block. expert_logits: [B, C] each, of towers that
+    have classifiers of their own (`ArbitrationViT`).
     """
 
     logits: Tensor
@@ -41,6 +42,7 @@ class DualStreamViTOutput(NamedTuple):
     distance: Tensor | None = None
     nearest: Tensor | None = None
     simplices: tuple[SimplexMeasures, ...] = ()
+    expert_logits: tuple[Tensor, ...] = ()
 
     def embeddings(self) -> list[Tensor]:
         """The joint embedding and those of the streams that have one."""

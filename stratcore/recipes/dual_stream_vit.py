@@ -9,6 +9,7 @@ from typing import Literal
 from stratcore.models.dual_stream_vit_config import DualStreamViTOptions
 from stratcore.training.augmentation import AugmentationOptions
 from stratcore.training.averaging import AverageOptions
+from stratcore.training.gal import GALOptions
 from stratcore.training.image_objective import ImageObjectiveOptions
 from stratcore.training.mastery import MasteryOptions
 from stratcore.training.optimizer import OptimizerOptions
@@ -52,15 +53,17 @@ class DualStreamViTRun:
         batch_size: images a step; with two views the model sees twice as many.
         architecture: 'dual_stream', or 'plain': a plain vision transformer of as many parameters within 2 %, with the
             same tokenizer, in its place; it has no embeddings of streams, no anchors and no simplices, so that terms
-            of the objective on these are not computed.
+            of the objective on these are not computed. 'arbitration': two experts and a geometric tower.
         warm_start: checkpoint, or run folder, whose weights are taken over where names and shapes agree.
         compile: the model goes through torch.compile.
+        tensorboard: write event files too.
         scan_every: steps between health scans, at evaluations; 0: never.
         data: images.
         model: architecture.
         objective: loss.
         augmentation: of the training images.
         mastery: of the queue, where the objective has it.
+        gal: of the anchors' alignment, where the objective has it.
         stage: optimizer, steps, evaluation, checkpoints.
     """
 
@@ -68,15 +71,17 @@ class DualStreamViTRun:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_size: int = 512
-    architecture: Literal["dual_stream", "plain"] = "dual_stream"
+    architecture: Literal["dual_stream", "plain", "arbitration"] = "dual_stream"
     warm_start: Path | None = None
     compile: bool = False
+    tensorboard: bool = False
     scan_every: int = 0
     data: ImageOptions = field(default_factory=ImageOptions)
     model: DualStreamViTOptions
     objective: ImageObjectiveOptions = field(default_factory=ImageObjectiveOptions)
     augmentation: AugmentationOptions = field(default_factory=AugmentationOptions)
     mastery: MasteryOptions = field(default_factory=MasteryOptions)
+    gal: GALOptions = field(default_factory=GALOptions)
     stage: Stage
 
     def __post_init__(self) -> None:
@@ -95,6 +100,10 @@ class DualStreamViTRun:
         if self.augmentation.mixes and self.objective.views == 2:
             raise ValueError("augmentation.mixup, cutmix: expected 0 with two views (objective.views)")
         model, objective = self.model, self.objective
+        if objective.gal and self.architecture != "arbitration":
+            raise ValueError(
+                f"objective.gal: expected 0 for architecture {self.architecture}, got {objective.gal}"
+            )
         if objective.geometric and not model.geometric_classifier:
             raise ValueError("objective.geometric: expected 0 without model.geometric_classifier")
         pairs = objective.info_nce_pairs

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from stratcore.data.image_sets import load_images
 from stratcore.data.images import ImageTable, require_classes, require_images, split_images
+from stratcore.models.arbitration_vit import ArbitrationViT
 from stratcore.models.dual_stream_vit import DualStreamViT
 from stratcore.models.plain_vit import PlainViT, plain_options
 from stratcore.recipes.dual_stream_vit import DualStreamViTRun
@@ -26,6 +27,7 @@ from stratcore.training import Runtime, Trainer, open_checkpoint, resolve_checkp
 from stratcore.training.health import embedding_health
 from stratcore.training.precision import Precision
 from stratcore.training.tasks import ImageClassificationTask
+from stratcore.training.tasks.image_classification import ImageModel
 
 logger = logging.getLogger("stratcore")
 
@@ -73,7 +75,8 @@ def execute(
         model = build(run, prepared.parts["train"])
         taken = None if run.warm_start is None else take_over(model, run.warm_start)
         task = task_of(run, model, prepared.parts, runtime)
-        trainer = Trainer(task, replace(run.stage, seed=run.seed), runtime, folder)
+        stage = replace(run.stage, seed=run.seed)
+        trainer = Trainer(task, stage, runtime, folder, tensorboard=run.tensorboard)
         if run.compile:
             model.compile()
         before_training()
@@ -137,11 +140,13 @@ def prepare(run: DualStreamViTRun) -> PreparedImages:
     return PreparedImages(run, {**parts, "test": test})
 
 
-def build(run: DualStreamViTRun, train: ImageTable) -> DualStreamViT | PlainViT:
+def build(run: DualStreamViTRun, train: ImageTable) -> ImageModel:
     """The model at its start, on the CPU."""
-    model = (
-        DualStreamViT(run.model) if run.architecture == "dual_stream" else PlainViT(plain_options(run.model))
-    )
+    model: ImageModel
+    if run.architecture == "plain":
+        model = PlainViT(plain_options(run.model))
+    else:
+        model = ArbitrationViT(run.model) if run.architecture == "arbitration" else DualStreamViT(run.model)
     model.pixels.fit(torch.from_numpy(train.images))
     if run.objective.classification == "bce" and run.model.standardize:
         model.start_at_base_rate()
@@ -150,7 +155,7 @@ def build(run: DualStreamViTRun, train: ImageTable) -> DualStreamViT | PlainViT:
 
 def task_of(
     run: DualStreamViTRun,
-    model: DualStreamViT | PlainViT,
+    model: ImageModel,
     parts: dict[str, ImageTable],
     runtime: Runtime,
 ) -> ImageClassificationTask:
@@ -165,6 +170,7 @@ def task_of(
         batch_size=run.batch_size,
         seed=run.seed,
         mastery=run.mastery,
+        gal=run.gal,
         control=parts["control"],
         test=parts["test"],
         scan_every=run.scan_every,
@@ -197,9 +203,7 @@ def take_over(model: torch.nn.Module, source: Path) -> dict[str, int]:
 
 
 @torch.no_grad()
-def score(
-    task: ImageClassificationTask, model: DualStreamViT | PlainViT, split: str
-) -> dict[str, float | None]:
+def score(task: ImageClassificationTask, model: ImageModel, split: str) -> dict[str, float | None]:
     """Accuracy, likelihood, calibration, the geometric stream alone, and the geometry of the embeddings."""
     output, labels_N = task.predict(model, split)
     logits_NC = output.logits.double().cpu()

@@ -13,6 +13,7 @@ from typing import Any
 
 from stratcore.models.dual_stream_vit_config import ARCHITECTURES
 from stratcore.recipes.dual_stream_vit import DualStreamViTRun, steps_of
+from stratcore.training.gal import GALOptions
 from stratcore.training.image_objective import ImageObjectiveOptions
 from stratcore.training.mastery import MasteryOptions
 from stratcore.training.optimizer import OptimizerOptions
@@ -147,6 +148,28 @@ def dual_stream_vit_run11() -> DualStreamViTRun:
     return replace(run, stage=_stage(100, 3e-4, BATCH, weight_decay=0.01))
 
 
+def dual_stream_vit_run12() -> DualStreamViTRun:
+    """Source run 12, a plan there: experts with BCE and CE, a geometric tower with the accumulated geometric loss."""
+    options = replace(
+        ARCHITECTURES["v6"],
+        anchor_init="orthogonal",
+        num_anchors=64,
+        geometric_classifier=False,
+        separation=0.0,
+    )
+    terms = ImageObjectiveOptions(experts=1.0, gal=1.0, info_nce=0.5, info_nce_symmetric=False)
+    return DualStreamViTRun(
+        recipe="dual_stream_vit_run12",
+        architecture="arbitration",
+        batch_size=BATCH,
+        scan_every=10 * steps_of(1, TRAINING_IMAGES, BATCH),
+        model=options,
+        objective=terms,
+        gal=GALOptions(capacity=50_000, interval=25, rate=0.015, matching="nearest", rotation="reference"),
+        stage=_stage(100, 3e-4, BATCH, weight_decay=0.01),
+    )
+
+
 def dual_stream_vit_v1() -> DualStreamViTRun:
     """The source documents' v1: run 1."""
     return replace(dual_stream_vit_run1(), recipe="dual_stream_vit_v1")
@@ -185,6 +208,7 @@ SOURCE_RUNS = (
     dual_stream_vit_run9,
     dual_stream_vit_run10,
     dual_stream_vit_run11,
+    dual_stream_vit_run12,
     dual_stream_vit_v1,
     dual_stream_vit_v3,
     dual_stream_vit_v5,

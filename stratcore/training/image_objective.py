@@ -24,7 +24,7 @@ PAIRINGS = ("joint", "geometric", "cross")
 CM_RULES = ("barrier", "regularity", "validity")
 CV_SUBJECTS = ("both", "geometric")
 WEIGHTS = (
-    "geometric", "info_nce", "mastery", "diversity", "cv", "anchor_cv", "cm", "spread", "usage",
+    "geometric", "info_nce", "mastery", "diversity", "cv", "anchor_cv", "cm", "spread", "usage", "experts", "gal",
 )  # fmt: skip
 TWO_VIEWS = ("info_nce", "mastery")
 LEAST_VOLUME = 0.1 * math.sqrt(5) / 96  # a tenth of the template's volume
@@ -59,6 +59,8 @@ class ImageObjectiveOptions:
         spread: anchors are not closer than 90 degrees.
         usage: rows share the anchors evenly, each surely one.
         usage_temperature: of the soft counts for it.
+        experts: towers' own classifiers: binary cross-entropy of the first, cross-entropy of the rest.
+        gal: the geometric embedding keeps the shape of the experts' (`training.gal`).
         revive_every: steps between moves of unused anchors onto rows; 0: never.
     """
 
@@ -84,6 +86,8 @@ class ImageObjectiveOptions:
     spread: float = 0.0
     usage: float = 0.0
     usage_temperature: float = 0.1
+    experts: float = 0.0
+    gal: float = 0.0
     revive_every: int = 0
 
     def __post_init__(self) -> None:
@@ -127,6 +131,14 @@ def classification_loss(logits_BC: Tensor, targets_BC: Tensor, options: ImageObj
     if options.classification == "bce":
         return losses.smoothed_bce(logits_BC, targets_BC, options.smoothing)
     return cross_entropy(logits_BC, targets_BC, label_smoothing=options.smoothing)
+
+
+def expert_loss(output: DualStreamViTOutput, targets_BC: Tensor, options: ImageObjectiveOptions) -> Tensor:
+    """Sum of the experts' own losses: sigmoids for the first, a softmax for the others."""
+    first, *rest = output.expert_logits
+    losses_of = [losses.smoothed_bce(first, targets_BC, options.smoothing)]
+    losses_of += [cross_entropy(each, targets_BC, label_smoothing=options.smoothing) for each in rest]
+    return torch.stack(losses_of).sum()
 
 
 def pair_loss(output: DualStreamViTOutput, options: ImageObjectiveOptions) -> InfoNCE:

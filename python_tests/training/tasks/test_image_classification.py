@@ -11,9 +11,10 @@ from torch import Tensor
 from python_tests.data.image_cases import table
 from python_tests.models.dual_stream_cases import small
 from stratcore.data import load_images, split_images
-from stratcore.models import DualStreamViT, PlainViT, PlainViTOptions
+from stratcore.models import ArbitrationViT, DualStreamViT, PlainViT, PlainViTOptions
 from stratcore.training import Intervals, OptimizerOptions, Runtime, Stage, Trainer, seed_everything
 from stratcore.training.augmentation import AugmentationOptions
+from stratcore.training.gal import GALOptions
 from stratcore.training.image_objective import ImageObjectiveOptions
 from stratcore.training.mastery import MasteryOptions
 from stratcore.training.tasks import ImageClassificationTask
@@ -141,9 +142,10 @@ def test_matrices_decay_and_vectors_positions_and_anchors_do_not() -> None:
 
 
 def test_health_scans_ride_on_evaluations_and_change_nothing(tmp_path: Path) -> None:
-    scanned, plain = task(MASTERED, scan_every=4), task(MASTERED)
-    found = Trainer(scanned, stage(4), Runtime.create("cpu"), tmp_path / "a").fit().metrics
-    Trainer(plain, stage(4), Runtime.create("cpu"), tmp_path / "b").fit()
+    scanned, plain = task(MASTERED, scan_every=3), task(MASTERED)
+    every = stage(6, eval_every=3)
+    found = Trainer(scanned, every, Runtime.create("cpu"), tmp_path / "a").fit().metrics
+    Trainer(plain, every, Runtime.create("cpu"), tmp_path / "b").fit()
     assert torch.equal(weights(scanned), weights(plain))
     wanted = ("effective_dim", "class_cv", "anchor_entropy", "bf16_cosine", "starved_parts")
     assert all(f"health/{name}" in found for name in wanted)
@@ -171,6 +173,31 @@ def test_anchors_stay_in_use_without_info_nce(tmp_path: Path) -> None:
             Trainer(own, quick, Runtime.create("cpu"), tmp_path / name).fit().metrics["anchors_in_use"]
         )
     assert used["source"] < 0.5 and used["ours"] >= 0.9
+
+
+def test_experts_a_geometric_tower_and_the_turning_anchors(tmp_path: Path) -> None:
+    """Run 12 in small, cut and resumed: the buffer is in the checkpoint."""
+    objective = replace(PLAIN, experts=1.0, gal=1.0)
+    options = GALOptions(capacity=256, interval=3, rate=0.5, num_simplices=32)
+    whole, cut, again = (task(objective, ArbitrationViT(small()), gal=options) for _ in range(3))
+    start = whole.model.state_dict()
+    cut.model.load_state_dict(start)
+    again.model.load_state_dict(start)
+    kept = {"save_every": 4}
+    Trainer(whole, stage(8, **kept), Runtime.create("cpu"), tmp_path / "whole").fit()
+    Trainer(cut, stage(8, **kept), Runtime.create("cpu"), tmp_path / "cut").fit()
+    Trainer(again, stage(8, **kept), Runtime.create("cpu"), tmp_path / "cut").fit(
+        tmp_path / "cut/checkpoint-4"
+    )
+    assert torch.equal(weights(whole), weights(cut)) and torch.equal(weights(whole), weights(again))
+    still = task(objective, ArbitrationViT(small()), gal=replace(options, rate=0.0))
+    assert still._alignment is not None and task(PLAIN)._alignment is None
+    rows = next(iter(whole.batches(0, 0)))
+    result = whole.step(whole.model, rows, 0)
+    assert {"experts", "gal"} <= set(result.metrics)
+    before = whole.model.anchors.detach().clone()
+    whole.after_step(9)
+    assert not torch.equal(whole.model.anchors, before)
 
 
 def test_bad_settings_are_refused() -> None:

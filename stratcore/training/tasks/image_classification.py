@@ -10,15 +10,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from stratcore.data.images import ImageTable
+from stratcore.models.arbitration_vit import ArbitrationViT
 from stratcore.models.dual_stream_vit import DualStreamViT, DualStreamViTOutput
 from stratcore.models.plain_vit import PlainViT
 from stratcore.training.anchors import AnchorRevival
 from stratcore.training.augmentation import AugmentationOptions, mixed, random_views
 from stratcore.training.distributed import Runtime
+from stratcore.training.gal import GALAlignment, GALOptions, gal_loss
 from stratcore.training.health import embedding_health, gradient_health, precision_gap
 from stratcore.training.image_objective import (
     ImageObjectiveOptions,
     classification_loss,
+    expert_loss,
     pair_loss,
     shape_terms,
 )
@@ -26,7 +29,7 @@ from stratcore.training.mastery import Mastery, MasteryOptions
 from stratcore.training.optimizer import ParameterGroups
 from stratcore.training.task import StepResult
 
-ImageModel = DualStreamViT | PlainViT
+ImageModel = DualStreamViT | PlainViT | ArbitrationViT
 EVALUATION_BATCH = 1024
 SCAN_ROWS = 2000
 CONTROL_LIMIT = 5000
@@ -45,6 +48,7 @@ class ImageClassificationTask:
         batch_size: images a step.
         seed: of the order of images.
         mastery: of the queue, where the objective has it.
+        gal: of the anchors' alignment and the simplices, where the objective has it.
         control: images of the training split that are not learnt from, for the queue's controller; None: none.
         test: images that no evaluation during training reads; None: none.
         scan_every: steps between two health scans, which ride on evaluations; 0: never.
@@ -62,6 +66,7 @@ class ImageClassificationTask:
         batch_size: int,
         seed: int,
         mastery: MasteryOptions | None = None,
+        gal: GALOptions | None = None,
         control: ImageTable | None = None,
         test: ImageTable | None = None,
         scan_every: int = 0,
@@ -91,6 +96,11 @@ class ImageClassificationTask:
         self._mastery: Mastery | None = None
         if objective.mastery:
             self._mastery = Mastery(mastery or MasteryOptions(), model.embedding_dim, self._device)
+        self._gal = gal or GALOptions()
+        self._alignment: GALAlignment | None = None
+        if objective.gal:
+            classes = self._num_classes
+            self._alignment = GALAlignment(self._gal, model.embedding_dim, classes, self._device)
         anchors = model.anchors
         self._revival = (
             AnchorRevival(anchors.shape[0], self._device)
@@ -130,6 +140,9 @@ class ImageClassificationTask:
         if self._revival is not None and output.nearest is not None:
             self._revival.note(output.nearest)
             self._recent = output.embedding.detach()
+        if self._alignment is not None:
+            assert output.standard_embedding is not None
+            self._alignment.note(output.standard_embedding, labels_B)
         weight = torch.full((), float(batch.shape[0]), device=self._device)
         return StepResult(loss_sum=loss * weight, weight=weight, metrics=metrics)
 
@@ -155,6 +168,10 @@ class ImageClassificationTask:
             if options.info_nce:
                 off = 0.0 if options.info_nce_with_mastery else figures.get("mastery_active", 0.0)
                 terms["info_nce"] = pairs.loss * (1 - off)
+        if options.experts and output.expert_logits:
+            terms["experts"] = expert_loss(output, targets_BC, options)
+        if options.gal and output.standard_embedding is not None:
+            terms["gal"] = gal_loss(output.embedding, output.standard_embedding, self._gal)
         terms |= shape_terms(output, labels_B, self.model.anchors, options)
         if "cv_value" in terms:
             figures["cv_value"] = terms.pop("cv_value")
@@ -177,8 +194,10 @@ class ImageClassificationTask:
         return found.loss
 
     def after_step(self, step: int) -> None:
-        """From time to time, unused anchors go to where rows are."""
+        """From time to time, unused anchors go to where rows are, and all turn towards the experts' classes."""
         self._step = step
+        if self._alignment is not None and self.model.anchors is not None:
+            self._alignment.after_step(step, self.model.anchors)
         if self._revival is not None and step % self._objective.revive_every == 0:
             anchors = self.model.anchors
             assert self._recent is not None and anchors is not None
@@ -257,7 +276,7 @@ class ImageClassificationTask:
 
     def state_dict(self) -> dict[str, Any]:
         """Mastery, anchor counts, the step."""
-        parts = {"mastery": self._mastery, "revival": self._revival}
+        parts = {"mastery": self._mastery, "revival": self._revival, "alignment": self._alignment}
         return {"step": self._step} | {
             name: part.state_dict() for name, part in parts.items() if part is not None
         }
@@ -269,6 +288,8 @@ class ImageClassificationTask:
             self._mastery.load_state_dict(state["mastery"])
         if self._revival is not None:
             self._revival.load_state_dict(state["revival"])
+        if self._alignment is not None:
+            self._alignment.load_state_dict(state["alignment"])
 
 
 def _accuracy(logits_NC: Tensor, labels_N: Tensor) -> float:
