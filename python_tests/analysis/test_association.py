@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import kruskal, spearmanr
 
 from stratcore.analysis import Resampling, group_association, rank_correlation
@@ -98,3 +99,14 @@ def test_intervals_of_explained_shares_cover_the_mean_of_samples_of_as_many_rows
     target = np.mean([group_association(row, groups, resampling=one).explained.value for row in samples])
     assert all(each.low <= each.value <= each.high for each in found)
     assert sum(each.low <= target <= each.high for each in found) >= 33  # 38 expected, error 1.4
+
+
+def test_numbers_may_be_tensors_of_any_type():
+    a, b, _ = (torch.from_numpy(each).requires_grad_() for each in columns())
+    assert rank_correlation(a, b, resampling=FEW) == rank_correlation(
+        a.detach().numpy(), b.detach().numpy(), resampling=FEW
+    )
+    rounded = a.to(torch.bfloat16)
+    assert rank_correlation(rounded, b, resampling=FEW).value == pytest.approx(
+        spearmanr(rounded.detach().double(), b.detach()).statistic
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import adjusted_rand_score, mutual_info_score, normalized_mutual_info_score
 
 from stratcore.analysis import (
@@ -69,3 +70,21 @@ def test_shuffled_tables_keep_their_margins_and_drawn_ones_their_rows():
     ).all()
     assert (drawn.sum(axis=(1, 2)) == 20).all() and not drawn[:, 0, 2].any()
     assert (shuffled_tables(table[:1], 3, rng) == table[:1]).all()
+
+
+@pytest.mark.parametrize(
+    "statistic", [adjusted_rand_index, normalized_mutual_information, mutual_information, purity]
+)
+def test_tables_may_be_tensors_of_any_type(statistic):
+    table = torch.tensor([[4.0, 1.0], [0.0, 3.0]], requires_grad=True)
+    assert np.array_equal(statistic(table), statistic([[4, 1], [0, 3]]))
+    assert np.array_equal(statistic(table.to(torch.bfloat16)), statistic([[4, 1], [0, 3]]))
+
+
+@pytest.mark.parametrize("table", [np.zeros((0, 0)), np.zeros((2, 2)), np.ones(3)])
+@pytest.mark.parametrize(
+    "statistic", [adjusted_rand_index, normalized_mutual_information, mutual_information]
+)
+def test_empty_tables_are_refused(statistic, table):
+    with pytest.raises(ValueError, match="table: expected counts"):
+        statistic(table)

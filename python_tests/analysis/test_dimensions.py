@@ -79,3 +79,10 @@ def test_bad_input():
         dimension_table(np.eye(4), variance=0)
     with pytest.raises(ValueError, match="labels: expected a label for each of 4 rows"):
         dimension_table(np.eye(4), [1, 2])
+
+
+def test_rounding_is_no_dimension():
+    rng = np.random.default_rng(0)
+    rows = (rng.standard_normal((300, 3)) @ rng.standard_normal((3, 40)) + 100).astype(np.float32)
+    row = dimension_table(rows, variance=1.0, calibrated=False)[0]
+    assert (row.value, row.low, row.high) == (3, 3, 3)

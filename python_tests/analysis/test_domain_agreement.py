@@ -132,6 +132,11 @@ def test_intervals_cover_the_mean_of_samples_of_as_many_rows(dependence: float, 
         (lambda: agreement([0, 1], [0, 1, 1]), "assign: expected a label for each of 3 rows"),
         (lambda: within_bins([0, 1, 1], [0, 1], [1.0, 2.0]), "assign: expected a label for each of 2 rows"),
         (lambda: within_bins([0, 1], [0, 1, 1], [1.0, 2.0]), "domain: expected a label for each of 2 rows"),
+        (
+            lambda: within_bins([0, 1, 1], [0, 1, 1], [1.0, 2.0]),
+            "values: expected a number for each of 3 rows",
+        ),
+        (lambda: agreement(["x", "y", np.nan], [0, 1, 1]), "assign: row 2 has no label, got nan"),
     ],
 )
 def test_rows_without_a_label_and_lists_of_unlike_length_are_refused(call, words: str) -> None:

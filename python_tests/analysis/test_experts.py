@@ -172,6 +172,7 @@ def test_rounding_spans_nothing():
     ("call", "words"),
     [
         (lambda: expert_basis(np.full((3, 3), np.nan), 1), "dictionary: row 0 holds NaN"),
+        (lambda: expert_basis(np.eye(3), 1, [1, np.nan, 1]), "weights: expected a finite number >= 0"),
         (
             lambda: expert_distances(np.full((2, 3, 3), np.nan), rank=1),
             "dictionaries: expected finite numbers",

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from stratcore.analysis import (
     Resampling,
@@ -85,6 +86,19 @@ def test_even_gate_differs_nowhere_in_any_precision(dtype):
     assert found.dimension_correlation is None and found.dimension_p_value is None
 
 
+def test_even_gate_of_bfloat16_differs_nowhere():
+    logits = 1e-3 * torch.randn(300, 7, generator=torch.Generator().manual_seed(0))
+    p = torch.softmax(logits, dim=-1).to(torch.bfloat16).requires_grad_()
+    found = sparsity_against_untrained(p, LEVELS, np.repeat([0, 1, 2], 100), [1, 2, 3])
+    assert found.num_different == 0 and found.dimension_p_value is None
+
+
+def test_float64_tells_more_than_float32():
+    p = np.full((30, 7), 1 / 7) + 1e-7 * np.linspace(-1, 1, 7) + 1e-10 * np.arange(30)[:, None] * np.eye(7)[0]
+    found = sparsity_against_untrained(p / p.sum(axis=1, keepdims=True), LEVELS, np.repeat([0, 1, 2], 10))
+    assert found.num_different == 3 and found.num_dimensions == 0
+
+
 def test_strata_of_unknown_dimension_have_no_part_in_the_correlation():
     strata = np.repeat(np.arange(6), 20)
     p = 0.8 * np.eye(7)[np.array([0, 1, 3, 5, 6, 2])[strata]] + 0.2 / 7
@@ -92,6 +106,7 @@ def test_strata_of_unknown_dimension_have_no_part_in_the_correlation():
     known = strata < 5
     same = sparsity_against_untrained(p[known], LEVELS, strata[known], [4, 8, 12, 16, 24])
     assert found.dimension_correlation == same.dimension_correlation == pytest.approx(1)
+    assert found.num_dimensions == same.num_dimensions == 5
     assert found.dimension_p_value == pytest.approx(same.dimension_p_value, abs=0.02)
     nothing = sparsity_against_untrained(p, LEVELS, strata, [np.nan] * 5 + [3])
     assert nothing.dimension_correlation is None and nothing.dimension_p_value is None
@@ -177,6 +192,8 @@ def test_mean_gate_by_group():
         (lambda: weighted_sparsity(np.eye(3), [1, 2], [0, 0, 0]), "a level for each of 3 experts"),
         (lambda: assignment_histogram([0, 7], ["a", "b"], 7), "expected experts 0 to 6, got 0 to 7"),
         (lambda: assignment_histogram([0.5, 1], ["a", "b"], 7), "integer expert numbers"),
+        (lambda: assignment_histogram([0, 1], [1.0, np.nan], 7), "groups: row 1 has no label, got nan"),
+        (lambda: assignment_histogram([], [], 7), "groups: expected at least one row"),
     ],
 )
 def test_rejects(call, words):

@@ -96,3 +96,12 @@ def test_strata_get_their_own_dimensions_in_sorted_order():
 def test_rejects(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("offset", [0, 100])
+def test_rounding_is_no_dimension(dtype, offset):
+    rng = np.random.default_rng(0)
+    rows = (rng.standard_normal((500, 3)) @ rng.standard_normal((3, 200)) + offset).astype(dtype)
+    assert PCADimension(1.0).fit(rows).dimension_ == 3
+    assert np.count_nonzero(covariance_eigenvalues(rows)) == 3

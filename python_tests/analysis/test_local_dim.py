@@ -174,3 +174,9 @@ def test_torch_rows():
 def test_rejects(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_rounding_is_no_local_dimension():
+    rng = np.random.default_rng(0)
+    rows = (rng.standard_normal((200, 3)) @ rng.standard_normal((3, 20)) + 100).astype(np.float32)
+    assert LocalPCA(k=50, share=1.0).fit(rows).dimension_ == 3

@@ -29,7 +29,8 @@ def test_the_answer_leads_with_singular_points(results):
     assert "from 6.0 (S0) to 15.0 (S1), with intervals apart." in answer[1]
     assert answer[2] == (
         "2 strata are chosen by held-out likelihood, nats a row (mixture of ppca); another start or sample gives "
-        "the same ones with ARI 0.80 [0.700, 0.900]."
+        "the same ones with ARI 0.80 [0.700, 0.900]. The likelihood is that of Gaussians: rows of heavy tails can "
+        "read as a second stratum, a wide one about the center of a narrow one."
     )
     assert answer[3].startswith("Strata and domains agree beyond chance: NMI 0.50 [0.45, 0.55]")
     assert "domains 20.0\u00a0% (shuffled up to 5.0\u00a0%)" in answer[4]

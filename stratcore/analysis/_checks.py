@@ -18,11 +18,36 @@ def as_array(value: Any) -> np.ndarray:
     return np.asarray(tensor.double() if tensor.is_floating_point() else tensor)
 
 
-def precision(values: np.ndarray) -> float:
-    """Relative rounding of float64 numbers: float32's where all of them are float32 numbers, else float64's."""
+def precision(values: Any) -> float:
+    """Relative rounding of the dtype; float64 numbers that are all float32 numbers have float32's."""
+    if hasattr(values, "detach") and values.is_floating_point() and values.element_size() < 4:
+        import torch
+
+        return float(torch.finfo(values.dtype).eps)
+    array = as_array(values)
+    if array.dtype == np.float16:
+        return float(np.finfo(np.float16).eps)
     with np.errstate(over="ignore", invalid="ignore"):
-        narrow = bool((values == values.astype(np.float32)).all())
+        narrow = bool((array == array.astype(np.float32)).all())
     return float(np.finfo(np.float32 if narrow else np.float64).eps)
+
+
+def without_rounding(eigenvalues: np.ndarray, rounding: float, shape: tuple[int, int]) -> np.ndarray:
+    """Eigenvalues of X^T X of rows [N, D], those that rounding alone can make set to zero.
+
+    Numbers that are off by up to r have singular values up to r (sqrt N + sqrt D); those of the decomposition itself
+    are up to eps max(N, D) of the largest, as in `numpy.linalg.matrix_rank`. Where all are below, they are left as
+    they are.
+
+    Args:
+        eigenvalues: [..., K], largest first.
+        rounding: r; `precision(X)` times the largest number of X before it was centered. Unit: length.
+        shape: N and D.
+    """
+    largest = eigenvalues[..., :1]
+    own = (rounding * float(np.sqrt(shape).sum())) ** 2
+    floor = np.maximum(own, (np.finfo(np.float64).eps * max(shape)) ** 2 * largest)
+    return np.where((eigenvalues > floor) | (largest <= own), eigenvalues, 0.0)
 
 
 def as_matrix(name: str, value: Any) -> np.ndarray:
@@ -62,6 +87,10 @@ def as_labels(name: str, value: ArrayLike, num_rows: int) -> np.ndarray:
     Raises:
         ValueError: not one label a row, or a row without one (NaN or None; the first such row is named).
     """
+    if isinstance(value, list | tuple):  # NumPy would turn the NaN of a list of text into text
+        absent = [row for row, label in enumerate(value) if label is None or _is_nan(label)]
+        if absent:
+            raise ValueError(f"{name}: row {absent[0]} has no label, got {value[absent[0]]}")
     labels_N = as_array(value)
     if labels_N.shape != (num_rows,):
         raise ValueError(f"{name}: expected a label for each of {num_rows} rows, got shape {labels_N.shape}")
@@ -88,14 +117,19 @@ def as_probabilities(name: str, value: ArrayLike) -> np.ndarray:
     """Return `value` as rows of probabilities [N, E], scaled to sum to one: an even gate of any precision is even.
 
     Raises:
-        ValueError: a row holds a negative number or does not sum to one within 1e-3.
+        ValueError: a row holds a negative number or does not sum to one within 1e-3 (bfloat16: 8e-3).
     """
     p_NE = as_matrix(name, value)
-    bad_N = (p_NE < 0).any(axis=1) | (np.abs(p_NE.sum(axis=1) - 1) > 1e-3)
+    slack = max(1e-3, precision(value))
+    bad_N = (p_NE < 0).any(axis=1) | (np.abs(p_NE.sum(axis=1) - 1) > slack)
     if bad_N.any():
         row = int(bad_N.argmax())
         raise ValueError(f"{name}: row {row} is no distribution, its sum is {p_NE[row].sum():.6g}")
     return p_NE / p_NE.sum(axis=1, keepdims=True)
+
+
+def _is_nan(label: object) -> bool:
+    return isinstance(label, float | np.floating) and bool(np.isnan(label))
 
 
 def _finite(name: str, matrix_ND: np.ndarray) -> np.ndarray:

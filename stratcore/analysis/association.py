@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
-from stratcore.analysis._checks import as_labels
+from stratcore.analysis._checks import as_array, as_labels
 from stratcore.analysis.domain_agreement import Estimate, quantile_bins
 from stratcore.analysis.resampling import Resampling
 
@@ -130,7 +130,7 @@ def group_association(
 
 
 def _finite_column(name: str, value: ArrayLike) -> np.ndarray:
-    column_N = np.asarray(value, dtype=np.float64)
+    column_N = as_array(value).astype(np.float64)
     if column_N.ndim != 1 or not np.isfinite(column_N).all():
         raise ValueError(f"{name}: expected one finite number a row, got shape {column_N.shape}")
     if len(column_N) and not np.ptp(column_N):

@@ -36,17 +36,17 @@ def contingency(domain: ArrayLike, assign: ArrayLike) -> tuple[np.ndarray, np.nd
 
 def purity(table_GE: ArrayLike) -> np.ndarray:
     """Share of the largest domain in each label, [E]; NaN for a label without rows."""
-    return _largest_share(np.asarray(table_GE, dtype=np.float64).T)
+    return _largest_share(as_array(table_GE).astype(np.float64).T)
 
 
 def concentration(table_GE: ArrayLike) -> np.ndarray:
     """Share of the largest label in each domain, [G]; NaN for a domain without rows."""
-    return _largest_share(np.asarray(table_GE, dtype=np.float64))
+    return _largest_share(as_array(table_GE).astype(np.float64))
 
 
 def adjusted_rand_index(table_TGE: ArrayLike) -> np.ndarray:
     """ARI of contingency tables [..., G, E], as scikit-learn's `adjusted_rand_score`; [...]."""
-    table = np.asarray(table_TGE, dtype=np.float64)
+    table = _counts(table_TGE)
     pairs = _pairs(table).sum(axis=(-2, -1))
     rows = _pairs(table.sum(axis=-1)).sum(axis=-1)
     columns = _pairs(table.sum(axis=-2)).sum(axis=-1)
@@ -57,7 +57,7 @@ def adjusted_rand_index(table_TGE: ArrayLike) -> np.ndarray:
 
 def normalized_mutual_information(table_TGE: ArrayLike) -> np.ndarray:
     """NMI (arithmetic mean) of contingency tables [..., G, E], as scikit-learn's; [...]."""
-    table = np.asarray(table_TGE, dtype=np.float64)
+    table = _counts(table_TGE)
     p = table / table.sum(axis=(-2, -1), keepdims=True)
     row_entropy = entr(p.sum(axis=-1)).sum(axis=-1)
     column_entropy = entr(p.sum(axis=-2)).sum(axis=-1)
@@ -78,7 +78,7 @@ def mutual_information(table_TGE: ArrayLike, *, miller_madow: bool = True) -> np
     Numerics: without the correction independent labels have about (G - 1)(E - 1) / (2 N ln 2) bits.
     Source: Miller 1955.
     """
-    table = np.asarray(table_TGE, dtype=np.float64)
+    table = _counts(table_TGE)
     total = table.sum(axis=(-2, -1))
     row, column = table.sum(axis=-1), table.sum(axis=-2)
 
@@ -103,6 +103,16 @@ def drawn_tables(table_GE: np.ndarray, count: int, rng: np.random.Generator) -> 
     """Tables as drawing the rows anew, with replacement, makes them, [count, G, E]."""
     num_rows, flat = int(table_GE.sum()), table_GE.ravel()
     return rng.multinomial(num_rows, flat / num_rows, size=count).reshape(count, *table_GE.shape)
+
+
+def _counts(table_TGE: ArrayLike) -> np.ndarray:
+    """Tables as float64, each with a row at least."""
+    table = as_array(table_TGE).astype(np.float64)
+    if table.ndim < 2 or not (table.sum(axis=(-2, -1)) > 0).all():
+        raise ValueError(
+            f"table: expected counts [..., domains, labels] of a row at least, got shape {table.shape}"
+        )
+    return table
 
 
 def _largest_share(table: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 
-from stratcore.analysis._checks import as_labels, as_matrix
+from stratcore.analysis._checks import as_labels, as_matrix, precision, without_rounding
 from stratcore.analysis.calibrated_dim import CalibratedDimension
 from stratcore.analysis.intrinsic_dim import effective_rank, participation_ratio
 from stratcore.analysis.local_dim import (
@@ -150,14 +150,15 @@ def _linear(x_ND: np.ndarray, variance: float, seed: int) -> dict[str, tuple[flo
         return dict.fromkeys(names, f"expected at least {_LEAST_ROWS} distinct rows, got {len(x_ND)} rows")
     rng, (num_rows, num_features) = np.random.default_rng(seed), x_ND.shape
     centered_ND = x_ND - x_ND.mean(axis=0)
-    values = _spectrum_dimensions(centered_ND, variance)
+    rounding = precision(x_ND) * float(np.abs(x_ND).max())
+    values = _spectrum_dimensions(centered_ND, variance, rounding)
     if num_rows < _LEAST_ROWS_OF_INTERVAL:
         return {name: (value, math.nan, math.nan) for name, value in zip(names, values, strict=True)}
     # A bootstrap repeats rows, which narrows the spectrum; a part of the rows does not. The spread over parts of m of
     # N rows is that of N rows times sqrt(N / m - 1).
     size = min(num_rows // 2, _PCA_ROWS)
     draws = [
-        _spectrum_dimensions(centered_ND[rng.choice(num_rows, size, replace=False)], variance)
+        _spectrum_dimensions(centered_ND[rng.choice(num_rows, size, replace=False)], variance, rounding)
         for _ in range(50 if num_features <= 256 else 20)
     ]
     spread = 1.96 * np.std(draws, axis=0, ddof=1) / math.sqrt(num_rows / size - 1)
@@ -167,9 +168,9 @@ def _linear(x_ND: np.ndarray, variance: float, seed: int) -> dict[str, tuple[flo
     }
 
 
-def _spectrum_dimensions(x_ND: np.ndarray, variance: float) -> tuple[float, float, float]:
+def _spectrum_dimensions(x_ND: np.ndarray, variance: float, rounding: float) -> tuple[float, float, float]:
     centered = x_ND - x_ND.mean(axis=0)
     product = centered.T @ centered if centered.shape[0] >= centered.shape[1] else centered @ centered.T
-    values = np.linalg.eigvalsh(product)[::-1].clip(min=0)
+    values = without_rounding(np.linalg.eigvalsh(product)[::-1].clip(min=0), rounding, x_ND.shape)
     held = np.cumsum(values / values.sum()) < variance - 1e-12
     return float(held.sum() + 1), participation_ratio(values), effective_rank(values)

@@ -165,6 +165,9 @@ def binned_tables(
         num_bins: see `quantile_bins`.
     """
     bin_N, edges = quantile_bins(values, num_bins)
+    num_rows = as_array(domain).size
+    if len(bin_N) != num_rows == as_array(assign).size:
+        raise ValueError(f"values: expected a number for each of {num_rows} rows, got {len(bin_N)}")
     assign_N, domain_N = (
         as_labels(name, each, len(bin_N)) for name, each in (("assign", assign), ("domain", domain))
     )

@@ -84,14 +84,17 @@ def expert_basis(dictionary: ArrayLike, rank: int, weights: ArrayLike | None = N
         rounding (of float32 where all atoms are float32 numbers) span nothing.
 
     Raises:
-        ValueError: rank below 1, no matrix, or an atom that is not finite.
+        ValueError: rank below 1, no matrix, an atom that is not finite, or weights that do not fit.
     """
     if rank < 1:
         raise ValueError(f"rank: expected at least 1, got {rank}")
     atoms_DM = as_matrix("dictionary", dictionary)
     rounding = max(atoms_DM.shape) * precision(atoms_DM)
     if weights is not None:
-        atoms_DM = atoms_DM * as_array(weights).astype(np.float64)
+        weights_M = as_array(weights).astype(np.float64)
+        if weights_M.shape != atoms_DM.shape[1:] or not (np.isfinite(weights_M) & (weights_M >= 0)).all():
+            raise ValueError(f"weights: expected a finite number >= 0 for each of {atoms_DM.shape[1]} atoms")
+        atoms_DM = atoms_DM * weights_M
     left, singular, _ = np.linalg.svd(atoms_DM, full_matrices=False)
     spanned = int((singular > singular.max(initial=0) * rounding).sum())
     return left[:, : min(rank, spanned)]
@@ -108,12 +111,12 @@ def principal_angles(basis_a: ArrayLike, basis_b: ArrayLike) -> np.ndarray:
 
 def chordal_distance(angles: ArrayLike) -> float:
     """Root mean squared sine of principal angles, in [0, 1]."""
-    return float(np.sqrt(np.mean(np.sin(np.asarray(angles)) ** 2)))
+    return float(np.sqrt(np.mean(np.sin(as_array(angles)) ** 2)))
 
 
 def geodesic_distance(angles: ArrayLike) -> float:
     """Geodesic distance on the Grassmannian, sqrt(sum angles^2). Unit: radian."""
-    return float(np.linalg.norm(np.asarray(angles)))
+    return float(np.linalg.norm(as_array(angles)))
 
 
 def random_chordal_distance(num_features: int, rank: int) -> float:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from scipy.special import entr
 from scipy.stats import rankdata
 
-from stratcore.analysis._checks import as_array, as_labels, as_probabilities
+from stratcore.analysis._checks import as_array, as_labels, as_probabilities, precision
 from stratcore.analysis.resampling import Interval, Resampling, mean_interval
 
 
@@ -90,6 +90,7 @@ class SparsityComparison:
         or where either is the same in all strata.
     dimension_p_value: share of the orders of the levels that reach this correlation. To a gate that was never
         trained all orders are alike, so the test is exact for it, however sharp the gate.
+    num_dimensions: strata of known dimension, the ones behind both.
     """
 
     untrained: float
@@ -98,6 +99,7 @@ class SparsityComparison:
     num_different: int
     dimension_correlation: float | None
     dimension_p_value: float | None
+    num_dimensions: int
     answer: str
 
 
@@ -180,15 +182,14 @@ def sparsity_against_untrained(
         p: gate probabilities, [N, E].
         sparsities: active atoms of each expert, [E].
         strata: stratum of each row, [N].
-        dimensions: dimension of each stratum, in the order of the sorted strata, [S]; a stratum whose dimension is
-            NaN has no part in the correlation.
+        dimensions: of each stratum, in the order of the sorted strata, [S]; NaN has no part in the correlation.
         resampling: level; seed and number of the orders where E > 7, else all E! are taken.
     """
     p_NE = as_probabilities("p", p)
     resampling = resampling or Resampling()
     found = weighted_sparsity(p_NE, sparsities, strata)
     strata_N, level_E = as_array(strata), as_array(sparsities).astype(np.float64)
-    rounding = len(level_E) * np.abs(level_E).max() * float(np.finfo(np.float32).eps)
+    rounding = max(len(level_E) * np.abs(level_E).max() * precision(p), 1e-9)
     rows = [p_NE[strata_N == name] for name in np.unique(strata_N)]
     exchanged_TS = _orders(level_E, resampling) @ np.stack([each.mean(axis=0) for each in rows]).T
     untrained, differences = float(level_E.mean()), []
@@ -205,14 +206,14 @@ def sparsity_against_untrained(
                 low=interval.low,
                 high=interval.high,
                 difference=difference,
-                # What float32 cannot tell from an even gate is no difference, and one row has no interval.
+                # What the dtype cannot tell from an even gate is no difference, and one row has no interval.
                 differs=abs(difference) > rounding and _leaves_out(interval, untrained),
                 exchanged_low=float(low),
                 exchanged_high=float(high),
             )
         )
     sparsity_TS = np.vstack([[each.weighted_sparsity for each in found], exchanged_TS])
-    correlation, p_value = _dimension_test(sparsity_TS / rounding, dimensions)
+    correlation, p_value, num_known = _dimension_test((sparsity_TS - untrained) / rounding, dimensions)
     return SparsityComparison(
         untrained=untrained,
         level=resampling.level,
@@ -220,6 +221,7 @@ def sparsity_against_untrained(
         num_different=sum(each.differs for each in differences),
         dimension_correlation=correlation,
         dimension_p_value=p_value,
+        num_dimensions=num_known,
         answer=_sparsity_answer(untrained, differences),
     )
 
@@ -231,31 +233,34 @@ def _leaves_out(interval: Interval, value: float) -> bool:
 
 def _dimension_test(
     sparsity_TS: np.ndarray, dimensions: ArrayLike | None
-) -> tuple[float | None, float | None]:
-    """Rank correlation of the first row with dimension, and the share of the other rows that reach it.
+) -> tuple[float | None, float | None, int]:
+    """Rank correlation of the first row with dimension, the share of the other rows that reach it, known strata.
 
     Args:
-        sparsity_TS: weighted sparsity as it is, then with levels exchanged. Unit: its rounding error.
+        sparsity_TS: weighted sparsity above the untrained value as it is, then with levels exchanged. Unit: its
+            rounding error.
         dimensions: [S], NaN where unknown.
     """
     if dimensions is None:
-        return None, None
+        return None, None, 0
     dimension_S = as_array(dimensions).astype(np.float64)
     if dimension_S.shape != sparsity_TS.shape[1:]:
         raise ValueError(
             f"dimensions: expected one for each of {sparsity_TS.shape[1]} strata, got shape {dimension_S.shape}"
         )
     known_S = np.isfinite(dimension_S)
-    if known_S.sum() < 2:
-        return None, None
+    num_known = int(known_S.sum())
+    if num_known < 2:
+        return None, None, num_known
     rank_TS = rankdata(sparsity_TS[:, known_S].round(), axis=1)
     rank_TS -= rank_TS.mean(axis=1, keepdims=True)
-    target_S = rankdata(dimension_S[known_S]) - (known_S.sum() + 1) / 2
+    target_S = rankdata(dimension_S[known_S]) - (num_known + 1) / 2
     norm_T = np.linalg.norm(rank_TS, axis=1) * np.linalg.norm(target_S)
     if norm_T[0] == 0:
-        return None, None
+        return None, None, num_known
     correlation_T = rank_TS @ target_S / np.where(norm_T > 0, norm_T, np.inf)
-    return float(correlation_T[0]), float((correlation_T[1:] >= correlation_T[0] - 1e-9).mean())
+    share = float((correlation_T[1:] >= correlation_T[0] - 1e-9).mean())
+    return float(correlation_T[0]), share, num_known
 
 
 def _sparsity_answer(untrained: float, strata: list[SparsityDifference]) -> str:
@@ -295,11 +300,14 @@ def assignment_histogram(assign: ArrayLike, groups: ArrayLike, num_experts: int)
         groups: group of each row, [N].
         num_experts: E; experts without rows keep their column.
     """
-    groups_N = np.asarray(groups)
-    assign_N = as_labels("assign", assign, len(groups_N))
+    num_rows = as_array(groups).size
+    if num_rows == 0:
+        raise ValueError("groups: expected at least one row, got none")
+    groups_N = as_labels("groups", groups, num_rows)
+    assign_N = as_labels("assign", assign, num_rows)
     if not np.issubdtype(assign_N.dtype, np.integer):
         raise ValueError(f"assign: expected integer expert numbers, got dtype {assign_N.dtype}")
-    if len(assign_N) and not (0 <= assign_N.min() and assign_N.max() < num_experts):
+    if not (0 <= assign_N.min() and assign_N.max() < num_experts):
         raise ValueError(
             f"assign: expected experts 0 to {num_experts - 1}, got {assign_N.min()} to {assign_N.max()}"
         )

@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 
-from stratcore.analysis._checks import as_labels, as_matrix, estimator_matrix
+from stratcore.analysis._checks import (
+    as_array,
+    as_labels,
+    as_matrix,
+    estimator_matrix,
+    precision,
+    without_rounding,
+)
 
 
 def covariance_eigenvalues(X: ArrayLike) -> np.ndarray:
@@ -28,12 +35,17 @@ def covariance_eigenvalues(X: ArrayLike) -> np.ndarray:
 
     Raises:
         ValueError: fewer than two rows, or a row that is not finite.
+
+    Numerics: eigenvalues that the rounding of the rows' dtype alone can make are zero.
     """
     x_ND = as_matrix("X", X)
     if len(x_ND) < 2:
         raise ValueError(f"X: expected at least 2 rows to see any variance, got {len(x_ND)}")
-    singular = np.linalg.svd(x_ND - x_ND.mean(axis=0), compute_uv=False)
-    return singular**2 / (len(x_ND) - 1)
+    centered_ND = x_ND - x_ND.mean(axis=0)
+    centered_ND -= centered_ND.mean(axis=0)  # what rounding left of the mean would be a direction
+    singular = np.linalg.svd(centered_ND, compute_uv=False)
+    rounding = precision(x_ND) * float(np.abs(x_ND).max())
+    return without_rounding(singular**2, rounding, x_ND.shape) / (len(x_ND) - 1)
 
 
 def effective_rank(eigenvalues: ArrayLike) -> float:
@@ -182,7 +194,7 @@ def stratum_dimensions(
 
 
 def _shares(eigenvalues: ArrayLike) -> np.ndarray:
-    values = np.asarray(eigenvalues, dtype=np.float64)
+    values = as_array(eigenvalues).astype(np.float64)
     if values.ndim != 1 or (values < 0).any() or not values.sum() > 0:
         raise ValueError("eigenvalues: expected non-negative numbers, not all zero (are all rows equal?)")
     return values / values.sum()

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from scipy import sparse
 from sklearn.base import BaseEstimator
 
-from stratcore.analysis._checks import estimator_matrix
+from stratcore.analysis._checks import estimator_matrix, precision, without_rounding
 from stratcore.analysis.neighbors import distinct_rows, nearest_neighbors
 from stratcore.ops import effective_dim_from_cv, simplex_cv
 
@@ -240,14 +240,17 @@ class LocalPCA(NeighborEstimator):
             raise ValueError(f"k: expected at least 2, got {self.k}")
         x_MD, row_N = self._distinct(X, self.k)
         found = nearest_neighbors(x_MD, self.k, device=self.device)
-        local_M = pca_dimensions(x_MD, found.indices, self.share)
+        rounding = precision(x_MD) * float(np.abs(x_MD).max())
+        local_M = pca_dimensions(x_MD, found.indices, self.share, rounding)
         self.pointwise_ = local_M[row_N]
         self._set(float(local_M.mean()), mean_error(local_M, found.indices))
         return self
 
 
-def pca_dimensions(x_MD: np.ndarray, neighbors_CK: np.ndarray, share: float) -> np.ndarray:
-    """Components that hold a share of the variance in each neighborhood, [C], float64."""
+def pca_dimensions(
+    x_MD: np.ndarray, neighbors_CK: np.ndarray, share: float, rounding: float = 0.0
+) -> np.ndarray:
+    """Components that hold a share of the variance in each neighborhood, [C], float64; see `without_rounding`."""
     dimensions = []
     chunk = max(1, 2**24 // (neighbors_CK.shape[1] * max(x_MD.shape[1], neighbors_CK.shape[1])))
     for start in range(0, len(neighbors_CK), chunk):
@@ -255,9 +258,10 @@ def pca_dimensions(x_MD: np.ndarray, neighbors_CK: np.ndarray, share: float) -> 
         block_CKD = block_CKD - block_CKD.mean(dim=1, keepdim=True)
         wide = block_CKD.shape[2] > block_CKD.shape[1]
         gram = block_CKD @ block_CKD.mT if wide else block_CKD.mT @ block_CKD
-        shares = torch.linalg.eigvalsh(gram).flip(-1).clamp(min=0).cumsum(-1)
+        values_CR = torch.linalg.eigvalsh(gram).flip(-1).clamp(min=0).numpy()
+        shares = without_rounding(values_CR, rounding, (block_CKD.shape[1], block_CKD.shape[2])).cumsum(-1)
         held = shares / shares[:, -1:] < share - 1e-12
-        dimensions.append((held.sum(-1) + 1).double().numpy())
+        dimensions.append((held.sum(-1) + 1).astype(np.float64))
     return np.concatenate(dimensions)
 
 

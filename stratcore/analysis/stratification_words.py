@@ -207,7 +207,13 @@ def _strata_sentence(strata: Mapping[str, Any]) -> str:
             f"; another start or sample gives the same ones with ARI {strata['stability']:.2f} "
             f"[{format_number(strata['stability_low'])}, {format_number(strata['stability_high'])}]"
         )
-    return sentence + "."
+    sentence += "."
+    if strata["criterion"] is not None and strata["criterion"].startswith("held-out likelihood"):
+        sentence += (
+            " The likelihood is that of Gaussians: rows of heavy tails can read as a second stratum, a wide one "
+            "about the center of a narrow one."
+        )
+    return sentence
 
 
 def _strata_domain_sentence(strata: Mapping[str, Any]) -> str:

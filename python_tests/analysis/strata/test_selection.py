@@ -27,6 +27,13 @@ def test_held_out_likelihood_finds_blobs_and_one_cloud(method):
     assert cloud.answer.startswith("One stratum: more strata do not raise the likelihood")
 
 
+def test_heavy_tails_read_as_a_second_stratum_and_the_answer_says_so():
+    tails = np.random.default_rng(0).standard_t(2.5, (400, 1))  # one cloud, its rows of unlike scale
+    x = np.random.default_rng(1).standard_normal((400, 4)) * np.abs(tails)
+    found = choose_num_strata(x, "mixture_of_ppca", (1, 2))
+    assert found.chosen == 2 and "Heavy tails and curvature ask for further components too" in found.answer
+
+
 def test_held_out_likelihood_finds_subspaces_of_one_center():
     found = choose_num_strata(subspaces()[0], "mixture_of_ppca", (1, 2, 3, 4), seed=1)
     assert found.chosen == 3
