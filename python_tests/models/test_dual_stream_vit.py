@@ -113,6 +113,18 @@ def test_it_is_one_graph(changes: dict) -> None:
     torch.testing.assert_close(found.logits, model(images).logits)
 
 
+def test_embeddings_are_spread_from_the_start_and_those_of_the_source_documents_are_not() -> None:
+    """Mean cosine of two images' embeddings, before any training."""
+    images = torch.rand(64, 1, 8, 8)
+    found = {}
+    for norm in ("batch", "layer"):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            x = DualStreamViT(small(embedding_norm=norm))(images).geometric_embedding
+        found[norm] = float((x.sum(0).square().sum() - 64) / (64 * 63))
+    assert abs(found["batch"]) < 0.1 and found["layer"] > 0.8
+
+
 def test_bf16_keeps_the_sphere_in_float32() -> None:
     model = DualStreamViT(small()).eval()
     images = torch.rand(4, 1, 8, 8)

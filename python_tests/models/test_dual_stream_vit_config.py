@@ -17,6 +17,7 @@ from stratcore.models import ARCHITECTURES
         ({"tokenizer": "conv"}, "tokenizer: expected one of patch, convolution, got 'conv'"),
         ({"channel": "x"}, "channel: expected one of simplex, perceptron, none"),
         ({"readout": "x"}, "readout: expected one of constellation, perceptron"),
+        ({"embedding_norm": "x"}, "embedding_norm: expected one of batch, layer, got 'x'"),
         ({"pooling": "cls"}, "pooling: expected one of mean, attention, got 'cls'"),
         ({"separation_sign": "x"}, "separation_sign: expected one of repel, reference"),
         ({"volume_feature": "x"}, "volume_feature: expected one of log_volume, squared_volume"),
@@ -43,6 +44,7 @@ def test_architectures_of_the_source_documents() -> None:
     assert list(ARCHITECTURES) == ["v1", "v3", "v5", "v5_bidir", "v6"]
     for name, options in ARCHITECTURES.items():
         assert options.volume_feature == "squared_volume" and options.separation_sign == "reference"
+        assert options.embedding_norm == "layer" and not options.standardize
         assert options.separation == (0.0 if name == "v1" else 0.1)
         assert options.bidirectional == (name in ("v5_bidir", "v6"))
     assert ARCHITECTURES["v6"].num_tokens == 64 and small().num_tokens == 16

@@ -44,6 +44,7 @@ def changed(**changes: Any) -> DualStreamViTRun:
     ("changes", "words"),
     [
         ({"batch_size": 0}, "batch_size, seed, scan_every: expected >= 1, >= 0 and >= 0, got 0, 0 and"),
+        ({"batch_size": 1}, "batch_size: expected at least 2 views a step for model.embedding_norm 'batch', got 1"),
         ({"stage__seed": 1}, "stage.seed: expected 0, the run's own seed is used; got 1"),
         ({"model__geometric_classifier": False}, "objective.geometric: expected 0 without"),
         ({"objective__views": 2}, "augmentation.mixup, cutmix: expected 0 with two views"),

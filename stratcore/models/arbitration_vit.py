@@ -20,6 +20,7 @@ from stratcore.models.dual_stream_vit_blocks import (
     Tokenizer,
     TokenPool,
     TransformerBlock,
+    embedding_projection,
     start_at_base_rate,
 )
 from stratcore.models.dual_stream_vit_config import DualStreamViTOptions
@@ -50,7 +51,7 @@ class ExpertTower(nn.Module):
         self.entry = nn.Linear(options.embed_dim, dim)
         self.blocks = nn.ModuleList(TransformerBlock(dim, options.num_heads, each) for each in drop)
         self.norm, self.pool = nn.LayerNorm(dim), TokenPool(dim, options.pooling)
-        self.output = nn.Sequential(nn.Linear(dim, options.output_dim), nn.LayerNorm(options.output_dim))
+        self.output = embedding_projection(dim, options)
         self.classifier = nn.Linear(options.output_dim, options.num_classes)
 
 
@@ -87,7 +88,7 @@ class ArbitrationViT(nn.Module):
         self.entry = nn.Linear(options.embed_dim, dim)
         self.blocks = nn.ModuleList(GatedBlock(options, depth, each) for each in drop)
         self.norm, self.pool = nn.LayerNorm(dim), TokenPool(dim, options.pooling)
-        self.output = nn.Sequential(nn.Linear(dim, options.output_dim), nn.LayerNorm(options.output_dim))
+        self.output = embedding_projection(dim, options)
         self.constellation = Constellation(options.constellation)
         self.patchwork = Patchwork(options.patchwork)
         width = options.patchwork.output_dim

@@ -17,6 +17,7 @@ from stratcore.models.dual_stream_vit_blocks import (
     Tokenizer,
     TokenPool,
     TransformerBlock,
+    embedding_projection,
     matched_perceptron,
     start_at_base_rate,
 )
@@ -68,7 +69,7 @@ class DualStreamViT(nn.Module):
     def __init__(self, options: DualStreamViTOptions) -> None:
         super().__init__()
         self.options, self.embedding_dim = options, options.output_dim
-        dim, output = options.stream_dim, options.output_dim
+        dim = options.stream_dim
         self.pixels = PixelScale(options.channels)
         self.tokenizer = Tokenizer(options)
         self.geometric_entry = nn.Linear(options.embed_dim, dim)
@@ -82,9 +83,14 @@ class DualStreamViT(nn.Module):
         )
         self.geometric_norm, self.standard_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.geometric_pool = TokenPool(dim, options.pooling) if options.has_geometric_embedding else None
-        self.geometric_output = _output(dim, output) if options.has_geometric_embedding else None
+        self.geometric_output = (
+            embedding_projection(dim, options) if options.has_geometric_embedding else None
+        )
         if options.bidirectional:
-            self.standard_pool, self.standard_output = TokenPool(dim, options.pooling), _output(dim, output)
+            self.standard_pool, self.standard_output = (
+                TokenPool(dim, options.pooling),
+                embedding_projection(dim, options),
+            )
         else:
             width = options.fused_dim
             self.fuse = nn.Sequential(nn.Linear(2 * dim, width), nn.LayerNorm(width))
@@ -92,7 +98,10 @@ class DualStreamViT(nn.Module):
                 *(TransformerBlock(width, options.num_heads, each) for each in drop[pairs:]),
                 nn.LayerNorm(width),
             )
-            self.fused_pool, self.fused_output = TokenPool(width, options.pooling), _output(width, output)
+            self.fused_pool, self.fused_output = (
+                TokenPool(width, options.pooling),
+                embedding_projection(width, options),
+            )
         self._build_head()
 
     def _build_head(self) -> None:
@@ -219,7 +228,3 @@ class DualStreamViT(nn.Module):
             nearest=nearest,
             simplices=simplices,
         )
-
-
-def _output(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, outputs), nn.LayerNorm(outputs))

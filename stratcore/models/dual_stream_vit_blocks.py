@@ -180,6 +180,12 @@ def matched_perceptron(inputs: int, outputs: int, num_parameters: int) -> Percep
     return Perceptron(inputs, max(1, round((num_parameters - outputs) / (inputs + outputs + 1))), outputs)
 
 
+def embedding_projection(inputs: int, options: DualStreamViTOptions) -> nn.Sequential:
+    """Linear map to an embedding and its normalization, both with as many parameters."""
+    norm = nn.BatchNorm1d if options.embedding_norm == "batch" else nn.LayerNorm
+    return nn.Sequential(nn.Linear(inputs, options.output_dim), norm(options.output_dim))
+
+
 @torch.no_grad()
 def start_at_base_rate(classifier: nn.Module) -> None:
     """Set the bias of a linear classifier of C classes to -log(C - 1)."""

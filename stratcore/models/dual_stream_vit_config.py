@@ -10,6 +10,7 @@ from stratcore.layers.simplex import KSimplexOptions
 
 TOKENIZERS = ("patch", "convolution")
 CHANNELS = ("simplex", "perceptron", "none")
+EMBEDDING_NORMS = ("batch", "layer")
 READOUTS = ("constellation", "perceptron")
 POOLINGS = ("mean", "attention")
 SIGNS = ("repel", "reference")
@@ -39,6 +40,9 @@ class DualStreamViTOptions:
         geometric_classifier: a linear classifier on the geometric embedding alone.
         pooling: of tokens: 'mean' (source documents), or 'attention': softmax weights of one learned score.
         output_dim: O, size of an embedding.
+        embedding_norm: before the sphere: 'batch': each coordinate over the batch, so that embeddings are spread from
+            the start. 'layer': over the coordinates of each (source documents); what images have in common fills the
+            embedding at first, and learning waits until it is gone.
         channel: what the geometric stream adds in dual blocks: 'simplex'; the controls 'perceptron', of as many
             parameters within 2 %, and 'none'.
         volume_feature: of the simplices: 'log_volume', or 'squared_volume', the dead one of the source documents.
@@ -79,6 +83,7 @@ class DualStreamViTOptions:
     geometric_classifier: bool = False
     pooling: str = "mean"
     output_dim: int = 128
+    embedding_norm: str = "batch"
     channel: str = "simplex"
     volume_feature: str = "log_volume"
     readout: str = "constellation"
@@ -188,6 +193,7 @@ _KNOWN = {
     "channel": CHANNELS,
     "readout": READOUTS,
     "pooling": POOLINGS,
+    "embedding_norm": EMBEDDING_NORMS,
     "separation_sign": SIGNS,
 }
 
@@ -195,6 +201,7 @@ _SOURCE: dict[str, Any] = {
     "volume_feature": "squared_volume",
     "separation_sign": "reference",
     "standardize": False,
+    "embedding_norm": "layer",
 }
 _BIDIRECTIONAL: dict[str, Any] = {"num_fused_blocks": 0, "geometric_classifier": True, "anchor_dropout": 0.1}
 _AUTOGRAD: dict[str, Any] = {"tangential": 1.0, "separation": 0.1}

@@ -90,6 +90,10 @@ class DualStreamViTRun:
                 "batch_size, seed, scan_every: expected >= 1, >= 0 and >= 0, got "
                 f"{self.batch_size}, {self.seed} and {self.scan_every}"
             )
+        if self.batch_size * self.objective.views == 1 and self.model.embedding_norm == "batch":
+            raise ValueError(
+                "batch_size: expected at least 2 views a step for model.embedding_norm 'batch', got 1"
+            )
         if self.stage.seed:
             raise ValueError(f"stage.seed: expected 0, the run's own seed is used; got {self.stage.seed}")
         best = self.stage.retention.best_metric

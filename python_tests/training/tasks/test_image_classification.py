@@ -159,7 +159,7 @@ def test_anchors_stay_in_use_without_info_nce(tmp_path: Path) -> None:
     used = {}
     for name, mend in (("source", {}), ("ours", {"usage": 0.5, "revive_every": 10})):
         seed_everything(0)
-        model = DualStreamViT(small(num_classes=10, num_anchors=32, output_dim=16))
+        model = DualStreamViT(small(num_classes=10, num_anchors=32, output_dim=16, embedding_norm="layer"))
         with torch.no_grad():
             pole = model(torch.from_numpy(train.images[:64])).embedding.mean(0)
             model.anchors.copy_(-pole + 0.1 * torch.randn(32, 16))
