@@ -78,7 +78,8 @@ def answers() -> str:
         f"- No single number is the dimension: estimates from the first two and from twenty neighbors differ by "
         f"factors of {min(scales):.1f} to {max(scales):.1f}, and the calibrated estimate warns of curvature or "
         "uneven density.",
-        f"- Strata go with domains far beyond chance and far from one to one: NMI {', '.join(agreement)}.",
+        f"- Strata go with domains far beyond chance and far from one to one: NMI, chance taken off, "
+        f"{', '.join(agreement)}.",
         "- Local dimension goes with perplexity weakly, and less or not at all once text length is held fixed.",
     ]
     lines = ["\n".join(textwrap.wrap(line, 118, subsequent_indent="  ")) for line in lines]

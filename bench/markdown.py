@@ -26,10 +26,10 @@ def digits(value: float | None) -> str:
 
 
 def interval(found: dict[str, Any] | None) -> str:
-    """Value and interval."""
+    """Value, corrected for chance where it is known, and interval."""
     if found is None or found["value"] is None:
         return "none"
-    value = digits(found["value"])
+    value = digits(found.get("corrected", found["value"]))
     return value if found["low"] is None else f"{value} [{digits(found['low'])}, {digits(found['high'])}]"
 
 

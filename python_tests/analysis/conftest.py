@@ -128,7 +128,7 @@ def run(one_thread):
 
 def _provenance():
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "recipe": "dictionary_moe",
         "command": "python -m stratcore.train dictionary_moe seed=0 output=runs/demo",
         "environment": {"stratcore": "0.1.0", "torch": "2.13.0", "device": "cpu", "threads": 2},

@@ -8,6 +8,7 @@ from typing import Any
 def estimate(value: float, low: float, high: float, floor_high: float = 0.05) -> dict[str, float]:
     return {
         "value": value,
+        "corrected": value,
         "low": low,
         "high": high,
         "floor": 0.01,
@@ -55,6 +56,7 @@ def dimension(
         "num_rows": 50,
         "estimator": estimator,
         "value": value,
+        "corrected": value,
         "low": low,
         "high": high,
         "warning": warning,
@@ -63,7 +65,7 @@ def dimension(
 
 AGREEMENT = {"ari": estimate(0.3, 0.2, 0.4), "nmi": estimate(0.5, 0.45, 0.55), "num_rows": 105}
 RESULTS: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "recipe": "notebook",
     "command": "python -m stratcore.analyze rows.npy",
     "environment": {"torch": "2.13"},

@@ -15,7 +15,7 @@ from stratcore.analysis import (
     normalized_mutual_information,
     purity,
 )
-from stratcore.analysis.contingency_tables import drawn_tables, shuffled_tables
+from stratcore.analysis.contingency_tables import one_row_less, shuffled_tables
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -62,14 +62,19 @@ def test_correction_takes_away_what_independent_labels_show():
     assert corrected == pytest.approx(0, abs=0.003)
 
 
-def test_shuffled_tables_keep_their_margins_and_drawn_ones_their_rows():
+def test_shuffled_tables_keep_their_margins():
     table, rng = np.array([[5, 1, 0], [2, 3, 9]]), np.random.default_rng(0)
-    shuffled, drawn = shuffled_tables(table, 50, rng), drawn_tables(table, 50, rng)
+    shuffled = shuffled_tables(table, 50, rng)
     assert (shuffled.sum(axis=2) == table.sum(axis=1)).all() and (
         shuffled.sum(axis=1) == table.sum(axis=0)
     ).all()
-    assert (drawn.sum(axis=(1, 2)) == 20).all() and not drawn[:, 0, 2].any()
     assert (shuffled_tables(table[:1], 3, rng) == table[:1]).all()
+
+
+def test_one_row_less_of_each_cell_in_use():
+    tables, shares = one_row_less(np.array([[2, 0], [1, 1]]))
+    assert tables.tolist() == [[[1, 0], [1, 1]], [[2, 0], [0, 1]], [[2, 0], [1, 0]]]
+    assert shares.tolist() == [0.5, 0.25, 0.25]
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,14 @@ def results(run):
     return copy.deepcopy(to_plain(run[0]))
 
 
-def _estimate(value, low, high, floor_high):
-    return {"value": value, "low": low, "high": high, "floor": 0.0, "floor_high": floor_high, "p_value": 0.5}
+def _estimate(corrected, low, high, p_value):
+    ends = {"corrected": corrected, "low": low, "high": high}
+    return {"value": corrected + 0.02, **ends, "floor": 0.02, "floor_high": 0.03, "p_value": p_value}
 
 
-def test_no_evidence_when_an_interval_touches_the_floor(results):
-    results["agreement"]["overall"]["ari"] = _estimate(0.01, -0.01, 0.03, 0.005)
+@pytest.mark.parametrize(("low", "p_value"), [(-0.01, 0.04), (0.001, 0.06)])
+def test_no_evidence_when_the_interval_or_the_test_leaves_room_for_chance(results, low, p_value):
+    results["agreement"]["overall"]["ari"] = _estimate(0.01, low, 0.03, p_value)
     assert plain_answer(results)[0].startswith(
         "There is no clear evidence that experts follow domains: ARI 0.01"
     )
@@ -28,13 +30,13 @@ def test_no_evidence_when_an_interval_touches_the_floor(results):
 )
 def test_degree_follows_the_smaller_score(results, ari, nmi, word):
     for name, value in (("ari", ari), ("nmi", nmi)):
-        results["agreement"]["overall"][name] = _estimate(value, value - 0.02, value + 0.02, 0.01)
+        results["agreement"]["overall"][name] = _estimate(value, value - 0.02, value + 0.02, 0.001)
     assert plain_answer(results)[0].startswith(f"Experts follow domains {word}: ")
 
 
 def test_length_confound_is_said(results):
     assert plain_answer(results)[1].startswith("Text length alone does not explain it")
-    results["agreement"]["within_length"]["nmi"] = _estimate(0.03, 0.02, 0.05, 0.04)
+    results["agreement"]["within_length"]["nmi"] = _estimate(0.03, 0.0, 0.05, 0.04)
     assert plain_answer(results)[1].startswith(
         "Text length may explain it: among texts of like length NMI is 0.03"
     )

@@ -53,7 +53,7 @@ def test_missing_key_is_named(results, path, name):
         (("reconstruction", "baselines", 0, "role"), "mine", "expected one of pca_equal_dimension"),
         (("gate", "statistics", "load_cv"), "high", "gate.statistics.load_cv: expected a number, got str"),
         (("experts", "coherence"), [0.1], "experts.coherence: expected 7 entries .* got 1"),
-        (("schema_version",), 2, "schema_version: expected 1, got 2"),
+        (("schema_version",), 1, "schema_version: expected 2, got 1"),
     ],
 )
 def test_ill_typed_value_is_named(results, path, value, words):

@@ -75,6 +75,7 @@ def rank_correlation(
     low, high = resampling.interval(np.nan_to_num(drawn))
     return Estimate(
         value=value,
+        corrected=value,
         low=low,
         high=high,
         floor=float(shuffled.mean()),
@@ -95,8 +96,10 @@ def group_association(
 
         explained = sum_g n_g (mean rank_g - mean rank)^2 / sum_i (rank_i - mean rank)^2,    in [0, 1]
 
-    Unrelated groups explain (G - 1) / (N - 1) in the mean: read it against its floor. The interval is for the mean
-    of the share over samples of as many rows.
+    Unrelated groups explain (G - 1) / (N - 1) in the mean. The estimate of the population's share takes what shuffled
+    groups explain off (epsilon squared), and so does its interval, whose draws are moved until that is their mean:
+
+        corrected = (explained - shuffled) / (1 - shuffled)
 
     Args:
         values: numbers, [N], finite.
@@ -107,6 +110,8 @@ def group_association(
 
     Raises:
         ValueError: not finite, of unlike length, fewer than two groups, or constant values.
+
+    Source: Kelley 1935 (epsilon squared).
     """
     values_N = _finite_column("values", values)
     names, group_N = np.unique(as_labels("groups", groups, len(values_N)), return_inverse=True)
@@ -184,12 +189,15 @@ def _explained_estimate(
     chosen = (rng.integers(rows, size=rows) for _ in range(count))
     drawn = np.array([_explained(rank_N[rows_N], group_N[rows_N]) for rows_N in chosen])
     shuffled = np.array([_explained(rank_N, shuffle()) for _ in range(count)])
-    low, high = resampling.interval_about(value, drawn)
+    floor = float(shuffled.mean())
+    corrected = (value - floor) / (1 - floor) if floor < 1 else value
+    low, high = np.clip(resampling.interval(drawn + (corrected - drawn.mean())), 0, 1)
     return Estimate(
         value=value,
-        low=low,
-        high=high,
-        floor=float(shuffled.mean()),
+        corrected=max(corrected, 0.0),
+        low=float(low),
+        high=float(high),
+        floor=floor,
         floor_high=float(np.quantile(shuffled, resampling.level)),
         p_value=float((1 + (shuffled >= value - 1e-12).sum()) / (1 + count)),
     )

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from stratcore.analysis._checks import as_matrix, cluster_count
-from stratcore.analysis.contingency_tables import (
-    adjusted_rand_index,
-    contingency,
-    normalized_mutual_information,
-)
+from stratcore.analysis.contingency_tables import contingency
 from stratcore.analysis.strata.fit import fit_strata
+from stratcore.analysis.table_intervals import (
+    ADJUSTED_RAND_INDEX,
+    NORMALIZED_MUTUAL_INFORMATION,
+    without_chance,
+)
 
 ClusterMethod = Literal["kmeans", "spherical_kmeans", "gaussian_mixture"]
 METHOD_NAMES: dict[ClusterMethod, str] = {
@@ -27,7 +28,7 @@ METHOD_NAMES: dict[ClusterMethod, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterBaseline:
-    """Agreement of a clustering with the domains: mean, lowest and highest over seeds."""
+    """Agreement of a clustering with the domains, free of chance: mean, lowest and highest over seeds."""
 
     name: str
     num_clusters: int
@@ -69,8 +70,8 @@ def cluster_baselines(
         tables = [
             contingency(domain, cluster_labels(method, train, test, num_clusters, seed))[0] for seed in seeds
         ]
-        ari = [float(adjusted_rand_index(table)) for table in tables]
-        nmi = [float(normalized_mutual_information(table)) for table in tables]
+        ari = [without_chance(table, ADJUSTED_RAND_INDEX) for table in tables]
+        nmi = [without_chance(table, NORMALIZED_MUTUAL_INFORMATION) for table in tables]
         found.append(
             ClusterBaseline(
                 name=name,

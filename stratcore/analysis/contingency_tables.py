@@ -99,10 +99,16 @@ def shuffled_tables(table_GE: np.ndarray, count: int, rng: np.random.Generator) 
     return margins.rvs(size=count, method="patefield")
 
 
-def drawn_tables(table_GE: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Tables as drawing the rows anew, with replacement, makes them, [count, G, E]."""
-    num_rows, flat = int(table_GE.sum()), table_GE.ravel()
-    return rng.multinomial(num_rows, flat / num_rows, size=count).reshape(count, *table_GE.shape)
+def one_row_less(table_GE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every table that leaving out a row can make, and the share of the rows that make it.
+
+    Returns:
+        tables [K, G, E] of the K cells in use, each with one row less in that cell; shares [K].
+    """
+    cells = np.argwhere(table_GE > 0)
+    tables_KGE = np.repeat(table_GE[None], len(cells), axis=0)
+    tables_KGE[np.arange(len(cells)), cells[:, 0], cells[:, 1]] -= 1
+    return tables_KGE, table_GE[table_GE > 0] / table_GE.sum()
 
 
 def _counts(table_TGE: ArrayLike) -> np.ndarray:

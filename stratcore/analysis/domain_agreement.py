@@ -1,45 +1,44 @@
 """Do labels follow domains? Agreement with intervals and floors, and the length control.
 
-The statistics depend on the rows only through the contingency table, so the bootstrap draws tables (multinomial),
-and the permutation floor draws tables of the same margins: both exact, both fast.
+The statistics depend on the rows only through the contingency table, so rows are left out cell by cell, and the
+permutation floor draws tables of the same margins: both exact, both fast.
 
 Legend: N rows, G domains, E labels (experts or clusters), T tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from stratcore.analysis._checks import as_array, as_labels
-from stratcore.analysis.contingency_tables import (
-    adjusted_rand_index,
-    contingency,
-    drawn_tables,
-    normalized_mutual_information,
-    shuffled_tables,
-)
+from stratcore.analysis.contingency_tables import contingency, shuffled_tables
 from stratcore.analysis.resampling import Resampling
+from stratcore.analysis.table_intervals import (
+    ADJUSTED_RAND_INDEX,
+    NORMALIZED_MUTUAL_INFORMATION,
+    TableStatistic,
+    population_interval,
+    without_chance,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A statistic, its interval, and what shuffled labels score.
+    """A statistic of a sample, what it says of the population, and what shuffled labels score.
 
-    The interval is for the mean of the statistic over samples of as many rows. Tables drawn from the sample's own
-    show too much dependence, so what they show is moved until its mean is the value: the moved interval holds the
-    value, and it covers at 95 % in 92 to 100 % of samples of 200 rows and more, from independent labels (the
-    most) to strong dependence; at a dependence near one and 200 rows in 87 to 91 %. Unmoved it would cover as
-    seldom as 1 %.
-
-    `floor` is the mean over shuffles, `floor_high` their upper quantile at the same level, `p_value` the
-    share of shuffles at or above the value, counting the value itself (so it is never zero).
+    value: of the rows at hand. Chance raises it, the more the fewer rows there are.
+    corrected: estimate of the population's, free of that chance; equal to `value` where chance does not raise it.
+    low, high: interval of the population's, about `corrected`; see `population_interval`. It need not hold `value`.
+    floor, floor_high: mean over shuffles, and their upper quantile at the same level; compare with `value`.
+    p_value: share of shuffles at or above the value, counting the value itself (so it is never zero).
     """
 
     value: float
+    corrected: float
     low: float
     high: float
     floor: float
@@ -58,7 +57,7 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Bin:
-    """Agreement inside one bin (low, high] of a confounder; NaN where the bin holds a single domain."""
+    """Agreement inside one bin (low, high] of a confounder, free of chance; NaN where it holds a single domain."""
 
     low: float
     high: float
@@ -77,7 +76,7 @@ class BinnedAgreement:
     bins: list[Bin]
 
 
-_STATISTICS = (adjusted_rand_index, normalized_mutual_information)
+_STATISTICS = (ADJUSTED_RAND_INDEX, NORMALIZED_MUTUAL_INFORMATION)
 
 
 def agreement(assign: ArrayLike, domain: ArrayLike, resampling: Resampling | None = None) -> Agreement:
@@ -91,9 +90,8 @@ def agreement(assign: ArrayLike, domain: ArrayLike, resampling: Resampling | Non
     Raises:
         ValueError: no rows, not one domain and one label a row, or a row without one.
 
-    Numerics: NMI of unrelated labels is above zero in a finite sample, and so is the mean that its interval is
-    for; read both against the floor. ARI is corrected for chance. Intervals cover the choice of rows, not of
-    seeds.
+    Numerics: NMI of unrelated labels is above zero in a finite sample: read `value` against the floor, `corrected`
+    against zero. ARI is corrected for chance by itself. Intervals cover the choice of rows, not of seeds.
     """
     table_GE, _, _ = contingency(domain, assign)
     resampling = resampling or Resampling()
@@ -139,8 +137,9 @@ def within_bins(
     tables: list[np.ndarray] = []
     for low, high, table_GE in binned_tables(assign, domain, values, num_bins):
         informative = len(table_GE) > 1
-        ari = float(adjusted_rand_index(table_GE)) if informative else np.nan
-        nmi = float(normalized_mutual_information(table_GE)) if informative else np.nan
+        ari, nmi = (
+            without_chance(table_GE, statistic) if informative else np.nan for statistic in _STATISTICS
+        )
         bins.append(Bin(low=low, high=high, num_rows=int(table_GE.sum()), ari=ari, nmi=nmi))
         if informative:
             tables.append(table_GE)
@@ -178,34 +177,30 @@ def binned_tables(
 
 
 def table_estimates(
-    tables: Sequence[np.ndarray],
-    statistics: Sequence[Callable[[np.ndarray], np.ndarray]],
-    resampling: Resampling,
+    tables: Sequence[np.ndarray], statistics: Sequence[TableStatistic], resampling: Resampling
 ) -> list[Estimate]:
     """Means over tables, weighted by rows, of each statistic, with intervals and floors.
 
     Args:
         tables: counts, each [G, E].
-        statistics: functions of tables [..., G, E] -> [...].
-        resampling: draws, level and seed.
+        statistics: what is counted of them.
+        resampling: shuffles, level and seed.
     """
     rng, count = resampling.generator(), resampling.num_resamples
-    drawn, shuffled = [], []
-    for table_GE in tables:
-        drawn.append(drawn_tables(table_GE, count, rng))
-        shuffled.append(shuffled_tables(table_GE, count, rng))
+    shuffled = [shuffled_tables(table_GE, count, rng) for table_GE in tables]
     weights = np.array([table.sum() for table in tables], dtype=np.float64)
     weights /= weights.sum()
     estimates = []
     for statistic in statistics:
-        value, bootstrap, floor = (
-            sum(weight * statistic(table) for weight, table in zip(weights, group, strict=True))
-            for group in (tables, drawn, shuffled)
+        value, floor = (
+            sum(weight * statistic.function(table) for weight, table in zip(weights, group, strict=True))
+            for group in (tables, shuffled)
         )
-        low, high = resampling.interval_about(float(value), bootstrap)
+        corrected, low, high = population_interval(tables, statistic, floor, resampling.level)
         estimates.append(
             Estimate(
                 value=float(value),
+                corrected=corrected,
                 low=low,
                 high=high,
                 floor=float(np.mean(floor)),

@@ -8,7 +8,7 @@ from typing import Any
 from stratcore.analysis.results import Results
 from stratcore.analysis.schema import to_plain
 
-SLIGHT, STRONG = 0.1, 0.4
+SLIGHT, STRONG, LEVEL = 0.1, 0.4, 0.05
 
 CAPTIONS = {
     "results_summary": (
@@ -145,8 +145,9 @@ def caveats(results: Results) -> list[tuple[str, str]]:
         ("Length", length_caveat),
         (
             "Chance",
-            "NMI of unrelated labels is above zero in a finite sample. Read agreement against its shuffled "
-            "floor, which is drawn with the same margins.",
+            "NMI of unrelated labels is above zero in a finite sample. Read what is counted against the shuffled "
+            "floor, which is drawn with the same margins; intervals are of what remains with chance taken off, "
+            "for the population the rows come from.",
         ),
         (
             "Strata",
@@ -181,10 +182,11 @@ def format_count(value: float | None) -> str:
 
 
 def format_interval(estimate: Mapping[str, Any] | None) -> str:
-    """Value and interval of a plain `Score`, `Estimate` or `Difference`, or n/a."""
+    """Value and interval of a plain `Score`, `Estimate` (its corrected value) or `Difference`, or n/a."""
     if estimate is None:
         return "n/a"
     value, low, high = ("fvu", "fvu_low", "fvu_high") if "fvu" in estimate else ("value", "low", "high")
+    value = "corrected" if "corrected" in estimate else value
     return (
         f"{format_number(estimate[value])} [{format_number(estimate[low])}, {format_number(estimate[high])}]"
     )
@@ -195,8 +197,9 @@ def _mean(shares: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _above_floor(estimate: Mapping[str, Any]) -> bool:
-    return estimate["low"] > estimate["floor_high"]
+def beyond_chance(estimate: Mapping[str, Any]) -> bool:
+    """Whether a plain `Estimate` says that there is something: by its test and by its interval."""
+    return estimate["p_value"] <= LEVEL and estimate["low"] > 0
 
 
 def _agreement_numbers(agreement: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
@@ -205,8 +208,9 @@ def _agreement_numbers(agreement: Mapping[str, Any] | None) -> list[tuple[str, s
     return [
         (
             f"{key.upper()} with domains",
-            format_number(agreement["overall"][key]["value"]),
-            f"shuffled: up to {format_number(agreement['overall'][key]['floor_high'])}",
+            format_number(agreement["overall"][key]["corrected"]),
+            f"{format_number(agreement['overall'][key]['value'])} as counted; shuffled: up to "
+            f"{format_number(agreement['overall'][key]['floor_high'])}",
         )
         for key in ("ari", "nmi")
     ]
@@ -227,24 +231,25 @@ def _agreement_sentences(agreement: Mapping[str, Any] | None) -> list[str]:
 def _overall_sentence(overall: Mapping[str, Any]) -> str:
     ari, nmi = overall["ari"], overall["nmi"]
     numbers = (
-        f"ARI {ari['value']:.2f} (95 % interval {ari['low']:.2f} to {ari['high']:.2f}) and NMI "
-        f"{nmi['value']:.2f} ({nmi['low']:.2f} to {nmi['high']:.2f}), where shuffled labels reach "
-        f"{ari['floor_high']:.2f} and {nmi['floor_high']:.2f}"
+        f"ARI {ari['corrected']:.2f} (95 % interval {ari['low']:.2f} to {ari['high']:.2f}) and NMI "
+        f"{nmi['corrected']:.2f} ({nmi['low']:.2f} to {nmi['high']:.2f}) with chance taken off; as counted "
+        f"{ari['value']:.2f} and {nmi['value']:.2f}, where shuffled labels reach {ari['floor_high']:.2f} and "
+        f"{nmi['floor_high']:.2f}"
     )
-    if not (_above_floor(ari) and _above_floor(nmi)):
+    if not (beyond_chance(ari) and beyond_chance(nmi)):
         return f"There is no clear evidence that experts follow domains: {numbers}."
-    smaller = min(ari["value"], nmi["value"])
+    smaller = min(ari["corrected"], nmi["corrected"])
     degree = "slightly" if smaller < SLIGHT else "moderately" if smaller < STRONG else "strongly"
     return f"Experts follow domains {degree}: {numbers}."
 
 
 def _length_sentence(overall: Mapping[str, Any], inside: Mapping[str, Any]) -> str:
-    here, floor = f"{inside['value']:.2f}", f"shuffled labels reach {inside['floor_high']:.2f}"
-    if not _above_floor(inside):
-        return f"Text length may explain it: among texts of like length NMI is {here}, and {floor}."
+    here = f"{inside['corrected']:.2f} ({inside['low']:.2f} to {inside['high']:.2f})"
+    if not beyond_chance(inside):
+        return f"Text length may explain it: among texts of like length NMI is {here}."
     return (
-        f"Text length alone does not explain it: among texts of like length NMI is {here} "
-        f"(all rows {overall['value']:.2f}), and {floor}."
+        f"Text length alone does not explain it: among texts of like length NMI is {here}, of all rows "
+        f"{overall['corrected']:.2f}."
     )
 
 

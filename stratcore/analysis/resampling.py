@@ -38,14 +38,6 @@ class Resampling:
         low, high = np.quantile(draws, [(1 - self.level) / 2, (1 + self.level) / 2])
         return float(low), float(high)
 
-    def interval_about(self, value: float, draws: np.ndarray) -> tuple[float, float]:
-        """Percentile interval of draws that are moved until their mean is the value.
-
-        For statistics that chance raises (shares explained, mutual information, agreement): a bootstrap adds its own
-        chance to that of the sample, so its draws lie too high, without this often above the value itself.
-        """
-        return self.interval(draws + (value - np.mean(draws)))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:

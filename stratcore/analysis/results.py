@@ -20,7 +20,7 @@ from stratcore.analysis.pca import PCASummary
 from stratcore.analysis.reconstruction import Difference, Score
 from stratcore.analysis.schema import check_schema, to_plain, write_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class DomainResult(TypedDict):

@@ -12,7 +12,7 @@ from stratcore.analysis.experts import ExpertDistances
 from stratcore.analysis.gating import GateStatistics, StratumSparsity
 from stratcore.analysis.schema import check_schema, to_plain, write_json
 
-ANALYSIS_SCHEMA_VERSION = 1
+ANALYSIS_SCHEMA_VERSION = 2
 
 
 class AnalyzedDomain(TypedDict):

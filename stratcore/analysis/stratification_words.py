@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stratcore.analysis.dimensions import ALL_ROWS
-from stratcore.analysis.narrative import format_count, format_number, format_percent
+from stratcore.analysis.narrative import beyond_chance, format_count, format_number, format_percent
 from stratcore.analysis.schema import to_plain
 from stratcore.analysis.stratification_results import AnalysisResults
 
@@ -118,8 +118,8 @@ def analysis_caveats(results: AnalysisResults) -> list[tuple[str, str]]:
         ),
         (
             "Strata",
-            "A clustering always finds clusters. Read their number against its interval, and their agreement "
-            "with domains against the shuffled floor.",
+            "A clustering always finds clusters. Read their number against its interval. Agreement with domains is "
+            "given with chance taken off, as a larger sample would have it.",
         ),
     ]
     if r["perplexity"] is not None:
@@ -224,16 +224,15 @@ def _strata_domain_sentence(strata: Mapping[str, Any]) -> str:
 
 def _agreement(what: str, agreement: Mapping[str, Any], within: Mapping[str, Any] | None) -> str:
     nmi = agreement["nmi"]
-    verdict = "agree beyond chance" if nmi["low"] > nmi["floor_high"] else "do not agree beyond chance"
+    verdict = "agree beyond chance" if beyond_chance(nmi) else "do not agree beyond chance"
     sentence = (
-        f"{what} {verdict}: NMI {nmi['value']:.2f} [{nmi['low']:.2f}, {nmi['high']:.2f}], shuffled up to "
-        f"{nmi['floor_high']:.2f}"
+        f"{what} {verdict}: NMI {nmi['corrected']:.2f} [{nmi['low']:.2f}, {nmi['high']:.2f}] with chance taken "
+        f"off ({nmi['value']:.2f} as counted, shuffled up to {nmi['floor_high']:.2f})"
     )
     if within is not None:
         inside = within["nmi"]
-        sentence += (
-            f"; among texts of like length {inside['value']:.2f} (shuffled up to {inside['floor_high']:.2f})"
-        )
+        ends = f"[{inside['low']:.2f}, {inside['high']:.2f}]"
+        sentence += f"; among texts of like length {inside['corrected']:.2f} {ends}"
     return sentence + "."
 
 
@@ -261,7 +260,8 @@ def _perplexity_sentence(perplexity: Mapping[str, Any] | None) -> str:
         if found is not None:
             share = found["explained"]
             parts.append(
-                f"{what} {format_percent(share['value'])} (shuffled up to {format_percent(share['floor_high'])})"
+                f"{what} {format_percent(share['corrected'])} [{format_percent(share['low'])}, "
+                f"{format_percent(share['high'])}]"
             )
     given = perplexity["local_dimension_given_length"] or perplexity["local_dimension"]
     condition = " at equal length" if perplexity["local_dimension_given_length"] else ""
@@ -271,4 +271,7 @@ def _perplexity_sentence(perplexity: Mapping[str, Any] | None) -> str:
     )
     if not parts:
         return f"Perplexity and dimension: {correlation}."
-    return f"Of the variance of the texts' perplexity ranks, {', '.join(parts)} hold; {correlation}."
+    return (
+        f"Of the variance of the texts' perplexity ranks, with chance taken off, {', '.join(parts)} hold; "
+        f"{correlation}."
+    )

@@ -168,7 +168,7 @@ def reconstruction_bars(reconstruction: Mapping[str, Any], levels: Sequence[int]
 
 @styled
 def agreement_plot(agreement: Mapping[str, Any]) -> Figure:
-    """ARI and NMI with intervals: experts, experts within length bins, clusterings; shuffled in gray."""
+    """ARI and NMI of experts, all and within length bins, and of clusterings; shuffled in gray."""
     rows = [("experts", agreement["overall"])]
     if agreement["within_length"] is not None:
         rows.append(("experts, rows of like length", agreement["within_length"]))
@@ -183,8 +183,9 @@ def agreement_plot(agreement: Mapping[str, Any]) -> Figure:
             axes.plot(
                 [min(e["floor"], 0), e["floor_high"]], [y, y], color="#D5D9DE", lw=9, solid_capstyle="butt"
             )
-            draw_interval(axes, y, (e["value"], e["low"], e["high"]), ACCENT)
-            top = max(top, e["high"])
+            axes.plot(e["value"], y, "o", mfc="none", mec=ACCENT)
+            draw_interval(axes, y, (e["corrected"], e["low"], e["high"]), ACCENT)
+            top = max(top, e["high"], e["value"])
         for y, b in enumerate(agreement["baselines"], start=len(rows)):
             draw_interval(axes, y, (b[key], b[f"{key}_low"], b[f"{key}_high"]), MUTED)
             names.append(f"{b['name']}, {b['num_clusters']} clusters")
@@ -197,8 +198,8 @@ def agreement_plot(agreement: Mapping[str, Any]) -> Figure:
         )
         axes.grid(axis="x")
     panels[0].set_ylim(len(names) - 0.5, -0.5)
-    panels[0].set_xlabel("dot: value, line: 95 % interval (clusterings: range over seeds)")
-    panels[1].set_xlabel("gray bar: up to the 95 % quantile of shuffled labels")
+    panels[0].set_xlabel("dot, line: chance taken off, 95 % interval (clusterings: range over seeds)")
+    panels[1].set_xlabel("ring: as counted; gray bar: up to the 95 % quantile of shuffled labels")
     return figure
 
 

@@ -15,6 +15,7 @@ from statsmodels.stats.proportion import proportion_confint
 from stratcore.analysis.contingency_tables import contingency, mutual_information, purity
 from stratcore.analysis.domain_agreement import Estimate, binned_tables, table_estimates
 from stratcore.analysis.resampling import Interval, Resampling
+from stratcore.analysis.table_intervals import MUTUAL_INFORMATION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,17 +124,17 @@ def domain_information(
         resampling: draws, level and seed.
 
     Numerics: each entropy carries the Miller-Madow correction, so unrelated labels have about zero bits and may have
-    less; the draws behind the interval are moved so that their mean is the estimate. Compare with `floor_high`.
+    less; compare with `floor_high`. The interval is of the population's bits, about `bits.corrected`.
     """
     table_GE, _, _ = contingency(domain, labels)
     resampling = resampling or Resampling()
-    (bits,) = table_estimates([table_GE], [mutual_information], resampling)
+    (bits,) = table_estimates([table_GE], [MUTUAL_INFORMATION], resampling)
     within, num_within = None, 0
     if length is not None:
         tables = [table for _, _, table in binned_tables(labels, domain, length, num_bins) if len(table) > 1]
         num_within = sum(int(table.sum()) for table in tables)
         if tables:
-            (within,) = table_estimates(tables, [mutual_information], resampling)
+            (within,) = table_estimates(tables, [MUTUAL_INFORMATION], resampling)
     plain = partial(mutual_information, miller_madow=False)
     return DomainInformation(
         bits=bits,
