@@ -36,8 +36,8 @@ CAPTIONS = {
     ),
     "agreement": (
         "Do experts follow domains?",
-        "A dot right of its gray bar is more than chance. If the second line falls to the gray bar, text "
-        "length alone explains the agreement. Plain clusterings show how easy the domains are to find.",
+        "An interval right of zero, and a ring right of its gray bar, is more than chance. If the second line falls "
+        "to zero, text length alone explains the agreement. Plain clusterings show how easy the domains are to find.",
     ),
     "reconstruction": (
         "Reconstruction",

@@ -33,7 +33,7 @@ class TokenStrataOptions:
 
     texts: int = 8000
     strata: int = 4
-    words: int = 256
+    words: int = 16
     length: int = 12
     dims: tuple[int, ...] = (1, 2, 4, 8)
     noise: float = 0.1

@@ -8,16 +8,13 @@ from typing import Any
 
 import torch
 
+import stratcore
+
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and machine of a run."""
-    packages = ("stratcore", "torch", "numpy", "scikit-learn")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+    versions = {"stratcore": stratcore.__version__}
+    versions |= {name: metadata.version(name) for name in ("torch", "numpy", "scikit-learn")}
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return {
         **versions,

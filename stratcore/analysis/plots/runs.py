@@ -198,8 +198,8 @@ def agreement_plot(agreement: Mapping[str, Any]) -> Figure:
         )
         axes.grid(axis="x")
     panels[0].set_ylim(len(names) - 0.5, -0.5)
-    panels[0].set_xlabel("dot, line: chance taken off, 95 % interval (clusterings: range over seeds)")
-    panels[1].set_xlabel("ring: as counted; gray bar: up to the 95 % quantile of shuffled labels")
+    panels[0].set_xlabel("dot, line: chance taken off, 95 % interval\n(clusterings: range over seeds)")
+    panels[1].set_xlabel("ring: as counted; gray bar: up to the\n95 % quantile of shuffled labels")
     return figure
 
 
