@@ -52,7 +52,7 @@ def test_figures_come_in_reading_order_with_captions(run, pictures, tmp_path):
     reordered = {"mine": Figure(), **dict(reversed(pictures.items()))}
     text = write_report(tmp_path, run[0], reordered).read_text(encoding="utf-8")
     assert re.findall(r'<figure id="(\w+)">', text) == [*pictures, "mine"]
-    assert "<b>Do experts follow domains?</b> A dot" in text
+    assert "<b>Do experts follow domains?</b> An interval" in text
     assert "<b>Mine.</b>" in text
 
 
