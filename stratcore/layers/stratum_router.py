@@ -12,6 +12,7 @@ from stratcore.layers._residual_branch import checked_mask, token_mean
 
 ROUTING_MODES = ("softmax", "top_k", "straight_through")
 SELECTORS = ("sequence", "token")
+MOST_SEARCHES = 4  # choices up to which searching so many times is faster than sorting
 
 
 def check_routing(num_strata: int, mode: str, top_k: int, temperature: float, noise: float) -> None:
@@ -135,7 +136,7 @@ def route(
         selected = probabilities.argmax(-1, keepdim=True)
         weights = probabilities
     else:
-        selected = noisy.detach().sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+        selected = _largest(noisy.detach(), top_k)
         chosen = torch.zeros_like(probabilities).scatter(-1, selected, 1.0)
         if mode == "straight_through":
             weights = chosen + (probabilities - probabilities.detach())  # in this order exactly one-hot
@@ -146,6 +147,18 @@ def route(
     if mask is not None:
         weights = torch.where(mask[..., None], weights, 0.0)
     return Routing(logits=logits, probabilities=probabilities, weights=weights, selected=selected, mask=mask)
+
+
+def _largest(logits: Tensor, top_k: int) -> Tensor:
+    """Numbers of the K largest, [..., K], the largest first; of equal ones the lower number first."""
+    if top_k > MOST_SEARCHES:
+        return logits.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+    left = logits.clamp_min(torch.finfo(logits.dtype).min)
+    selected = [left.argmax(-1, keepdim=True)]
+    while len(selected) < top_k:
+        left = left.scatter(-1, selected[-1], -torch.inf)
+        selected.append(left.argmax(-1, keepdim=True))
+    return torch.cat(selected, -1)
 
 
 class StratumRouter(nn.Module):
