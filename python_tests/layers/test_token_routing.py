@@ -12,14 +12,8 @@ from torch.nn.functional import gelu, layer_norm, relu
 
 from python_tests.layers.stratified_cases import moved
 from stratcore.layers import RouterOptions, TokenRouting, TokenRoutingOptions
-from stratcore.layers._expert_combine import _in_passes, weighted_combine
-from stratcore.layers._expert_dispatch import (
-    ExpertMLPs,
-    _padded_product,
-    grouped_product,
-    with_bias,
-    with_ones,
-)
+from stratcore.layers._expert_dispatch import ExpertMLPs, _padded_product, grouped_product, with_bias
+from stratcore.layers._expert_exchange import dispatch_with_ones, weighted_combine
 from stratcore.layers._expert_rows import assign, combine, dispatch
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -183,15 +177,14 @@ def test_combine_is_the_transpose_of_dispatch():
 @pytest.mark.parametrize("capacity_factor", [None, 0.6])
 def test_grouped_and_padded_products_agree(dtype, capacity_factor):
     _, to = assignment(capacity_factor=capacity_factor)
-    x, weight = dispatch(torch.randn(13, 8), to).to(dtype), torch.randn(5, 8, 16, dtype=dtype)
-    bias = torch.randn(5, 16, dtype=dtype)
-    of_row_and_one, weight_and_bias = with_ones(x), with_bias(weight.mT, bias).mT
+    rows, weight = dispatch_with_ones(torch.randn(13, 8).to(dtype), to), torch.randn(5, 8, 16, dtype=dtype)
+    x, bias = rows[:, :8].contiguous(), torch.randn(5, 16, dtype=dtype)
     kept = to.expert_R < 5
     of_row = to.expert_R[kept]
     wanted = torch.einsum("rd,rdh->rh", x[kept].double(), weight[of_row].double())
     limit = 1e-5 if dtype == torch.float32 else 0.06
     assert (_padded_product(x, weight, to)[kept] - wanted).abs().max() < limit
-    found = grouped_product(of_row_and_one, weight_and_bias, to)
+    found = grouped_product(rows, with_bias(weight.mT, bias).mT, to)
     assert (found[kept] - wanted - bias[of_row]).abs().max() < limit
 
 
@@ -223,20 +216,23 @@ def test_weighted_combine_is_the_formula_and_differentiates_twice(choices, capac
 @pytest.mark.parametrize("choices", [1, 3])
 @pytest.mark.parametrize("capacity_factor", [None, 0.6])
 @pytest.mark.parametrize("size", [1, 40, 1500])
-def test_cuda_kernels_of_weighted_combine_are_the_passes(choices, capacity_factor, size):
+def test_cuda_kernels_are_the_passes(choices, capacity_factor, size):
     selected, to = assignment(tokens=200, choices=choices, capacity_factor=capacity_factor)
     to = dataclasses.replace(to, **{n: v.cuda() for n, v in vars(to).items() if isinstance(v, torch.Tensor)})
     y = torch.randn(200 * choices, size, device="cuda")
     weights, bias = torch.rand(200, choices, device="cuda"), torch.randn(5, size, device="cuda")
     y[int(to.ends_E[-1]) :] = torch.nan
+    x = torch.randn(200, size, device="cuda")
     results = []
-    for function, dtype in ((weighted_combine, torch.float32), (_in_passes, torch.float64)):
-        inputs = [each.detach().to(dtype).requires_grad_() for each in (y, weights, bias)]
-        out = function(inputs[0], inputs[1], selected.cuda(), inputs[2], to)
-        first = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+    for dtype in (torch.float32, torch.float64):  # kernels are for float32, passes for float64
+        inputs = [each.detach().to(dtype).requires_grad_() for each in (y, weights, bias, x)]
+        out = weighted_combine(*inputs[:2], selected.cuda(), inputs[2], to)
+        rows = dispatch_with_ones(inputs[3], to)
+        total = out.square().sum() + (rows.square() * torch.arange(rows.shape[1], device="cuda")).sum()
+        plain = torch.autograd.grad(total, inputs, retain_graph=True)
+        first = torch.autograd.grad(total, inputs, create_graph=True)
         second = torch.autograd.grad(sum(each.square().sum() for each in first[1:]), inputs)
-        again = torch.autograd.grad(out.square().sum(), inputs)
-        results.append([out, *first, *second, *again])
+        results.append([out, rows, *plain, *first, *second])
     for found, wanted in zip(*results, strict=True):
         assert found.isfinite().all() and wanted.isfinite().all()
         assert (found - wanted).abs().max() <= 2e-5 * wanted.abs().max().clamp_min(1)

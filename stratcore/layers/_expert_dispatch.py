@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, grouped_mm, linear, pad, relu
 
-from stratcore.layers._expert_combine import weighted_combine
-from stratcore.layers._expert_rows import Assignment, assign, dispatch
+from stratcore.layers._expert_exchange import ONES, dispatch_with_ones, weighted_combine
+from stratcore.layers._expert_rows import Assignment, assign
 from stratcore.layers.stratum_router import Routing
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu}
@@ -24,14 +24,9 @@ DISPATCHES = ("dense", "sparse")
 # ---- products with one matrix an expert
 
 
-def with_ones(x_TD: Tensor) -> Tensor:
-    """Rows with a column of ones, for a bias, and seven of zeros, as strides are multiples of 16 bytes; [T, D + 8]."""
-    return torch.cat((x_TD, pad(x_TD.new_ones(x_TD.shape[0], 1), (0, 7))), -1)
-
-
 def with_bias(weight_EHD: Tensor, bias_EH: Tensor) -> Tensor:
-    """Weights [E, H, D + 8] whose product with rows `with_ones` has the bias added: no pass for it, no atomic sum."""
-    return torch.cat((weight_EHD, pad(bias_EH[..., None], (0, 7))), -1)
+    """Weights [E, H, D + 8]: products with rows of `dispatch_with_ones` have the bias in them, at no further pass."""
+    return torch.cat((weight_EHD, pad(bias_EH[..., None], (0, ONES - 1))), -1)
 
 
 def grouped_product(x_RD: Tensor, weight_EDH: Tensor, to: Assignment) -> Tensor:
@@ -130,7 +125,7 @@ class ExpertMLPs(nn.Module):
         dtype = x_TD.dtype
         if torch.is_autocast_enabled(x_TD.device.type):  # grouped products are none of autocast's
             dtype = torch.get_autocast_dtype(x_TD.device.type)
-        rows_RD = dispatch(with_ones(x_TD.to(dtype)), to)
+        rows_RD = dispatch_with_ones(x_TD.to(dtype), to)
         in_weight_EHD = with_bias(self.in_weight, self.in_bias).to(dtype)
         hidden_RH = ACTIVATIONS[self.activation](grouped_product(rows_RD, in_weight_EHD.mT, to))
         y_RO = grouped_product(hidden_RH, self.out_weight.to(dtype), to)

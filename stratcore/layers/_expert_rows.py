@@ -19,8 +19,9 @@ class Assignment:
     """Rows sorted by expert; those that are left out (pads, overflow) come last.
 
     order, inverse: int64 [R], the sorting permutation of choice-major rows and its inverse. expert: int32 [R],
-    sorted, E for rows left out. ends: int32 [E], where each expert's segment ends. kept: bool [R], false for rows left out, or
-    None when there are none. longest: an upper bound of a segment's length that needs no look at the data.
+    sorted, E for rows left out. ends: int32 [E], where each expert's segment ends. kept: bool [R], false for rows
+    left out, or None when there are none. longest: an upper bound of a segment's length that needs no look at the
+    data.
     """
 
     order_R: Tensor

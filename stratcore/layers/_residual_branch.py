@@ -41,9 +41,9 @@ def blank_pads(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else torch.where(mask[..., None], x, 0.0)
 
 
-def add_branch(hidden: Tensor, branch: Tensor, mask: Tensor | None) -> Tensor:
-    """Residual sum in the type of the hidden state; pads keep their hidden state."""
-    return hidden + blank_pads(branch, mask).to(hidden.dtype)
+def add_branch(hidden: Tensor, branch: Tensor, mask: Tensor | None, scale: float = 1.0) -> Tensor:
+    """Hidden + scale branch, in the type of the hidden state; pads keep their hidden state."""
+    return torch.add(hidden, blank_pads(branch, mask).to(hidden.dtype), alpha=scale)
 
 
 def token_mean(x: Tensor, mask: Tensor | None) -> Tensor:

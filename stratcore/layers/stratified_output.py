@@ -10,17 +10,18 @@ from torch.export import register_dataclass
 
 from stratcore.layers.stratum_router import (
     Routing,
-    load_balance_loss,
-    router_z_loss,
-    routing_entropy,
-    usage_loss,
+    RoutingMeans,
+    balance_of,
+    load_variation,
+    routing_means,
+    usage_of,
 )
 
-LOSSES: dict[str, Callable[[Routing], Tensor]] = {
-    "balance": load_balance_loss,
-    "z": router_z_loss,
-    "entropy": routing_entropy,
-    "usage": usage_loss,
+LOSSES: dict[str, Callable[[RoutingMeans], Tensor]] = {
+    "balance": balance_of,
+    "z": lambda means: means.squared_logsumexp,
+    "entropy": lambda means: means.entropy,
+    "usage": usage_of,
 }
 
 
@@ -48,11 +49,9 @@ def stratified_output(
     hidden: Tensor, routing: dict[str, Routing], *, overflow: Tensor | None = None
 ) -> StratifiedOutput:
     """The result of a block from its hidden state and its routers; losses and statistics follow from those."""
-    routings = list(routing.values())
-    losses = {
-        name: sum((loss(one) for one in routings[1:]), loss(routings[0])) for name, loss in LOSSES.items()
-    }
-    statistics = {"load_variation": routings[0].load_variation()}
+    first, *others = (routing_means(each) for each in routing.values())
+    losses = {name: sum((loss(means) for means in others), loss(first)) for name, loss in LOSSES.items()}
+    statistics = {"load_variation": load_variation(first.load)}
     if overflow is not None:
         statistics["overflow"] = overflow.detach()
     return StratifiedOutput(hidden=hidden, losses=losses, statistics=statistics, routing=routing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -78,13 +79,11 @@ class Routing:
 
     def load(self) -> Tensor:
         """Share of the assignments that each stratum takes, [S]; no gradient. They sum to 1."""
-        chosen = torch.zeros_like(self.probabilities.detach()).scatter(-1, self.selected, 1.0)
-        return _mean_over_tokens(chosen, self.mask) / self.selected.shape[-1]
+        return routing_means(self).load
 
     def load_variation(self) -> Tensor:
         """Standard deviation of the load divided by its mean, a scalar: 0 for an even load."""
-        load_S = self.load()
-        return load_S.std(correction=0) * load_S.numel()
+        return load_variation(self.load())
 
 
 register_dataclass(Routing)
@@ -225,32 +224,67 @@ def full_precision(module: nn.Module, x: Tensor) -> Tensor:
 # ---- losses, unweighted
 
 
+class RoutingMeans(NamedTuple):
+    """Means over the real tokens of this process: what all losses are made of, from one pass over the tokens.
+
+    probability: [S]. load: [S], share of the assignments; no gradient. squared_logsumexp, entropy: scalars.
+    """
+
+    probability: Tensor
+    load: Tensor
+    squared_logsumexp: Tensor
+    entropy: Tensor
+
+
+def routing_means(routing: Routing) -> RoutingMeans:
+    """Means over the real tokens of a routing; all 0 when there are none."""
+    probabilities, strata = routing.probabilities, routing.probabilities.shape[-1]
+    chosen = torch.zeros_like(probabilities.detach()).scatter(-1, routing.selected, 1.0)
+    square = routing.logits.logsumexp(-1, keepdim=True).square()
+    entropy = -(probabilities * probabilities.clamp_min(1e-30).log()).sum(-1, keepdim=True)
+    means = _mean_over_tokens(torch.cat((probabilities, chosen, square, entropy), -1), routing.mask)
+    load = means[strata : 2 * strata].detach() / routing.selected.shape[-1]
+    return RoutingMeans(means[:strata], load, means[-2], means[-1])
+
+
+def load_variation(load_S: Tensor) -> Tensor:
+    """Standard deviation of a load divided by its mean, a scalar."""
+    return load_S.std(correction=0) * load_S.numel()
+
+
+def balance_of(means: RoutingMeans) -> Tensor:
+    """S sum_s f_s P_s of load f and probability P."""
+    return means.load.numel() * (means.load * means.probability).sum()
+
+
+def usage_of(means: RoutingMeans) -> Tensor:
+    """mean_s (P_s - 1 / S)^2 of the probability P; 0 when there are no tokens."""
+    even = 1 / means.probability.numel()
+    return (means.probability - even * means.probability.detach().sum()).square().mean()
+
+
 def load_balance_loss(routing: Routing) -> Tensor:
     """S sum_s f_s P_s, a scalar: 1 for an even load, up to S when one stratum takes all.
 
     f is the share of assignments that a stratum takes (no gradient), P its mean probability, both over real tokens
     of this process. Source: Fedus et al. 2021.
     """
-    mean_S = _mean_over_tokens(routing.probabilities, routing.mask)
-    return mean_S.numel() * (routing.load() * mean_S).sum()
+    return balance_of(routing_means(routing))
 
 
 def router_z_loss(routing: Routing) -> Tensor:
     """Mean over real tokens of logsumexp(logits)^2, a scalar: keeps logits small. Source: Zoph et al. 2022."""
-    return _mean_over_tokens(routing.logits.logsumexp(-1, keepdim=True).square(), routing.mask).sum()
+    return routing_means(routing).squared_logsumexp
 
 
 def routing_entropy(routing: Routing) -> Tensor:
     """Mean over real tokens of the entropy of the probabilities, a scalar in nats, at most log S."""
-    entropy = -(routing.probabilities * routing.probabilities.clamp_min(1e-30).log()).sum(-1, keepdim=True)
-    return _mean_over_tokens(entropy, routing.mask).sum()
+    return routing_means(routing).entropy
 
 
 def usage_loss(routing: Routing) -> Tensor:
     """mean_s (P_s - 1 / S)^2, a scalar, P the mean probability over real tokens. Source: the source documents."""
-    mean_S = _mean_over_tokens(routing.probabilities, routing.mask)
-    has_tokens = 1.0 if routing.mask is None else routing.mask.any()
-    return (mean_S - 1 / mean_S.numel()).square().mean() * has_tokens
+    return usage_of(routing_means(routing))
 
 
 def _mean_over_tokens(values: Tensor, mask: Tensor | None) -> Tensor:

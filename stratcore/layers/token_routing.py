@@ -101,5 +101,5 @@ class TokenRouting(nn.Module):
         mixed, overflow = mix_experts(
             self.paths, normed, routing, options.resolved_dispatch, options.capacity_factor
         )
-        branch = options.scale * self.combiner(mixed)
-        return stratified_output(add_branch(hidden, branch, mask), {"paths": routing}, overflow=overflow)
+        new = add_branch(hidden, self.combiner(mixed), mask, options.scale)
+        return stratified_output(new, {"paths": routing}, overflow=overflow)
