@@ -25,3 +25,25 @@ def test_its_words_are_true_of_its_numbers(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(abs(row["difference"]["value"]) < 0.2 and row["non_inferior"] for row in blocks)
     costs = [-row["difference"]["value"] for row in found if row["arm"].startswith("geometric")]
     assert [round(cost, 1) for cost in costs] == [1.8, 1.4]
+
+
+def test_words_on_made_up_words_are_true_of_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    results = document.load("token_strata.json")
+    run = document.run_of(results)
+    trials = document.tuned(run, results["trials"])
+    arms = {row["arm"]: row for row in document.summarize_trials(run, trials)}
+    assert all(3 <= 90 - row["accuracy"].value <= 5 for row in arms.values())
+    found = {(row["arm"], row["control"]): row for row in document.compare(run, trials)}
+    for control in ("plain", "layer_processing/mlp"):
+        row = found["layer_processing", control]
+        assert row["difference"]["p_value"] == 2 / 2**8 and row["p_holm"] > 0.05
+        assert (
+            arms["layer_processing"]["calibration_error"].value
+            < 0.5 * arms[control]["calibration_error"].value
+        )
+    others = [row for row in found.values() if row["arm"] != "layer_processing"]
+    assert min(row["p_holm"] for row in others) > 0.5
+    for arm in run.arms():
+        values = document.curve([row for row in trials if row["arm"] == arm])
+        assert 0.3 <= values[-1] - values[-2] <= 1.5
