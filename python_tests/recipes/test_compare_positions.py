@@ -12,7 +12,7 @@ from stratcore.recipes.compare_positions import RIVALS, TASKS, TWO_AXES, Setting
 def test_the_recipe_has_every_arm_where_it_has_a_meaning() -> None:
     run = compare_positions()
     assert run == compare_positions() and run.recipe == "compare_positions"
-    assert set(run.tasks) == set(TASKS) - {"bytes"} and run.arms == tuple(POSITIONS)
+    assert set(run.tasks) == set(TASKS) - {"bytes", "next_mark"} and run.arms == tuple(POSITIONS)
     assert set(RIVALS) == set(POSITIONS) - {"none", "open", "torus"}
     for task in TASKS:
         axial = {arm for arm in run.arms_of(task) if arm.endswith("_axial")}

@@ -186,14 +186,16 @@ def _of_task(run: ComparePositionsRun, task: str, summary: Rows, comparisons: Ro
     parts = list(own[0]["losses"])
     floor = own[0]["floor"]
     known = "not known" if floor is None else f"{floor:.4g}"
+    above = ["above floor"] if floor else []
     return Table(
         title=f"{TASKS[task].capitalize()}: test loss",
-        head=["positions", *parts, "torus over it", "p (Holm)", "last fall", "learning rate, base", "parameters",
-              "of positions", "fit, s"],
+        head=["positions", *parts, *above, "torus over it", "p (Holm)", "last fall", "learning rate, base",
+              "parameters", "of positions", "fit, s"],
         rows=[
             [
                 row["name"],
                 *(_mean(row["losses"][part]) for part in parts),
+                *(f"{row['losses']['test'].value - floor:.4g}" for _ in above),
                 _interval(against[row["arm"]]["ratio"]) if row["arm"] in against else "",
                 f"{against[row['arm']]['p_holm']:.4f}" if row["arm"] in against else "",
                 "" if row["last_fall"] is None else f"{row['last_fall']:.1%}",
