@@ -80,13 +80,18 @@ def test_every_task_and_arm_trains() -> None:
     assert carry_out(run, trials[0])["losses"] == carry_out(run, trials[0])["losses"]
 
 
-def test_arms_of_a_seed_start_alike_and_see_the_same_draws() -> None:
+def test_arms_of_a_seed_start_alike() -> None:
     run = small()
     torch.manual_seed(3)
     first = build(run, trial("ring_copy", "rope")).state_dict()
     torch.manual_seed(3)
     second = build(run, trial("ring_copy", "torus")).state_dict()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_trial_has_its_base_of_rope() -> None:
+    angle = build(small(), trial("ring_copy", "rope")).blocks[0].attention.sine_NP[1]
+    torch.testing.assert_close(angle, torch.sin(10.0 ** (-torch.arange(4) / 4)))
 
 
 def test_a_rollout_of_the_exact_steps_has_no_error() -> None:
