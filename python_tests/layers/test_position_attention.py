@@ -130,6 +130,13 @@ def test_attention_is_that_of_loops(encoding, grid, causal):
     torch.testing.assert_close(found(x[None])[0], wanted, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("encoding", ["none", "rope", "alibi", "t5"])
+def test_both_devices_agree(encoding, device):
+    found, x = layer(encoding, grid=GRID, causal=True).float(), torch.randn(2, 12, 16)
+    wanted = found(x)
+    torch.testing.assert_close(found.to(device)(x.to(device)).cpu(), wanted, rtol=0, atol=1e-5)
+
+
 def test_shorter_sequences_are_the_start_of_longer_causal_ones():
     for encoding in ("rope", "alibi", "t5", "none"):
         found, x = layer(encoding, causal=True), torch.randn(2, 12, 16, dtype=torch.float64)

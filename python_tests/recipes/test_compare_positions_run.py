@@ -80,6 +80,15 @@ def test_every_task_and_arm_trains() -> None:
     assert carry_out(run, trials[0])["losses"] == carry_out(run, trials[0])["losses"]
 
 
+@pytest.mark.cuda
+def test_every_task_and_arm_trains_on_a_gpu() -> None:
+    run = replace(small(f"tasks=[{','.join(TASKS)}]"), device="cuda")
+    for each in tuning_trials(run):
+        if each.learning_rate == 1e-2:
+            losses = [carry_out(run, each)["losses"] for _ in range(2)]
+            assert losses[0] == losses[1] and all(map(math.isfinite, losses[0].values())), each
+
+
 def test_arms_of_a_seed_start_alike() -> None:
     run = small()
     torch.manual_seed(3)

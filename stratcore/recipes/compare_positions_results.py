@@ -233,7 +233,9 @@ def figures(run: ComparePositionsRun, trials: Rows, choices: Choices, comparison
     from stratcore.analysis.plots import difference_intervals, mean_curves
 
     lines = [(f"{TASKS[row['task']]}: {POSITIONS[row['arm']]}", row["log_ratio"]) for row in comparisons]
-    drawn = {"ratios": difference_intervals(lines, unit="natural logarithm of the loss of the torus over it")}
+    drawn = {
+        "ratios": difference_intervals(lines, unit="logarithm of the test losses, the torus less the other")
+    }
     for task in run.tasks:
         curves = {
             POSITIONS[arm]: [
@@ -242,7 +244,7 @@ def figures(run: ComparePositionsRun, trials: Rows, choices: Choices, comparison
             ]
             for arm in run.arms_of(task)
         }
-        drawn[f"curves_{task}"] = mean_curves(curves, y_label=f"log10 of validation loss, {TASKS[task]}")
+        drawn[f"curves_{task}"] = mean_curves(curves, y_label="log10 of the validation loss")
     return drawn
 
 

@@ -64,20 +64,14 @@ def mean_curves(
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.subplots()
     for index, (name, runs) in enumerate(curves.items()):
-        turn, place = divmod(index, len(DOMAIN_COLORS))
-        color, style = DOMAIN_COLORS[place], ("-", "--", ":")[turn % 3]
+        color = DOMAIN_COLORS[index % len(DOMAIN_COLORS)]
         points = [np.array(sorted(run)) for run in runs]
         if any(not np.array_equal(run[:, 0], points[0][:, 0]) for run in points):
             raise ValueError(f"curves: the runs of {name!r} have different x")
         for run in points:
             axes.plot(*run.T, color=color, lw=0.6, alpha=0.25)
         axes.plot(
-            points[0][:, 0],
-            np.mean([run[:, 1] for run in points], axis=0),
-            color=color,
-            ls=style,
-            lw=1.8,
-            label=name,
+            points[0][:, 0], np.mean([run[:, 1] for run in points], axis=0), color=color, lw=1.8, label=name
         )
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
