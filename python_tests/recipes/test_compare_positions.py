@@ -21,13 +21,18 @@ def test_the_recipe_has_every_arm_where_it_has_a_meaning() -> None:
     assert run.size_of("bytes") is run.bytes and run.size_of("ring_copy") is run.small
 
 
-def test_every_arm_has_the_same_learning_rates_and_rope_its_bases() -> None:
+def test_every_arm_has_the_same_learning_rates_and_as_many_settings() -> None:
     run = compare_positions()
     rates = run.small.learning_rates
-    plain = tuple(Setting(learning_rate=rate, rope_base=10_000.0) for rate in rates)
-    assert run.settings_of("ring_copy", "torus") == run.settings_of("ring_copy", "t5") == plain
-    assert len(run.settings_of("day_week", "rope_axial")) == len(rates) * len(run.rope_bases)
-    assert set(plain) <= set(run.settings_of("day_week", "rope_axial"))
+    plain = tuple(Setting(learning_rate=rate, rope_base=10_000.0, slope=None) for rate in rates)
+    for arm in ("none", "alibi", "t5_axial"):
+        assert run.settings_of("day_week", arm) == plain
+    for arm in ("rope", "rope_axial", "open", "torus"):  # the torus is tuned over no more than its rival
+        settings = run.settings_of("day_week", arm)
+        assert len(settings) == 3 * len(rates) and set(plain) < set(settings)
+    assert run.settings_of("ring_copy", "rope")[1].words("rope") == "0.001, base 100"
+    assert run.settings_of("ring_copy", "torus")[0].words("torus") == "0.001, slopes ALiBi"
+    assert plain[0].words("t5") == "0.001"
 
 
 def test_its_seeds_can_show_a_difference_after_holm() -> None:
@@ -47,6 +52,7 @@ def test_its_seeds_can_show_a_difference_after_holm() -> None:
         ({"seeds": (1, 1)}, "seeds: expected different numbers >= 0"),
         ({"tuning_seeds": 9}, r"tuning_seeds: expected a number in \[1, 8\], got 9"),
         ({"rope_bases": (1.0,)}, "rope_bases: expected numbers > 1"),
+        ({"slope_starts": (0.0,)}, "slope_starts: expected numbers > 0 or None"),
         ({"margin": 1.0}, r"margin: expected a share in \(0, 1\)"),
         ({"rollout": 0}, "rollout: expected a number >= 1"),
         ({"workers": 0}, "workers: expected a number >= 1"),

@@ -34,17 +34,22 @@ GOOD, BAD = 3e-3, 1e-3
 
 def small() -> ComparePositionsRun:
     return replace(
-        compare_positions(), tasks=tuple(LOSSES), arms=("rope", "t5", "torus"), rope_bases=(10_000.0, 10.0)
+        compare_positions(),
+        tasks=tuple(LOSSES),
+        arms=("rope", "t5", "torus"),
+        rope_bases=(10_000.0, 10.0),
+        slope_starts=(None, 0.1),
     )
 
 
 def written(run: ComparePositionsRun) -> list[dict[str, Any]]:
-    """Trials of all settings, of which the higher rate and, for RoPE, the base 10 are the best."""
+    """Trials of all settings; the best have the higher rate, RoPE its base 10, the torus its slope .1."""
     rows = []
     for task in run.tasks:
         for arm, mean in LOSSES[task].items():
             for setting in run.settings_of(task, arm):
                 worse = 1 + (setting.learning_rate == BAD) + (arm == "rope" and setting.rope_base != 10)
+                worse += arm == "torus" and setting.slope != 0.1
                 for seed in run.seeds:
                     # The seeds' spread is the torus's alone, so ratios differ from seed to seed.
                     loss = worse * mean * (SPREAD[seed] if arm == "torus" else 1.0)
@@ -70,7 +75,8 @@ def found() -> dict[str, Any]:
 
 def test_settings_are_those_of_the_least_validation_loss(found: dict[str, Any]) -> None:
     for (_, arm), setting in found["choices"].items():
-        assert setting == Setting(learning_rate=GOOD, rope_base=10.0 if arm == "rope" else 10_000.0)
+        base, slope = (10.0 if arm == "rope" else 10_000.0), (0.1 if arm == "torus" else None)
+        assert setting == Setting(learning_rate=GOOD, rope_base=base, slope=slope)
     # Seeds beyond the tuning ones decide nothing.
     run, trials = found["run"], [dict(row) for row in found["trials"]]
     for row in trials:
@@ -136,6 +142,6 @@ def test_words_tables_and_figures(found: dict[str, Any]) -> None:
     assert [row[0] for row in pages[1].rows] == ["RoPE", "T5 bias", "torus"]
     assert all(len(row) == len(page.head) for page in pages for row in page.rows)
     assert "above floor" not in pages[1].head and "above floor" in pages[4].head and "0.1" in pages[4].rows[0]
-    assert "0.003, 10" in pages[1].rows[0] and "0.003" in pages[1].rows[1]
+    assert [row[-4] for row in pages[1].rows] == ["0.003, base 10", "0.003", "0.003, slopes 0.1"]
     drawn = figures(run, found["trials"], found["choices"], found["comparisons"])
     assert set(drawn) == {"ratios", *(f"curves_{task}" for task in run.tasks)}

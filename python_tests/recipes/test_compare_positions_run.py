@@ -32,7 +32,7 @@ SETTINGS = [
     *(f"bytes.{size}" for size in SIZES),
     *("data.sites=6", "data.symbols=3", "data.reach=2", "data.advection.size=4", "data.window=8"),
     *("data.series.days=2", "data.series.hours=3", "data.series.weeks=1", "data.text_bytes=2000"),
-    *("seeds=[0,1]", "tuning_seeds=1", "rope_bases=[10]", "rollout=2", "device=cpu"),
+    *("seeds=[0,1]", "tuning_seeds=1", "rope_bases=[10]", "slope_starts=[0.1]", "rollout=2", "device=cpu"),
 ]
 
 
@@ -41,7 +41,7 @@ def small(*settings: str) -> ComparePositionsRun:
 
 
 def trial(task: str, arm: str = "torus", seed: int = 0) -> Trial:
-    return Trial(task=task, arm=arm, seed=seed, learning_rate=1e-2, rope_base=10.0)
+    return Trial(task=task, arm=arm, seed=seed, learning_rate=1e-2, rope_base=10.0, slope=0.1)
 
 
 def test_whole_run_and_resume(tmp_path: Path) -> None:
@@ -98,7 +98,9 @@ def test_arms_of_a_seed_start_alike() -> None:
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_a_trial_has_its_base_of_rope() -> None:
+def test_a_trial_has_its_base_of_rope_and_its_slopes() -> None:
+    slopes = build(small(), trial("ring_copy")).blocks[0].attention.slopes()
+    torch.testing.assert_close(slopes, torch.full_like(slopes, 0.1))
     angle = build(small(), trial("ring_copy", "rope")).blocks[0].attention.sine_NP[1]
     torch.testing.assert_close(angle, torch.sin(10.0 ** (-torch.arange(4) / 4)))
 

@@ -49,6 +49,7 @@ class SequenceTransformerOptions:
         mlp_ratio: hidden size of a block's perceptron over C.
         rope_base: of rope and rope_axial.
         num_buckets: of t5 and t5_axial, an axis.
+        slope: what the slopes of torus and open start from; None: those of ALiBi, another for every head.
     """
 
     vocabulary: int | None = None
@@ -64,6 +65,7 @@ class SequenceTransformerOptions:
     mlp_ratio: int = 4
     rope_base: float = 10_000.0
     num_buckets: int = 32
+    slope: float | None = None
 
     def __post_init__(self) -> None:
         if (self.vocabulary is None) == (self.in_channels is None):
@@ -174,6 +176,7 @@ def _attention(options: SequenceTransformerOptions) -> nn.Module:
                 # Twice the grid, of which the tokens fill one block: no way around is shorter than the straight one.
                 lattice=tuple(2 * size for size in grid) if cut else options.lattice,
                 block=grid if cut else None,
+                slopes="alibi" if options.slope is None else options.slope,
                 learn_slopes=True,
                 causal=options.causal,
             )

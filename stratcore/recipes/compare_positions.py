@@ -22,6 +22,7 @@ TASKS = {
 }
 TORUS = "torus"
 DEFAULT_ROPE_BASE = 10_000.0
+ROPE, WITH_SLOPES = ("rope", "rope_axial"), ("open", "torus")
 RIVALS = ("rope", "alibi", "t5", "rope_axial", "alibi_axial", "t5_axial")
 DEFAULT_TASKS = ("ring_copy", "ring_copy_seam", "next_mark_seam", "advection_diffusion", "day_week")
 TWO_AXES = ("advection_diffusion", "day_week")
@@ -94,10 +95,19 @@ class ArmOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is tuned: the learning rate, and the base of RoPE (without a meaning for other arms)."""
+    """What is tuned: the learning rate, the base of RoPE and the start of slopes; other arms ignore these."""
 
     learning_rate: float
     rope_base: float
+    slope: float | None
+
+    def words(self, arm: str) -> str:
+        """The setting, as far as it has a meaning for an arm."""
+        if arm in ROPE:
+            return f"{self.learning_rate:g}, base {self.rope_base:g}"
+        if arm in WITH_SLOPES:
+            return f"{self.learning_rate:g}, slopes {'ALiBi' if self.slope is None else f'{self.slope:g}'}"
+        return f"{self.learning_rate:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +124,8 @@ class ComparePositionsRun:
         tuning_seeds: so many of the first seeds are trained with every learning rate.
         rope_bases: of the rotary frequencies of RoPE; its arms are tuned over these too, as a short axis wants faster
             ones than a text.
+        slope_starts: what the learned slopes of the torus start from, also cut open; these arms are tuned over them,
+            so that they have as many settings as RoPE. None: the slopes of ALiBi.
         margin: share of the best rival's loss by which the torus is to be below it.
         data: sizes of the tasks.
         small: models of all tasks but 'bytes'.
@@ -129,6 +141,7 @@ class ComparePositionsRun:
     seeds: tuple[int, ...] = tuple(range(8))
     tuning_seeds: int = 1
     rope_bases: tuple[float, ...] = (10_000.0, 100.0, 10.0)
+    slope_starts: tuple[float | None, ...] = (None, 0.1, 0.01)
     margin: float = 0.2
     data: PeriodicTaskOptions = field(default_factory=PeriodicTaskOptions)
     small: ArmOptions
@@ -154,6 +167,8 @@ class ComparePositionsRun:
             )
         if not self.rope_bases or not all(base > 1 for base in self.rope_bases):
             raise ValueError(f"rope_bases: expected numbers > 1, got {self.rope_bases}")
+        if not self.slope_starts or not all(start is None or start > 0 for start in self.slope_starts):
+            raise ValueError(f"slope_starts: expected numbers > 0 or None, got {self.slope_starts}")
         if not 0 < self.margin < 1:
             raise ValueError(f"margin: expected a share in (0, 1), got {self.margin}")
         for name in ("rollout", "workers"):
@@ -167,9 +182,14 @@ class ComparePositionsRun:
 
     def settings_of(self, task: str, arm: str) -> tuple[Setting, ...]:
         """What an arm is tuned over."""
-        bases = self.rope_bases if arm.startswith("rope") else (DEFAULT_ROPE_BASE,)
-        rates = self.size_of(task).learning_rates
-        return tuple(Setting(learning_rate=rate, rope_base=base) for rate in rates for base in bases)
+        bases = self.rope_bases if arm in ROPE else (DEFAULT_ROPE_BASE,)
+        slopes = self.slope_starts if arm in WITH_SLOPES else (None,)
+        return tuple(
+            Setting(learning_rate=rate, rope_base=base, slope=slope)
+            for rate in self.size_of(task).learning_rates
+            for base in bases
+            for slope in slopes
+        )
 
     def size_of(self, task: str) -> ArmOptions:
         """Models and training of a task."""

@@ -15,7 +15,6 @@ from stratcore.recipes.compare_positions import RIVALS, TASKS, TORUS, ComparePos
 from stratcore.recipes.trials import Table, holm, seed_mean
 
 LEVEL = 0.05
-ROPE = ("rope", "rope_axial")
 Choices = Mapping[tuple[str, str], Setting]
 Rows = Sequence[dict[str, Any]]
 
@@ -60,6 +59,7 @@ def summarize(
                 "task": task,
                 "arm": arm,
                 "name": POSITIONS[arm],
+                "setting": choices[task, arm].words(arm),
                 **asdict(choices[task, arm]),
                 "losses": {
                     part: seed_mean([row["losses"][part] for row in own]) for part in own[0]["losses"]
@@ -189,7 +189,7 @@ def _of_task(run: ComparePositionsRun, task: str, summary: Rows, comparisons: Ro
     above = ["above floor"] if floor else []
     return Table(
         title=f"{TASKS[task].capitalize()}: test loss",
-        head=["positions", *parts, *above, "torus over it", "p (Holm)", "last fall", "learning rate, base",
+        head=["positions", *parts, *above, "torus over it", "p (Holm)", "last fall", "learning rate, setting",
               "parameters", "of positions", "fit, s"],
         rows=[
             [
@@ -199,7 +199,7 @@ def _of_task(run: ComparePositionsRun, task: str, summary: Rows, comparisons: Ro
                 _interval(against[row["arm"]]["ratio"]) if row["arm"] in against else "",
                 f"{against[row['arm']]['p_holm']:.4f}" if row["arm"] in against else "",
                 "" if row["last_fall"] is None else f"{row['last_fall']:.1%}",
-                f"{row['learning_rate']:g}" + (f", {row['rope_base']:g}" if row["arm"] in ROPE else ""),
+                row["setting"],
                 f"{row['parameters']:,}",
                 f"{row['position_parameters']:,}",
                 f"{row['fit_seconds']:.1f}",
@@ -279,7 +279,8 @@ CAVEATS = [
     ("Small losses", "Where the floor is 0 and several arms come close to it, a ratio says who came closer in these "
      "steps; look at the losses."),
     ("Tuning", "Every arm chooses among the same learning rates on validation draws of the first seeds, RoPE also "
-     "its base; nothing else was tuned. The buckets of T5 reach to the end of the sequence or axis."),
+     "its base, the torus what its slopes start from; nothing else was tuned. The buckets of T5 reach to "
+     "the end of the sequence or axis."),
     ("Cut open", "The torus cut open is the same layer, with the same parameters, on a lattice twice as large: what "
      "it lacks is the way around alone."),
 ]  # fmt: skip

@@ -49,6 +49,7 @@ class Trial:
     seed: int
     learning_rate: float
     rope_base: float
+    slope: float | None
 
 
 def execute(
@@ -158,6 +159,7 @@ def build(run: ComparePositionsRun, trial: Trial) -> SequenceTransformer:
         num_layers=size.num_layers,
         num_heads=size.num_heads,
         rope_base=trial.rope_base,
+        slope=trial.slope,
     )
     return SequenceTransformer(options)
 
