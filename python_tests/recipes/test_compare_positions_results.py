@@ -133,6 +133,14 @@ def test_too_few_seeds_show_nothing() -> None:
     assert {row["verdict"] for row in rows} == {"not shown"}
 
 
+def test_losses_of_zero_have_a_ratio(found: dict[str, Any]) -> None:
+    trials = [
+        dict(row, losses={"test": 0.0} if row["arm"] == "torus" else row["losses"]) for row in found["trials"]
+    ]
+    rows = compare(found["run"], trials, found["choices"])
+    assert rows[0]["ratio"]["value"] == pytest.approx(1e-12)
+
+
 def test_words_tables_and_figures(found: dict[str, Any]) -> None:
     run = found["run"]
     sentences = answer(run, found["claims"])

@@ -15,6 +15,7 @@ from stratcore.recipes.compare_positions import RIVALS, TASKS, TORUS, ComparePos
 from stratcore.recipes.trials import Table, holm, seed_mean
 
 LEVEL = 0.05
+LEAST_LOSS = 1e-12  # smaller ones, 0 among them, are taken as this where a logarithm is
 Choices = Mapping[tuple[str, str], Setting]
 Rows = Sequence[dict[str, Any]]
 
@@ -96,7 +97,7 @@ def compare(run: ComparePositionsRun, trials: Rows, choices: Choices) -> list[di
             of_arm(run, trials, choices, task, TORUS), of_arm(run, trials, choices, task, arm), strict=True
         )
         losses = [(own["losses"]["test"], other["losses"]["test"]) for own, other in pairs]
-        logs = paired_difference([math.log(own) - math.log(other) for own, other in losses])
+        logs = paired_difference([_log(own) - _log(other) for own, other in losses])
         found.append(
             {
                 "task": task,
@@ -239,13 +240,17 @@ def figures(run: ComparePositionsRun, trials: Rows, choices: Choices, comparison
     for task in run.tasks:
         curves = {
             POSITIONS[arm]: [
-                [(point["step"], math.log10(point["loss"])) for point in row["curve"]]
+                [(point["step"], _log(point["loss"]) / math.log(10)) for point in row["curve"]]
                 for row in of_arm(run, trials, choices, task, arm)
             ]
             for arm in run.arms_of(task)
         }
         drawn[f"curves_{task}"] = mean_curves(curves, y_label="log10 of the validation loss")
     return drawn
+
+
+def _log(loss: float) -> float:
+    return math.log(max(loss, LEAST_LOSS))
 
 
 def _mean(mean: Any) -> str:
