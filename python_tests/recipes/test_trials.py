@@ -1,13 +1,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from stratcore.recipes.trials import Table, TrialLog, holm, paired_p, seed_mean, write_trials
+from stratcore.recipes.trials import (
+    Table,
+    TrialLog,
+    carry_out_trials,
+    holm,
+    paired_p,
+    seed_mean,
+    write_trials,
+)
 
 
 def test_an_interval_over_seeds_is_that_of_student() -> None:
@@ -38,6 +47,24 @@ def test_a_resumed_log_drops_an_unfinished_line(tmp_path: Path) -> None:
     assert again.find(seed=0) == {"seed": 0, "fvu": 0.5} and again.find(seed=2) is None
     assert log.path.read_text().count("\n") == 2
     assert TrialLog.open(tmp_path, resume=False).rows == []
+
+
+@dataclass(frozen=True)
+class Draw:
+    seed: int
+
+
+def test_trials_that_the_log_holds_are_not_carried_out_again(tmp_path: Path) -> None:
+    log, done = TrialLog.open(tmp_path, resume=False), []
+
+    def job(draw: Draw) -> dict[str, int]:
+        done.append(draw.seed)
+        return {"square": draw.seed**2}
+
+    carry_out_trials(log, [Draw(1), Draw(3)], job, workers=1)
+    carry_out_trials(log, [Draw(3), Draw(2), Draw(1)], job, workers=1)
+    assert done == [1, 3, 2]
+    assert log.rows == [{"seed": seed, "square": seed**2} for seed in (1, 3, 2)]
 
 
 def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from stratcore.layers.dictionary import DictionaryExperts
 from stratcore.layers.gating import QueryKeyGate, expert_weights
 from stratcore.layers.layer_processing import LayerProcessing, LayerProcessingOptions
 from stratcore.layers.lista import ListaOptions, TopKLISTA
+from stratcore.layers.position_attention import PositionAttention, PositionAttentionOptions
 from stratcore.layers.simplex import (
     KSimplexChannel,
     KSimplexOptions,
@@ -79,6 +80,8 @@ __all__ = [
     "ListaOptions",
     "Patchwork",
     "PatchworkOptions",
+    "PositionAttention",
+    "PositionAttentionOptions",
     "QueryKeyGate",
     "RouterOptions",
     "Routing",

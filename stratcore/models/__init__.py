@@ -13,6 +13,7 @@ _NAMES = {
     "geometric_regularization": ("geometric_losses",),
     "plain_vit": ("PlainViT", "PlainViTOptions", "plain_options"),
     "pretrained_encoder": ("PretrainedMismatch", "load_encoder"),
+    "sequence_transformer": ("SequenceTransformer", "SequenceTransformerOptions"),
     "stratified_classifier": (
         "ParameterCount",
         "RoutedTokens",

@@ -9,6 +9,7 @@ from typing import Any
 from stratcore.recipes.analysis import AnalysisRun, advanced, multi_domain, notebook, stratification
 from stratcore.recipes.compare_classifiers import CompareClassifiersRun, compare_classifiers
 from stratcore.recipes.compare_dictionaries import CompareDictionariesRun, compare_dictionaries
+from stratcore.recipes.compare_positions import ComparePositionsRun, compare_positions
 from stratcore.recipes.dictionary_moe import DictionaryMoERun, dictionary_moe, dictionary_moe_seed
 from stratcore.recipes.dual_stream_vit import DualStreamViTRun, dual_stream_vit, dual_stream_vit_digits
 from stratcore.recipes.dual_stream_vit_source import SOURCE_RUNS
@@ -20,6 +21,7 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "dictionary_moe_seed": dictionary_moe_seed,
     "compare_classifiers": compare_classifiers,
     "compare_dictionaries": compare_dictionaries,
+    "compare_positions": compare_positions,
     "search_dictionary_moe": search_dictionary_moe,
     "transfer_dictionary_moe": transfer_dictionary_moe,
     "dual_stream_vit": dual_stream_vit,
@@ -36,6 +38,7 @@ _EXECUTORS: dict[type, str] = {  # loaded on use: they import the models
     AnalysisRun: "stratcore.recipes.analysis_run",
     CompareClassifiersRun: "stratcore.recipes.compare_classifiers_run",
     CompareDictionariesRun: "stratcore.recipes.compare_dictionaries_run",
+    ComparePositionsRun: "stratcore.recipes.compare_positions_run",
     SearchDictionaryMoERun: "stratcore.recipes.search_dictionary_moe",
     TransferDictionaryMoERun: "stratcore.recipes.transfer_dictionary_moe",
     DualStreamViTRun: "stratcore.recipes.dual_stream_vit_run",
@@ -48,6 +51,7 @@ __all__ = [
     "AnalysisRun",
     "CompareClassifiersRun",
     "CompareDictionariesRun",
+    "ComparePositionsRun",
     "DictionaryMoERun",
     "DualStreamViTRun",
     "SearchDictionaryMoERun",
@@ -55,6 +59,7 @@ __all__ = [
     "advanced",
     "compare_classifiers",
     "compare_dictionaries",
+    "compare_positions",
     "dictionary_moe",
     "dictionary_moe_seed",
     "dual_stream_vit",

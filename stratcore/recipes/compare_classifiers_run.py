@@ -9,9 +9,8 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from stratcore.recipes.compare_classifiers_results import (
 )
 from stratcore.recipes.compare_classifiers_routing import RouteLog
 from stratcore.recipes.environment import environment
-from stratcore.recipes.trials import TrialLog, calibration_error, write_trials
+from stratcore.recipes.trials import TrialLog, calibration_error, carry_out_trials, write_trials
 from stratcore.training import Runtime, Trainer, seed_everything
 from stratcore.training.tasks import TextClassificationTask, predict_logits
 
@@ -83,7 +82,8 @@ def execute(
             for arm in run.arms()
             for rate in run.learning_rates
         ]
-        _carry_out(run, material, trials, log, folder)
+        job = partial(carry_out, run, material) if run.workers == 1 else partial(_in_process, run, folder)
+        carry_out_trials(log, trials, job, run.workers)
         chosen = tuned(run, log.rows)
         summary, comparisons = summarize(run, chosen), compare(run, chosen)
         results = {
@@ -138,25 +138,6 @@ def _block_size(run: CompareClassifiersRun, encoder: str, variant: str) -> int:
     options = arm_options(run, variant)
     config = StratifiedClassifierConfig(encoder_config(encoder), num_strata=run.num_strata, **options)
     return block_parameters(config)
-
-
-def _carry_out(
-    run: CompareClassifiersRun,
-    material: Material,
-    trials: list[Trial],
-    log: TrialLog,
-    folder: Path,
-) -> None:
-    """Runs the trials that the log lacks; their order and their processes change nothing."""
-    todo = [trial for trial in trials if log.find(**asdict(trial)) is None]
-    if run.workers == 1:
-        for trial in todo:
-            log.add(asdict(trial) | carry_out(run, material, trial))
-        return
-    with ProcessPoolExecutor(min(run.workers, max(1, len(todo))), get_context("spawn")) as pool:
-        jobs = [pool.submit(_in_process, run, folder, trial) for trial in todo]
-        for trial, job in zip(todo, jobs, strict=True):
-            log.add(asdict(trial) | job.result())
 
 
 def _in_process(run: CompareClassifiersRun, folder: Path, trial: Trial) -> dict[str, Any]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,37 @@ class TrialLog:
         self.rows.append(plain)
         with self.path.open("ab") as file:
             file.write(_line(plain))
+
+
+def carry_out_trials(
+    log: TrialLog, trials: Sequence[Any], job: Callable[[Any], Mapping[str, Any]], workers: int
+) -> None:
+    """Runs the trials that the log lacks, and adds each with its result, in their order.
+
+    Args:
+        log: of the run.
+        trials: dataclasses, whose fields tell one from another.
+        job: from a trial to its result, a function of the trial alone; with several workers it is pickled.
+        workers: processes at a time; 1: this one.
+    """
+    todo = [trial for trial in trials if log.find(**asdict(trial)) is None]
+    if workers == 1 or not todo:
+        for trial in todo:
+            log.add(asdict(trial) | dict(job(trial)))
+        return
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with ProcessPoolExecutor(
+        min(workers, len(todo)), get_context("spawn"), initializer=_limit_threads, initargs=(threads,)
+    ) as pool:
+        for trial, result in zip(todo, pool.map(job, todo), strict=True):
+            log.add(asdict(trial) | dict(result))
+
+
+def _limit_threads(threads: int) -> None:
+    """The workers share the cores."""
+    import torch
+
+    torch.set_num_threads(threads)
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
