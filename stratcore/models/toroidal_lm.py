@@ -222,6 +222,25 @@ class ToroidalLM(nn.Module):
         self.branches.load_state_dict(saved)
 
 
+def copy_attentions(host: PreTrainedModel, layers: str | tuple[int, ...]) -> dict[int, nn.Module]:
+    """Frozen copies of a host's chosen attentions by number of layer, before it becomes a `ToroidalLM`.
+
+    Args:
+        host: as `ToroidalLM` takes it.
+        layers: as `ToroidalLMOptions` has them.
+
+    Raises:
+        TypeError, ValueError: as `ToroidalLM`.
+    """
+    found = attention_layers(host)
+    numbers = layer_numbers(layers, [each.number for each in found])
+    return {
+        each.number: copy.deepcopy(each.module).requires_grad_(False)
+        for each in found
+        if each.number in numbers
+    }
+
+
 def _count(module: nn.Module) -> int:
     return sum(each.numel() for each in module.parameters())
 
