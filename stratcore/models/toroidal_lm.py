@@ -162,14 +162,23 @@ class ToroidalLM(nn.Module):
             trainable=sum(each.numel() for each in self.parameters() if each.requires_grad),
         )
 
+    def has_adapters(self) -> bool:
+        """Whether low-rank adapters stand in the host's projections, see `stratcore.training.lora`."""
+        return any("lora_" in name for name, _ in self.host.named_parameters())
+
     # ---- saving
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the host as transformers does, and beside it branches and options: toroidal_lm.safetensors, .json.
 
         Raises:
+            ValueError: adapters that are not merged.
             OSError: the disk refuses.
         """
+        if self.has_adapters():
+            raise ValueError(
+                "save_pretrained: expected merged adapters; call stratcore.training.lora.merge_lora"
+            )
         folder = Path(folder)
         self.host.save_pretrained(folder)
         tensors = {
