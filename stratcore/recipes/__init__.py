@@ -13,6 +13,7 @@ from stratcore.recipes.dictionary_moe import DictionaryMoERun, dictionary_moe, d
 from stratcore.recipes.dual_stream_vit import DualStreamViTRun, dual_stream_vit, dual_stream_vit_digits
 from stratcore.recipes.dual_stream_vit_source import SOURCE_RUNS
 from stratcore.recipes.search_dictionary_moe import SearchDictionaryMoERun, search_dictionary_moe
+from stratcore.recipes.toroidal_lm import ToroidalLMRun, toroidal_lm
 from stratcore.recipes.transfer_dictionary_moe import TransferDictionaryMoERun, transfer_dictionary_moe
 
 RECIPES: dict[str, Callable[[], Any]] = {
@@ -25,6 +26,7 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "dual_stream_vit": dual_stream_vit,
     "dual_stream_vit_digits": dual_stream_vit_digits,
     **{recipe.__name__: recipe for recipe in SOURCE_RUNS},
+    "toroidal_lm": toroidal_lm,
 }
 ANALYSES: dict[str, Callable[[], AnalysisRun]] = {
     "stratification": stratification,
@@ -38,6 +40,7 @@ _EXECUTORS: dict[type, str] = {  # loaded on use: they import the models
     CompareDictionariesRun: "stratcore.recipes.compare_dictionaries_run",
     SearchDictionaryMoERun: "stratcore.recipes.search_dictionary_moe",
     TransferDictionaryMoERun: "stratcore.recipes.transfer_dictionary_moe",
+    ToroidalLMRun: "stratcore.recipes.toroidal_lm_run",
     DualStreamViTRun: "stratcore.recipes.dual_stream_vit_run",
     DictionaryMoERun: "stratcore.recipes.dictionary_moe_run",
 }
@@ -51,6 +54,7 @@ __all__ = [
     "DictionaryMoERun",
     "DualStreamViTRun",
     "SearchDictionaryMoERun",
+    "ToroidalLMRun",
     "TransferDictionaryMoERun",
     "advanced",
     "compare_classifiers",
@@ -64,6 +68,7 @@ __all__ = [
     "notebook",
     "search_dictionary_moe",
     "stratification",
+    "toroidal_lm",
     "transfer_dictionary_moe",
 ]
 

@@ -109,13 +109,17 @@ def test_an_epoch_visits_every_row_once_in_an_order_of_its_own() -> None:
     assert np.array_equal(np.concatenate(list(own.batches(0, 2))), epochs[0][12:])
 
 
-def test_vectors_do_not_decay() -> None:
-    own = task(small_lm())
-    decayed, kept = own.parameter_groups()
-    assert kept["weight_decay"] == 0.0 and "weight_decay" not in decayed
-    assert {p.ndim for p in decayed["params"]} == {2} and {p.ndim for p in kept["params"]} <= {0, 1}
-    account = own.model.parameter_account()  # type: ignore[union-attr, operator]
-    assert sum(p.numel() for g in (decayed, kept) for p in g["params"]) == account.trainable
+def test_vectors_do_not_decay_and_branches_have_a_rate_of_their_own() -> None:
+    own = task(small_lm(), branch_lr_scale=30.0)
+    groups = own.parameter_groups()
+    names = {id(p): name for name, p in own.model.named_parameters()}
+    for group in groups:
+        assert ("weight_decay" in group) == (group["params"][0].ndim <= 1)
+        assert group.get("lr_scale") == (
+            30.0 if names[id(group["params"][0])].startswith("branches") else None
+        )
+    listed = {names[id(p)] for group in groups for p in group["params"]}
+    assert listed == {name for name, p in own.model.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize(

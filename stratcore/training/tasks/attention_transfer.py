@@ -32,6 +32,7 @@ class AttentionTransferTask(LanguageModelingTask):
         runtime: ranks and device.
         batch_size: rows a micro-batch over all ranks.
         seed: of the order of rows.
+        branch_lr_scale: learning rate of all that is called `branches` over that of the rest.
 
     Raises:
         ValueError: other layers among the teachers than among the students, or rows that do not fit.
@@ -50,10 +51,12 @@ class AttentionTransferTask(LanguageModelingTask):
         *,
         batch_size: int,
         seed: int,
+        branch_lr_scale: float = 1.0,
     ) -> None:
         if not students or sorted(students) != sorted(teachers):
             raise ValueError(f"teachers: expected layers {sorted(students)}, got {sorted(teachers)}")
-        super().__init__(model, train, validation, runtime, batch_size=batch_size, seed=seed)
+        options = {"batch_size": batch_size, "seed": seed, "branch_lr_scale": branch_lr_scale}
+        super().__init__(model, train, validation, runtime, **options)  # type: ignore[arg-type]
         self._students = dict(students)
         self._teachers = {
             number: each.requires_grad_(False).train(False).to(runtime.device)

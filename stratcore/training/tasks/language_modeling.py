@@ -29,6 +29,7 @@ class LanguageModelingTask:
         runtime: ranks and device; the global batch is split evenly over ranks.
         batch_size: rows a micro-batch over all ranks.
         seed: of the order of rows.
+        branch_lr_scale: learning rate of all that is called `branches` over that of the rest.
 
     Raises:
         ValueError: rows of another shape, or a batch that does not fit.
@@ -43,6 +44,7 @@ class LanguageModelingTask:
         *,
         batch_size: int,
         seed: int,
+        branch_lr_scale: float = 1.0,
     ) -> None:
         for name, rows in (("train", train), ("validation", validation)):
             if rows.ndim != 2 or len(rows) == 0 or rows.shape[1] < 2:
@@ -60,15 +62,21 @@ class LanguageModelingTask:
                 parameter.data = parameter.data.float()
         self._splits = {"train": train, "validation": validation}
         self._runtime, self._batch_size, self._seed = runtime, batch_size, seed
+        self._branch_lr_scale = branch_lr_scale
 
     def parameter_groups(self) -> ParameterGroups:
         """Matrices, which decay, and all else, such as gates, lambdas, biases and norms, which does not."""
-        trained = [each for each in self.model.parameters() if each.requires_grad]
-        groups: ParameterGroups = [
-            {"params": [each for each in trained if each.ndim > 1]},
-            {"params": [each for each in trained if each.ndim <= 1], "weight_decay": 0.0},
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                of_branch = name.startswith("branches.")
+                groups.setdefault((of_branch, parameter.ndim > 1), []).append(parameter)
+        return [
+            {"params": own}
+            | ({} if decayed else {"weight_decay": 0.0})
+            | ({"lr_scale": self._branch_lr_scale} if of_branch else {})
+            for (of_branch, decayed), own in groups.items()
         ]
-        return [group for group in groups if group["params"]]
 
     def batches(self, epoch: int, start: int) -> Iterator[np.ndarray]:
         """Row numbers of this rank's micro-batches; the last, smaller batch of an epoch is left out."""
