@@ -22,7 +22,7 @@ def trials(torus: float, spread: float = 0.01) -> list[dict[str, Any]]:
             rows.append(
                 {"arm": arm, "seed": seed, "nll": value, "perplexity": math.exp(value), "start": math.exp(2.0),
                  "by_set": {"a": math.exp(value)}, "branch_parameters": 5, "trainable": 7, "seconds": 1.0,
-                 "peak_bytes": None}
+                 "peak_bytes": None, "estimated_bytes": 2**20}
             )  # fmt: skip
     return rows
 

@@ -53,7 +53,7 @@ def test_whole_run_and_resume(here: Path, tmp_path: Path) -> None:
         assert (row["start"] == host) == (row["arm"] != "random")
         assert (row["transfer"] is not None) == (row["arm"] == "random")
         assert row["perplexity"] != host and math.isfinite(row["perplexity"])
-        assert len(row["curve"]) == 2
+        assert len(row["curve"]) == 2 and row["peak_bytes"] is None and row["estimated_bytes"] > 4 * 27360
     for name in ("report.html", "table.md", "plots/differences.png", "plots/curves.png"):
         assert (tmp_path / "run" / name).stat().st_size > 100
     lines = (tmp_path / "run/trials.jsonl").read_text().splitlines(keepends=True)

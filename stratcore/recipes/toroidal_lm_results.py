@@ -28,6 +28,7 @@ def summarize(run: ToroidalLMRun, host: dict[str, Any], trials: list[dict[str, A
             "trainable": 0,
             "seconds": 0.0,
             "peak_bytes": None,
+            "estimated_bytes": None,
         }
     ]
     for arm in run.arms:
@@ -45,6 +46,7 @@ def summarize(run: ToroidalLMRun, host: dict[str, Any], trials: list[dict[str, A
                 "trainable": own[0]["trainable"],
                 "seconds": float(np.mean([row["seconds"] for row in own])),
                 "peak_bytes": max((row["peak_bytes"] or 0 for row in own), default=0) or None,
+                "estimated_bytes": own[0]["estimated_bytes"],
             }
         )
     return rows
@@ -92,6 +94,7 @@ def tables(
             "trained",
             "fit, s",
             "peak, MiB",
+            "estimate, MiB",
         ],
         rows=[
             [
@@ -102,12 +105,15 @@ def tables(
                 f"{row['branch_parameters']:,}",
                 f"{row['trainable']:,}",
                 f"{row['seconds']:.1f}",
-                "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}",
+                *(
+                    "" if row[key] is None else f"{row[key] / 2**20:.0f}"
+                    for key in ("peak_bytes", "estimated_bytes")
+                ),
             ]
             for row in summary
         ],
         note="Every scored token weighs the same; labels are shifted once and nothing is padded. Means over seeds "
-        "with 95 % t intervals. Memory is measured on a GPU only.",
+        "with 95 % t intervals. Memory is measured on a GPU only, and estimated by arithmetic.",
         own=1,
     )
     names = {HOST: "host", **{arm: arm for arm in ARMS}}

@@ -25,6 +25,7 @@ from stratcore.recipes.toroidal_lm_results import CAVEATS, answer, compare, summ
 from stratcore.recipes.trials import TrialLog, write_trials
 from stratcore.training import Runtime, Stage, Trainer, seed_everything
 from stratcore.training.lora import add_lora
+from stratcore.training.memory import MemoryEstimate, TuningPlan, estimate_memory, host_sizes
 from stratcore.training.optimizer import OptimizerOptions
 from stratcore.training.precision import Precision
 from stratcore.training.tasks import AttentionTransferTask, LanguageModelingTask
@@ -137,9 +138,9 @@ def carry_out(
     seed_everything(trial.seed)
     model = build(run, material, trial)
     on_gpu = runtime.device.type == "cuda"
+    start = score(run, material, model.to(runtime.device), runtime)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(runtime.device)
-    start = score(run, material, model.to(runtime.device), runtime)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         transferred = _transfer(run, material, trial, model, runtime, Path(place) / "transfer")
@@ -156,6 +157,7 @@ def carry_out(
         result = Trainer(task, stage, runtime, Path(place) / "tuning").fit()
         curve = _curve(Path(place) / "tuning" / "metrics.jsonl")
     seconds = time.perf_counter() - started
+    peak = torch.cuda.max_memory_allocated(runtime.device) if on_gpu else None
     account = model.parameter_account()
     return score(run, material, model, runtime) | {
         "start": start["perplexity"],
@@ -167,8 +169,31 @@ def carry_out(
         "branch_parameters": account.branches,
         "trainable": account.trainable,
         "seconds": seconds,
-        "peak_bytes": torch.cuda.max_memory_allocated(runtime.device) if on_gpu else None,
+        "peak_bytes": peak,
+        "estimated_bytes": estimate(run, material, model).peak,
     }
+
+
+def estimate(run: ToroidalLMRun, material: LanguageMaterial, model: ToroidalLM) -> MemoryEstimate:
+    """Peak bytes of the tuning of an arm by arithmetic."""
+    host: Any = material.host
+    torus = model.options.torus
+    plan = TuningPlan(
+        layers=tuple(model.layers),
+        rows=run.batch_size,
+        length=run.data.length,
+        trained=run.trained,
+        lora_rank=run.lora_rank,
+        host_dtype=run.host_dtype,
+        precision=run.stage.numerics.precision,
+        optimizer=run.stage.optimizer.name,
+        checkpointing=run.stage.numerics.gradient_checkpointing,
+        accumulate=run.stage.accumulate,
+        torus=model.options.attention == "toroidal",
+        gated=torus.gate == "zero",
+        depth=torus.depth,
+    )
+    return estimate_memory(host_sizes(host), plan)
 
 
 def _transfer(
