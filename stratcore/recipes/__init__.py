@@ -13,6 +13,7 @@ from stratcore.recipes.dictionary_moe import DictionaryMoERun, dictionary_moe, d
 from stratcore.recipes.dual_stream_vit import DualStreamViTRun, dual_stream_vit, dual_stream_vit_digits
 from stratcore.recipes.dual_stream_vit_source import SOURCE_RUNS
 from stratcore.recipes.search_dictionary_moe import SearchDictionaryMoERun, search_dictionary_moe
+from stratcore.recipes.sweep_toroidal_lm import SweepToroidalLMRun, sweep_toroidal_lm
 from stratcore.recipes.toroidal_lm import ToroidalLMRun, toroidal_lm
 from stratcore.recipes.transfer_dictionary_moe import TransferDictionaryMoERun, transfer_dictionary_moe
 
@@ -27,6 +28,7 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "dual_stream_vit_digits": dual_stream_vit_digits,
     **{recipe.__name__: recipe for recipe in SOURCE_RUNS},
     "toroidal_lm": toroidal_lm,
+    "sweep_toroidal_lm": sweep_toroidal_lm,
 }
 ANALYSES: dict[str, Callable[[], AnalysisRun]] = {
     "stratification": stratification,
@@ -40,6 +42,7 @@ _EXECUTORS: dict[type, str] = {  # loaded on use: they import the models
     CompareDictionariesRun: "stratcore.recipes.compare_dictionaries_run",
     SearchDictionaryMoERun: "stratcore.recipes.search_dictionary_moe",
     TransferDictionaryMoERun: "stratcore.recipes.transfer_dictionary_moe",
+    SweepToroidalLMRun: "stratcore.recipes.sweep_toroidal_lm_run",
     ToroidalLMRun: "stratcore.recipes.toroidal_lm_run",
     DualStreamViTRun: "stratcore.recipes.dual_stream_vit_run",
     DictionaryMoERun: "stratcore.recipes.dictionary_moe_run",
@@ -54,6 +57,7 @@ __all__ = [
     "DictionaryMoERun",
     "DualStreamViTRun",
     "SearchDictionaryMoERun",
+    "SweepToroidalLMRun",
     "ToroidalLMRun",
     "TransferDictionaryMoERun",
     "advanced",
@@ -68,6 +72,7 @@ __all__ = [
     "notebook",
     "search_dictionary_moe",
     "stratification",
+    "sweep_toroidal_lm",
     "toroidal_lm",
     "transfer_dictionary_moe",
 ]

@@ -97,13 +97,14 @@ def load_language_texts(data: LanguageDataOptions) -> tuple[list[str], dict[str,
     for name in data.evaluation:
         scored[name] = load_texts(name, data.evaluation_rows, data.seed).texts
     for name in data.train:
-        shared = name in data.evaluation  # the same draw: what is scored comes off first
-        texts = load_texts(name, None if shared else data.rows, data.seed).texts
+        # What is scored comes off first, so that it is the same however many rows are learned from.
+        shared = name in data.evaluation
+        whole = shared or not data.evaluation
+        texts = load_texts(name, None if whole else data.rows, data.seed).texts
         if not data.evaluation:
             count = max(1, round(data.held_out * len(texts)))
-            scored[name] = texts[:count][: data.evaluation_rows]
-            texts = texts[count:]
-        elif shared:
+            scored[name], texts = texts[:count][: data.evaluation_rows], texts[count:]
+        if whole:
             own = set(scored[name])
             texts = tuple(text for text in texts if text not in own)[: data.rows]
         train += texts
