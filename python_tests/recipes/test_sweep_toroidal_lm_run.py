@@ -30,15 +30,15 @@ def test_a_sweep_trains_what_differs_and_resumes(here: Path, monkeypatch: pytest
             trained.append(trial.arm) or carry_out(run, material, trial, runtime)  # type: ignore[func-returns-value]
         ),
     )
-    words = [*BASE, "axis=lambda", "values=[0.0,0.1,0.5]", "--output", "run"]
+    words = [*BASE, "axis=lambda", "values=[0.0,0.5]", "--output", "run"]
     assert train(["sweep_toroidal_lm", *words]) == 0
     results = json.loads((here / "run/results.json").read_text())
-    assert len(results["trials"]) == 3 * 3 * 2 and len(results["summary"]) == 3 * 3
-    # A lambda of 0 is the control, and controls do not hang on lambda: 3 toroidal and 1 re-initialised, 2 seeds.
-    assert sorted(trained) == ["standard_random"] * 2 + ["toroidal"] * 6
+    assert len(results["trials"]) == 2 * 3 * 2 and len(results["summary"]) == 2 * 3
+    # A lambda of 0 is the control, and controls do not hang on lambda: 2 toroidal and 1 re-initialised, 2 seeds.
+    assert sorted(trained) == ["standard_random"] * 2 + ["toroidal"] * 4
     by_value = {(row["value"], row["arm"]): row["perplexity"]["value"] for row in results["summary"]}
-    assert len({by_value[value, "toroidal"] for value in (0.0, 0.1, 0.5)}) == 3
-    assert len({by_value[value, "lambda_0"] for value in (0.0, 0.1, 0.5)}) == 1
+    assert len({by_value[value, "toroidal"] for value in (0.0, 0.5)}) == 2
+    assert len({by_value[value, "lambda_0"] for value in (0.0, 0.5)}) == 1
     assert by_value[0.0, "toroidal"] == by_value[0.0, "lambda_0"]
     assert all(0 <= row["p_holm"] <= 1 for row in results["comparisons"])
     for name in ("report.html", "table.md", "plots/differences.png"):
@@ -49,7 +49,7 @@ def test_a_sweep_trains_what_differs_and_resumes(here: Path, monkeypatch: pytest
     assert train(["sweep_toroidal_lm", *words, "--resume"]) == 0
     again = json.loads((here / "run/results.json").read_text())
     assert [row["nll"] for row in again["trials"]] == [row["nll"] for row in results["trials"]]
-    assert len(trained) < 8
+    assert len(trained) < 6
 
 
 def test_fewer_rows_are_scored_on_the_same_texts(here: Path) -> None:

@@ -12,6 +12,7 @@ from stratcore.recipes.compare_dictionaries import CompareDictionariesRun, compa
 from stratcore.recipes.dictionary_moe import DictionaryMoERun, dictionary_moe, dictionary_moe_seed
 from stratcore.recipes.dual_stream_vit import DualStreamViTRun, dual_stream_vit, dual_stream_vit_digits
 from stratcore.recipes.dual_stream_vit_source import SOURCE_RUNS
+from stratcore.recipes.perplexity_suite import PerplexitySuiteRun, perplexity_suite
 from stratcore.recipes.search_dictionary_moe import SearchDictionaryMoERun, search_dictionary_moe
 from stratcore.recipes.sweep_toroidal_lm import SweepToroidalLMRun, sweep_toroidal_lm
 from stratcore.recipes.toroidal_lm import ToroidalLMRun, toroidal_lm
@@ -29,6 +30,7 @@ RECIPES: dict[str, Callable[[], Any]] = {
     **{recipe.__name__: recipe for recipe in SOURCE_RUNS},
     "toroidal_lm": toroidal_lm,
     "sweep_toroidal_lm": sweep_toroidal_lm,
+    "perplexity_suite": perplexity_suite,
 }
 ANALYSES: dict[str, Callable[[], AnalysisRun]] = {
     "stratification": stratification,
@@ -42,6 +44,7 @@ _EXECUTORS: dict[type, str] = {  # loaded on use: they import the models
     CompareDictionariesRun: "stratcore.recipes.compare_dictionaries_run",
     SearchDictionaryMoERun: "stratcore.recipes.search_dictionary_moe",
     TransferDictionaryMoERun: "stratcore.recipes.transfer_dictionary_moe",
+    PerplexitySuiteRun: "stratcore.recipes.perplexity_suite_run",
     SweepToroidalLMRun: "stratcore.recipes.sweep_toroidal_lm_run",
     ToroidalLMRun: "stratcore.recipes.toroidal_lm_run",
     DualStreamViTRun: "stratcore.recipes.dual_stream_vit_run",
@@ -56,6 +59,7 @@ __all__ = [
     "CompareDictionariesRun",
     "DictionaryMoERun",
     "DualStreamViTRun",
+    "PerplexitySuiteRun",
     "SearchDictionaryMoERun",
     "SweepToroidalLMRun",
     "ToroidalLMRun",
@@ -70,6 +74,7 @@ __all__ = [
     "executor_of",
     "multi_domain",
     "notebook",
+    "perplexity_suite",
     "search_dictionary_moe",
     "stratification",
     "sweep_toroidal_lm",

@@ -87,6 +87,7 @@ class ToroidalLMRun:
         stage: steps, optimizer and arithmetic of the tuning.
         batch_size: rows a micro-batch.
         margin: largest rise of perplexity, in percent, that still counts as none.
+        save_models: keep every trained model, with its tokenizer, in models/ARM-SEED of the run folder.
         device: 'auto' (a GPU if there is one), 'cpu' or 'cuda'.
     """
 
@@ -105,6 +106,7 @@ class ToroidalLMRun:
     stage: Stage
     batch_size: int = 4
     margin: float = 0.5
+    save_models: bool = False
     device: str = "auto"
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ from stratcore.recipes.toroidal_lm_data import LanguageMaterial, load_language_m
 from stratcore.recipes.toroidal_lm_results import CAVEATS, answer, compare, summarize, tables
 from stratcore.recipes.trials import TrialLog, write_trials
 from stratcore.training import Runtime, Stage, Trainer, seed_everything
-from stratcore.training.lora import add_lora
+from stratcore.training.lora import add_lora, merge_lora
 from stratcore.training.memory import MemoryEstimate, TuningPlan, estimate_memory, host_sizes
 from stratcore.training.optimizer import OptimizerOptions
 from stratcore.training.precision import Precision
@@ -66,7 +66,8 @@ def execute(
             for arm in run.arms:
                 trial = Trial(arm=arm, seed=seed)
                 if log.find(**asdict(trial)) is None:
-                    log.add(asdict(trial) | carry_out(run, material, trial, runtime))
+                    keep = folder / "models" / f"{arm}-{seed}" if run.save_models else None
+                    log.add(asdict(trial) | carry_out(run, material, trial, runtime, keep=keep))
         summary, comparisons = summarize(run, host, log.rows), compare(run, host, log.rows)
         about = material.describe()
         results = {
@@ -132,9 +133,22 @@ def _perplexity(nll: float) -> float:
 
 
 def carry_out(
-    run: ToroidalLMRun, material: LanguageMaterial, trial: Trial, runtime: Runtime
+    run: ToroidalLMRun,
+    material: LanguageMaterial,
+    trial: Trial,
+    runtime: Runtime,
+    *,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
-    """Trains one arm and scores it before and after: a function of its arguments alone."""
+    """Trains one arm and scores it before and after: a function of its arguments alone.
+
+    Args:
+        run: what to do.
+        material: host and texts.
+        trial: arm and seed.
+        runtime: device.
+        keep: folder for the trained model and its tokenizer; None: it is thrown away.
+    """
     seed_everything(trial.seed)
     model = build(run, material, trial)
     on_gpu = runtime.device.type == "cuda"
@@ -159,7 +173,13 @@ def carry_out(
     seconds = time.perf_counter() - started
     peak = torch.cuda.max_memory_allocated(runtime.device) if on_gpu else None
     account = model.parameter_account()
-    return score(run, material, model, runtime) | {
+    found = score(run, material, model, runtime)
+    if keep is not None:
+        if model.has_adapters():
+            merge_lora(model)
+        model.save_pretrained(keep)
+        material.tokenizer.save_pretrained(keep)
+    return found | {
         "start": start["perplexity"],
         "transfer": transferred,
         "validation": result.metrics,
