@@ -42,6 +42,17 @@ def test_the_options_are_these(capfd: pytest.CaptureFixture[str]) -> None:
     assert list(printed(capfd)) == KEYS
 
 
+def test_recipes_of_language_models_print_their_keys(capfd: pytest.CaptureFixture[str]) -> None:
+    run = printed(
+        capfd, "toroidal_lm", "host=folder", "data.train=[a.txt]", "model.layers=[0,8]", "model.torus.depth=4"
+    )
+    assert list(run)[:4] == ["recipe", "host", "host_dtype", "data"]
+    assert run["host"] == "folder" and run["data"]["train"] == ["a.txt"]  # type: ignore[index]
+    assert run["model"]["layers"] == [0, 8] and run["model"]["torus"]["depth"] == 4  # type: ignore[index]
+    assert train(["toroidal_lm", "model.torus.fusion=fft"]) == 2
+    assert "fusion: expected one of low_rank, attention, mean or None, got 'fft'" in capfd.readouterr().err
+
+
 # ---- bad rows
 
 

@@ -24,6 +24,7 @@ SIZES = {
     "initializer_range": 0.3,
 }
 GROUPED = SIZES | {"num_key_value_heads": 2}
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2}
 HYBRID = ["sliding_attention", "full_attention", "sliding_attention"]
 
 
@@ -41,9 +42,13 @@ def host(name: str, **changes: Any) -> Any:
                 "n_layer": 3,
                 "n_positions": 128,
                 "initializer_range": 0.3,
-            },
+            }
+            | SPECIAL,
         ),
         "phi": (hf.PhiForCausalLM, hf.PhiConfig, SIZES | {"pad_token_id": 0}),
+        "phi3": (hf.Phi3ForCausalLM, hf.Phi3Config, GROUPED | {"pad_token_id": 0} | SPECIAL),
+        "qwen2": (hf.Qwen2ForCausalLM, hf.Qwen2Config, GROUPED),
+        "gpt_neox": (hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig, SIZES | SPECIAL),
         "mistral": (hf.MistralForCausalLM, hf.MistralConfig, GROUPED | {"sliding_window": 5}),
         "gemma3": (
             hf.Gemma3ForCausalLM,

@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stratcore.huggingface._hosts import AttentionLayer, attention_layers
 from stratcore.huggingface.attention import BIAS
 from stratcore.huggingface.bias import ToroidalBias
 from stratcore.huggingface.settings import ATTRIBUTE, Settings, Torus, settings_from
 from stratcore.huggingface.surgery import attached, head_count, install
+from stratcore.models._attention_hosts import AttentionLayer, attention_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

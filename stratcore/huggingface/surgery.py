@@ -8,14 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stratcore.huggingface._hosts import (
-    AttentionLayer,
-    Layers,
-    attention_layers,
-    choose,
-    has_window,
-    host_attention,
-)
 from stratcore.huggingface.attention import (
     BIAS,
     HOST,
@@ -24,6 +16,14 @@ from stratcore.huggingface.attention import (
 )
 from stratcore.huggingface.bias import ToroidalBias, initial_slopes
 from stratcore.huggingface.settings import ATTRIBUTE, IMPLEMENTATION, Settings, Torus, torus_from
+from stratcore.models._attention_hosts import (
+    AttentionLayer,
+    Layers,
+    attention_layers,
+    choose,
+    has_window,
+    host_attention,
+)
 
 # Attribute of a host: the handle of the hook that refuses to give weights.
 GUARD = "toroidal_guard"

@@ -58,6 +58,7 @@ from stratcore.layers.stratum_router import (
 )
 from stratcore.layers.token_routing import TokenRouting, TokenRoutingOptions
 from stratcore.layers.toroidal_attention import ToroidalAttention
+from stratcore.layers.toroidal_branch import ToroidalBranch, ToroidalBranchOptions, legal_depths
 from stratcore.layers.toroidal_cache import ToroidalKVCache
 from stratcore.layers.toroidal_options import ToroidalAttentionOptions, normalized_slopes
 from stratcore.layers.toroidal_rotary import ToroidalRotary
@@ -101,6 +102,8 @@ __all__ = [
     "TopKLISTA",
     "ToroidalAttention",
     "ToroidalAttentionOptions",
+    "ToroidalBranch",
+    "ToroidalBranchOptions",
     "ToroidalKVCache",
     "ToroidalRotary",
     "Triangulation",
@@ -111,6 +114,7 @@ __all__ = [
     "cv_loss",
     "dual_cv_loss",
     "expert_weights",
+    "legal_depths",
     "load_balance_loss",
     "log_gate_attention",
     "normalized_slopes",

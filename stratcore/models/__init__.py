@@ -22,6 +22,8 @@ _NAMES = {
     ),
     "stratified_classifier_blocks": ("ResidualMLP", "block_parameters"),
     "stratified_classifier_config": ("VARIANTS", "StratifiedClassifierConfig"),
+    "toroidal_lm": ("ToroidalLM",),
+    "toroidal_lm_config": ("ToroidalLMOptions",),
     "text_prediction": ("TextPrediction", "TextPredictor"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

@@ -13,7 +13,10 @@ from stratcore.recipes.compare_positions import ComparePositionsRun, compare_pos
 from stratcore.recipes.dictionary_moe import DictionaryMoERun, dictionary_moe, dictionary_moe_seed
 from stratcore.recipes.dual_stream_vit import DualStreamViTRun, dual_stream_vit, dual_stream_vit_digits
 from stratcore.recipes.dual_stream_vit_source import SOURCE_RUNS
+from stratcore.recipes.perplexity_suite import PerplexitySuiteRun, perplexity_suite
 from stratcore.recipes.search_dictionary_moe import SearchDictionaryMoERun, search_dictionary_moe
+from stratcore.recipes.sweep_toroidal_lm import SweepToroidalLMRun, sweep_toroidal_lm
+from stratcore.recipes.toroidal_lm import ToroidalLMRun, toroidal_lm
 from stratcore.recipes.transfer_dictionary_moe import TransferDictionaryMoERun, transfer_dictionary_moe
 
 RECIPES: dict[str, Callable[[], Any]] = {
@@ -27,6 +30,9 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "dual_stream_vit": dual_stream_vit,
     "dual_stream_vit_digits": dual_stream_vit_digits,
     **{recipe.__name__: recipe for recipe in SOURCE_RUNS},
+    "toroidal_lm": toroidal_lm,
+    "sweep_toroidal_lm": sweep_toroidal_lm,
+    "perplexity_suite": perplexity_suite,
 }
 ANALYSES: dict[str, Callable[[], AnalysisRun]] = {
     "stratification": stratification,
@@ -41,6 +47,9 @@ _EXECUTORS: dict[type, str] = {  # loaded on use: they import the models
     ComparePositionsRun: "stratcore.recipes.compare_positions_run",
     SearchDictionaryMoERun: "stratcore.recipes.search_dictionary_moe",
     TransferDictionaryMoERun: "stratcore.recipes.transfer_dictionary_moe",
+    PerplexitySuiteRun: "stratcore.recipes.perplexity_suite_run",
+    SweepToroidalLMRun: "stratcore.recipes.sweep_toroidal_lm_run",
+    ToroidalLMRun: "stratcore.recipes.toroidal_lm_run",
     DualStreamViTRun: "stratcore.recipes.dual_stream_vit_run",
     DictionaryMoERun: "stratcore.recipes.dictionary_moe_run",
 }
@@ -54,7 +63,10 @@ __all__ = [
     "ComparePositionsRun",
     "DictionaryMoERun",
     "DualStreamViTRun",
+    "PerplexitySuiteRun",
     "SearchDictionaryMoERun",
+    "SweepToroidalLMRun",
+    "ToroidalLMRun",
     "TransferDictionaryMoERun",
     "advanced",
     "compare_classifiers",
@@ -67,8 +79,11 @@ __all__ = [
     "executor_of",
     "multi_domain",
     "notebook",
+    "perplexity_suite",
     "search_dictionary_moe",
     "stratification",
+    "sweep_toroidal_lm",
+    "toroidal_lm",
     "transfer_dictionary_moe",
 ]
 

@@ -1,0 +1,333 @@
+"""A gated branch of toroidal attention beside an attention that has its queries, keys and values already.
+
+Legend: B batch, H query heads, G key heads, N queries, M keys, E head size, D depth (slices of a head).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from stratcore import ops
+from stratcore.layers.depth_fusion import FUSIONS, DepthFusion
+from stratcore.layers.toroidal_options import METRICS
+
+GATES = ("zero", "open")
+DEPTH_ATTENTIONS = ("factored", "coupled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToroidalBranchOptions:
+    """Form of a `ToroidalBranch`.
+
+    Args:
+        period: tokens of a whole turn, part of the model; None: to be set by who builds the branch, to the host's
+            number of positions.
+        wrap: sequences may be longer than the period; tokens a period apart then have distance 0. Else they are
+            refused.
+        metric: 'l1', 'l2', 'linf', 'chordal' or 'chordal_sq', in units of one token's step (squared).
+        lambda_distance: what a step takes off a score at the start: one number, one a head, or 'alibi'.
+            `normalized_slopes` turns the source documents' lambda into it.
+        learn_lambda: every head learns its own, of any sign.
+        depth: D, slices of a head; see `legal_depths`.
+        depth_attention: 'factored': a slice attends to the same slice of other tokens; 'coupled': to all slices of
+            them, D times the cost. Depth is then one more axis of the torus, of period D. Slices turn at frequencies
+            of their own, so that scores between two of them depend on positions themselves, not on differences
+            alone, where queries and keys come with a rotary embedding.
+        fusion: how slices are mixed behind it, see `DepthFusion`: 'low_rank', 'attention', 'mean' or None. Nothing
+            to mix at depth 1.
+        gate: 'zero': the branch is blended in by a learned gate that starts closed. 'open': it replaces the
+            attention beside it, which is then not computed.
+        eps: most of a row's probability that may be lost to tiles not looked at.
+
+    Raises:
+        ValueError: a value that does not fit.
+    """
+
+    period: int | None = None
+    wrap: bool = False
+    metric: str = "l1"
+    lambda_distance: float | str | tuple[float, ...] = 0.01
+    learn_lambda: bool = True
+    depth: int = 1
+    depth_attention: str = "factored"
+    fusion: str | None = "low_rank"
+    gate: str = "zero"
+    eps: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.period is not None and self.period < 1:
+            raise ValueError(f"period: expected at least 1 token, got {self.period}")
+        if self.depth < 1:
+            raise ValueError(f"depth: expected at least 1, got {self.depth}")
+        choices: dict[str, Sequence[str]] = {
+            "metric": METRICS,
+            "depth_attention": DEPTH_ATTENTIONS,
+            "gate": GATES,
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.fusion is not None and self.fusion not in FUSIONS:
+            raise ValueError(f"fusion: expected one of {', '.join(FUSIONS)} or None, got {self.fusion!r}")
+        if not 0 <= self.eps < 1:
+            raise ValueError(f"eps: expected a number in [0, 1), got {self.eps}")
+        self._check_lambda()
+
+    def _check_lambda(self) -> None:
+        given = self.lambda_distance
+        if isinstance(given, str):
+            if given != "alibi":
+                raise ValueError(f"lambda_distance: expected numbers or 'alibi', got {given!r}")
+            return
+        values = given if isinstance(given, tuple) else (given,)
+        if not values or not torch.tensor(values, dtype=torch.float64).isfinite().all():
+            raise ValueError(f"lambda_distance: expected finite numbers, got {given}")
+        if self.gate == "zero" and self.learn_lambda and self.depth == 1 and not any(values):
+            raise ValueError(
+                "lambda_distance: expected a number other than 0, got 0 behind a closed gate: at depth 1 the branch "
+                "equals its host there, so that neither gate nor lambda has a gradient; open the gate, or set "
+                "learn_lambda false"
+            )
+
+
+def legal_depths(head_dim: int, *, rotary: bool) -> list[int]:
+    """Numbers of slices that a head can be cut into.
+
+    Args:
+        head_dim: E.
+        rotary: pairs of channels turn together, so that a slice holds an even number of them.
+    """
+    step = 2 if rotary else 1
+    return [
+        depth for depth in range(1, head_dim + 1) if head_dim % depth == 0 and head_dim // depth % step == 0
+    ]
+
+
+class _Blend(Function):
+    """host + tanh(a) (branch - host); with a = 0 it is the host's bits, whatever the branch holds."""
+
+    @staticmethod
+    def forward(host: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+        wide = torch.promote_types(host.dtype, torch.float32)
+        opening = torch.tanh(gate.to(wide))
+        own = host.to(wide)
+        return torch.where(opening == 0, host, (own + opening * (branch.to(wide) - own)).to(host.dtype))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        host, branch, gate = ctx.saved_tensors
+        wide = torch.promote_types(host.dtype, torch.float32)
+        opening, given = torch.tanh(gate.to(wide)), gradient.to(wide)
+        along = (given * (branch.to(wide) - host.to(wide))).sum()
+        return (
+            (given * (1 - opening)).to(host.dtype),
+            (given * opening).to(branch.dtype),
+            (along * (1 - opening * opening)).to(gate.dtype),
+        )
+
+
+class ToroidalBranch(nn.Module):
+    """What toroidal attention makes of a host's queries, keys and values, blended with what the host makes of them.
+
+        O = O_host + tanh(a) (O_torus - O_host),    O_torus = fuse(softmax_j(s sqrt(D) <q_i, k_j> - lambda_h delta) v)
+
+    a starts at 0, where O is bitwise O_host, in every dtype, at every depth and with every fusion, and where a has a
+    gradient. The rotary embedding is the host's: queries and keys come turned. Their channels are reordered so that
+    the two of a rotary pair stand in one slice; values and results keep the order (head, slice, channel), so that
+    the host's output projection fits as it is. s is the host's scale for whole heads.
+
+    Args:
+        options: form; `period` set.
+        num_heads: H.
+        num_key_heads: G, a divisor of H.
+        head_dim: E.
+        channel_order: [E] int64, channels of queries and keys with rotary pairs next to each other; None: as they
+            are, for a host without rotary embedding.
+
+    Raises:
+        ValueError: no period, a depth that is not legal, or another number of lambdas than heads.
+
+    Gradient: exact with eps 0. Behind a gate of 0 that of all but the gate is 0.
+    Numerics: `lambda_distance` and scores in float32 or better; the blend in float32 or better.
+    Cost: 4 B H N M E operations, D times that where coupled. The host's own attention comes on top unless the gate is
+        'open'.
+    Source: csrc/toroidal_attention/README.md; depth and fusion: the source documents.
+    """
+
+    channel_order: Tensor | None
+    lambda_distance: Tensor
+
+    def __init__(
+        self,
+        options: ToroidalBranchOptions,
+        *,
+        num_heads: int,
+        num_key_heads: int,
+        head_dim: int,
+        channel_order: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if options.period is None:
+            raise ValueError("period: expected tokens of a whole turn, got None")
+        legal = legal_depths(head_dim, rotary=channel_order is not None)
+        if options.depth not in legal:
+            raise ValueError(
+                f"depth: expected one of {', '.join(map(str, legal))} for heads of {head_dim} channels, got "
+                f"{options.depth}"
+            )
+        self.options = options
+        self.num_heads, self.num_key_heads, self.head_dim = num_heads, num_key_heads, head_dim
+        self.register_buffer("channel_order", None if options.depth == 1 else channel_order, persistent=False)
+        start = self._start()
+        if options.learn_lambda:
+            self.lambda_distance = nn.Parameter(start)
+        else:
+            self.register_buffer("lambda_distance", start)
+        mixes = options.depth > 1 and options.fusion is not None
+        self.fusion = (
+            DepthFusion(options.depth, head_dim // options.depth, str(options.fusion)) if mixes else None
+        )
+        self.gate = nn.Parameter(torch.zeros(())) if options.gate == "zero" else None
+
+    def _start(self) -> Tensor:
+        """[H]."""
+        given = self.options.lambda_distance
+        if isinstance(given, str):
+            return ops.alibi_slopes(self.num_heads).float()
+        values = torch.tensor(given if isinstance(given, tuple) else (given,), dtype=torch.float32)
+        if values.numel() not in (1, self.num_heads):
+            raise ValueError(
+                f"lambda_distance: expected one number or one for each of {self.num_heads} heads, got "
+                f"{values.numel()}"
+            )
+        return values.expand(self.num_heads).clone()
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scaling: float | None = None,
+        causal: bool = True,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """O_torus of queries that stand at the last of the keys.
+
+        Args:
+            q: [B, H, N, E], behind the rotary embedding.
+            k: [B, G, M, E], likewise.
+            v: as k.
+            scaling: of the products of whole heads; E^-1/2 unless given.
+            causal: later keys are hidden.
+            mask: bool (True takes part) or floating point (added), broadcastable to [B, H, N, M].
+
+        Returns:
+            [B, H, N, E].
+
+        Raises:
+            ValueError: other heads than those of the branch, more queries than keys, or keys beyond the period.
+        """
+        self._check(q, k)
+        options, scale = self.options, self.head_dim**-0.5 if scaling is None else scaling
+        assert options.period is not None
+        before = k.shape[2] - q.shape[2]
+        coupled = options.depth > 1 and options.depth_attention == "coupled"
+        group = options.depth if coupled else 1
+        if self.channel_order is not None:
+            q, k = q[..., self.channel_order], k[..., self.channel_order]
+        out = ops.toroidal_attention(
+            self._rows(q, coupled),
+            self._rows(k, coupled),
+            self._rows(v, coupled),
+            self._per_slice(self.lambda_distance.to(torch.promote_types(q.dtype, torch.float32)), 0, coupled),
+            lattice=(options.period, options.depth) if coupled else options.period,
+            metric=options.metric,
+            causal=causal,
+            causal_group=group,
+            mask=self._mask(mask, coupled),
+            scale=scale * options.depth**0.5,
+            query_offset=before * group,
+            eps=options.eps,
+        )
+        return self._heads(out, coupled)
+
+    def blend(self, host: Tensor, torus: Tensor) -> Tensor:
+        """O of O_host and O_torus, of the same shape, in the dtype of the host's."""
+        return torus if self.gate is None else _Blend.apply(host, torus, self.gate)  # type: ignore[no-any-return]
+
+    def _check(self, q: Tensor, k: Tensor) -> None:
+        expected = (self.num_heads, self.num_key_heads, self.head_dim)
+        if (q.shape[1], k.shape[1], q.shape[3]) != expected:
+            raise ValueError(
+                f"toroidal attention: expected {expected[0]} query heads, {expected[1]} key heads and {expected[2]} "
+                f"channels, got {q.shape[1]}, {k.shape[1]} and {q.shape[3]}"
+            )
+        if q.shape[2] > k.shape[2]:
+            raise ValueError(
+                f"toroidal attention: expected a key for each query, got {q.shape[2]} and {k.shape[2]}"
+            )
+        period = self.options.period
+        if period is not None and k.shape[2] > period and not self.options.wrap:
+            raise ValueError(
+                f"toroidal attention: expected at most {period} tokens, the period of the torus, got {k.shape[2]}; "
+                "build it with a longer period, or with wrap=True"
+            )
+
+    # Factored rows stand in the order (key head, slice, query head of it), so that heads share keys slice by slice.
+
+    def _rows(self, x: Tensor, coupled: bool) -> Tensor:
+        """[B, heads, N, E] as rows of slices: coupled [B, heads, N D, E / D], else [B, heads D, N, E / D]."""
+        depth = self.options.depth
+        if depth == 1:
+            return x
+        x = x.unflatten(-1, (depth, -1))
+        if coupled:
+            return x.flatten(2, 3)
+        return x.unflatten(1, (self.num_key_heads, -1)).movedim(4, 2).flatten(1, 3)
+
+    def _heads(self, rows: Tensor, coupled: bool) -> Tensor:
+        """Inverse of `_rows`, with the slices fused in between."""
+        depth = self.options.depth
+        if depth == 1:
+            return rows
+        if coupled:
+            out = rows.unflatten(2, (-1, depth))
+        else:
+            out = rows.unflatten(1, (self.num_key_heads, depth, -1)).movedim(2, 4).flatten(1, 2)
+        if self.fusion is not None:
+            out = self.fusion(out.to(self.lambda_distance.dtype)).to(out.dtype)
+        return out.flatten(3)
+
+    def _per_slice(self, x: Tensor, axis: int, coupled: bool) -> Tensor:
+        """Repeats what every query head has, for its slices, in the order of `_rows`."""
+        if coupled or self.options.depth == 1:
+            return x
+        x = x.unflatten(axis, (self.num_key_heads, 1, -1))
+        shape = list(x.shape)
+        shape[axis + 1] = self.options.depth
+        return x.expand(shape).flatten(axis, axis + 2)
+
+    def _mask(self, mask: Tensor | None, coupled: bool) -> Tensor | None:
+        if mask is None:
+            return None
+        if mask.shape[1] > 1:
+            mask = self._per_slice(mask, 1, coupled)
+        for axis in (2, 3):
+            if coupled and mask.shape[axis] > 1:
+                mask = mask.repeat_interleave(self.options.depth, axis)
+        return mask
+
+    def extra_repr(self) -> str:
+        """The options and sizes."""
+        return f"{self.options}, heads={self.num_heads}/{self.num_key_heads}, head_dim={self.head_dim}"
