@@ -39,6 +39,15 @@ def test_a_draw_keeps_rows_together(tmp_path):
     assert rows.notes == ("50 of 240 rows, drawn at random (data.most).",)
 
 
+def test_constant_features_are_named(tmp_path):
+    x = np.random.default_rng(0).standard_normal((60, 5)).astype(np.float32)
+    x[:, [1, 3]] = 2.0
+    np.save(tmp_path / "x.npy", x)
+    options = run(tmp_path, data=AnalysisRows(source=str(tmp_path / "x.npy")), perplexity=None)
+    rows = load_analyzed_rows(options, tmp_path, CPU)
+    assert rows.notes == ("2 of 5 features are the same in all rows, and move no distance.",)
+
+
 def test_a_reduction_keeps_its_share(tmp_path):
     options = run(tmp_path)
     rows = load_analyzed_rows(replace(options, data=replace(options.data, reduce=3)), tmp_path, CPU)

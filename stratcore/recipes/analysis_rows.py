@@ -59,7 +59,7 @@ class AnalyzedRows:
         variance_kept: share of the variance that the reduction kept; None where nothing was reduced.
         num_features: before the reduction.
         experts: of a trained mixture.
-        notes: sentences on rows that were left out.
+        notes: sentences on rows that were left out, and on features that say nothing.
     """
 
     name: str
@@ -89,7 +89,16 @@ def load_analyzed_rows(run: AnalysisRun, folder: Path, device: torch.device) -> 
     else:
         rows = _rows_of_table(load_rows(run.data, folder))
     rows = replace(rows, perplexity=_perplexity(run, len(rows.x), folder, device))
-    return _reduced(_drawn(rows, run.data, run.seed), run.data)
+    return _reduced(_noted(_drawn(rows, run.data, run.seed)), run.data)
+
+
+def _noted(rows: AnalyzedRows) -> AnalyzedRows:
+    """With a word on features that say nothing."""
+    constant = int((np.ptp(rows.x, axis=0) == 0).sum())
+    if not constant:
+        return rows
+    note = f"{constant} of {rows.x.shape[1]} features are the same in all rows, and move no distance."
+    return replace(rows, notes=(*rows.notes, note))
 
 
 def _rows_of_table(table: EmbeddingTable) -> AnalyzedRows:
