@@ -14,6 +14,7 @@ from torch import Tensor
 from python_tests.huggingface.hosts import biased_mask, host, logits, tokens
 from stratcore.layers import ToroidalBranchOptions
 from stratcore.models import ToroidalLM, ToroidalLMOptions
+from stratcore.models.toroidal_lm import turn_off_attention_dropout
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 HOSTS = ["phi", "phi3", "llama", "qwen2", "gpt2", "gpt_neox", "mistral"]
@@ -137,6 +138,18 @@ def test_checkpointed_activations_give_the_same_gradients(name: str) -> None:
     assert found[0].keys() == found[1].keys() and len(found[0]) > 8
     for each, gradient in found[0].items():
         torch.testing.assert_close(found[1][each], gradient, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_every_host_trains_once_dropout_of_attention_is_off(name: str) -> None:
+    changes = {"attn_pdrop": 0.1} if name == "gpt2" else {"attention_dropout": 0.1}
+    own = host(name, **changes)
+    with pytest.raises(ValueError, match="cannot drop weights, got dropout 0.1 in training"):
+        bent(copy.deepcopy(own)).train()(tokens())
+    turn_off_attention_dropout(own)
+    model = opened(bent(own, depth=2)).train()
+    model(tokens(), labels=tokens()).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.branches.parameters())
 
 
 # ---- decoding

@@ -127,8 +127,8 @@ def toroidal_branch_forward(
             refuse(module, name)
     if dropout > 0:
         raise ValueError(
-            f"{_name(module)}: cannot drop weights, got dropout {dropout} in training; set the host's to 0 "
-            "(attention_dropout or attn_pdrop)"
+            f"{_name(module)}: cannot drop weights, got dropout {dropout} in training; call "
+            "stratcore.models.toroidal_lm.turn_off_attention_dropout(host)"
         )
     if isinstance(scaling, Tensor):
         raise ValueError(f"{_name(module)}: expected a number as scaling, got a tensor")
