@@ -177,6 +177,20 @@ def test_generation_is_greedy_search_by_full_calls() -> None:
     assert torch.equal(found, expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # torch's own, where it traces a Function
+def test_it_compiles_in_one_graph() -> None:
+    model = opened(bent(host("llama", num_hidden_layers=1), depth=2, fusion="attention"))
+    compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
+    found = []
+    for call in (model, compiled):
+        model.zero_grad()
+        out = call(tokens(), use_cache=False).logits
+        out.square().mean().backward()
+        found.append([out.detach(), *(p.grad for p in model.branches.parameters())])
+    for own, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, own, rtol=1e-5, atol=1e-6)
+
+
 # ---- controls
 
 

@@ -22,7 +22,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from stratcore.layers.toroidal_branch import ToroidalBranch
 from stratcore.models._attention_hosts import AttentionLayer, attention_layers
 from stratcore.models.pretrained_encoder import check_loaded, is_causal
-from stratcore.models.toroidal_lm_attention import attach_branch, check_layer, refuse, rotary_channel_order
+from stratcore.models.toroidal_lm_attention import (
+    attach_branch,
+    check_layer,
+    check_unbent,
+    refuse,
+    rotary_channel_order,
+)
 from stratcore.models.toroidal_lm_config import ToroidalLMOptions, layer_numbers, options_from_json
 
 OPTIONS, WEIGHTS = "toroidal_lm.json", "toroidal_lm.safetensors"
@@ -70,6 +76,7 @@ class ToroidalLM(nn.Module):
 
     def __init__(self, host: PreTrainedModel, options: ToroidalLMOptions) -> None:
         super().__init__()
+        check_unbent(host)
         found = attention_layers(host)
         if not is_causal(host.config) or host.get_output_embeddings() is None:
             raise ValueError(f"{type(host).__name__}: expected a causal language model with its head")
