@@ -68,9 +68,11 @@ def test_slices_are_fused_head_by_head(form: str) -> None:
 def test_an_order_of_channels_moves_queries_and_keys_but_not_values() -> None:
     order = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
     q, k, v = inputs()
-    found = branch(order, depth=2, fusion=None)(q, k, v)
+    own = branch(order, depth=2, fusion=None)
     expected = by_definition(q[..., order], k[..., order], v, 2, False).flatten(3)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(own(q, k, v), expected, rtol=1e-12, atol=1e-12)
+    leaves = tuple(x[:1, :, :3].clone().requires_grad_() for x in (q, k, v))
+    assert gradcheck(own, leaves)
 
 
 @pytest.mark.parametrize("form", ["factored", "coupled"])

@@ -14,6 +14,7 @@ from torch import Tensor
 from python_tests.huggingface.hosts import biased_mask, host, logits, tokens
 from stratcore.layers import ToroidalBranchOptions
 from stratcore.models import ToroidalLM, ToroidalLMOptions
+from stratcore.models.toroidal_lm import turn_off_attention_dropout
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 HOSTS = ["phi", "phi3", "llama", "qwen2", "gpt2", "gpt_neox", "mistral"]
@@ -139,6 +140,18 @@ def test_checkpointed_activations_give_the_same_gradients(name: str) -> None:
         torch.testing.assert_close(found[1][each], gradient, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", HOSTS)
+def test_every_host_trains_once_dropout_of_attention_is_off(name: str) -> None:
+    changes = {"attn_pdrop": 0.1} if name == "gpt2" else {"attention_dropout": 0.1}
+    own = host(name, **changes)
+    with pytest.raises(ValueError, match="cannot drop weights, got dropout 0.1 in training"):
+        bent(copy.deepcopy(own)).train()(tokens())
+    turn_off_attention_dropout(own)
+    model = opened(bent(own, depth=2)).train()
+    model(tokens(), labels=tokens()).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.branches.parameters())
+
+
 # ---- decoding
 
 
@@ -162,6 +175,20 @@ def test_generation_is_greedy_search_by_full_calls() -> None:
         expected = torch.cat([expected, logits(model, expected)[:, -1:].argmax(-1)], 1)
     found = model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # torch's own, where it traces a Function
+def test_it_compiles_in_one_graph() -> None:
+    model = opened(bent(host("llama", num_hidden_layers=1), depth=2, fusion="attention"))
+    compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
+    found = []
+    for call in (model, compiled):
+        model.zero_grad()
+        out = call(tokens(), use_cache=False).logits
+        out.square().mean().backward()
+        found.append([out.detach(), *(p.grad for p in model.branches.parameters())])
+    for own, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, own, rtol=1e-5, atol=1e-6)
 
 
 # ---- controls

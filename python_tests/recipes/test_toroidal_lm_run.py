@@ -16,7 +16,7 @@ from stratcore.cli import train
 from stratcore.recipes import RECIPES
 from stratcore.recipes.settings import load_run
 from stratcore.recipes.toroidal_lm_data import load_language_material
-from stratcore.recipes.toroidal_lm_run import Trial, build, carry_out
+from stratcore.recipes.toroidal_lm_run import Trial, advice, build, carry_out
 from stratcore.training import Runtime
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -82,6 +82,20 @@ def test_arms_start_as_the_host_and_end_alike_in_any_order(here: Path) -> None:
     assert first == second and len(set(first.values())) == 2
     with torch.no_grad():
         assert torch.equal(material.host(ids).logits, plain), "an arm changed the host"
+
+
+def test_what_does_not_fit_is_said_with_what_would(here: Path) -> None:
+    words = ["model.layers=all", "batch_size=64", "data.length=4", "data.validation_rows=1"]
+    run = load_run(RECIPES, "toroidal_lm", None, [*SETTINGS, *words])
+    material = load_language_material(run)
+    assert advice(run, material, 10**9) is None
+    tight = advice(run, material, 1_000_000)
+    assert tight is not None and tight.startswith(
+        "the tuning is estimated at 0.0 GB, the GPU has 0.0 GB; trained="
+    )
+    assert "batch_size=" in tight and "would fit" in tight and "\n" not in tight
+    none = advice(run, material, 100_000)  # less than the host's weights
+    assert none is not None and none.endswith("no setting of trained, checkpointing and batch_size fits")
 
 
 def test_perplexity_does_not_depend_on_batches_or_pads(here: Path) -> None:

@@ -14,6 +14,7 @@ from transformers import PhiConfig, PhiForCausalLM
 from python_tests.huggingface.hosts import host
 from stratcore.layers import ToroidalBranchOptions
 from stratcore.models import ToroidalLM, ToroidalLMOptions
+from stratcore.training.lora import add_lora
 from stratcore.training.memory import (
     HostSizes,
     TuningPlan,
@@ -101,6 +102,17 @@ def test_activations_are_those_that_a_forward_pass_keeps(
     assert estimate_memory(sizes, plan).activations == pytest.approx(counted, rel=0.1)
     account = model.parameter_account()
     assert sum(trainable_parameters(sizes, plan)) == account.trainable
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "gpt2"])
+def test_adapters_are_counted_as_peft_makes_them(name: str) -> None:
+    pytest.importorskip("peft")
+    own = wide_host(name)
+    sizes = host_sizes(own)
+    model = ToroidalLM(own, ToroidalLMOptions(layers=(0, 2)))
+    add_lora(model, rank=4)
+    plan = replace(SOURCE, layers=(0, 2), trained="lora", lora_rank=4, gated=True, depth=1)
+    assert trainable_parameters(sizes, plan) == (0, model.parameter_account().trainable)
 
 
 def test_the_sizes_of_phi_2() -> None:

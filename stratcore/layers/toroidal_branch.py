@@ -136,6 +136,23 @@ class _Blend(Function):
         )
 
 
+class _Reorder(Function):
+    """x[..., order] of a permutation, whose gradient is a gather as well, in place of sums into places."""
+
+    @staticmethod
+    def forward(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        return x[..., order]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        order, inverse = ctx.saved_tensors
+        return _Reorder.apply(gradient, inverse, order), None, None
+
+
 class ToroidalBranch(nn.Module):
     """What toroidal attention makes of a host's queries, keys and values, blended with what the host makes of them.
 
@@ -245,7 +262,8 @@ class ToroidalBranch(nn.Module):
         coupled = options.depth > 1 and options.depth_attention == "coupled"
         group = options.depth if coupled else 1
         if self.channel_order is not None:
-            q, k = q[..., self.channel_order], k[..., self.channel_order]
+            inverse = self.channel_order.argsort()
+            q, k = (_Reorder.apply(x, self.channel_order, inverse) for x in (q, k))
         out = ops.toroidal_attention(
             self._rows(q, coupled),
             self._rows(k, coupled),

@@ -22,7 +22,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from stratcore.layers.toroidal_branch import ToroidalBranch
 from stratcore.models._attention_hosts import AttentionLayer, attention_layers
 from stratcore.models.pretrained_encoder import check_loaded, is_causal
-from stratcore.models.toroidal_lm_attention import attach_branch, check_layer, refuse, rotary_channel_order
+from stratcore.models.toroidal_lm_attention import (
+    attach_branch,
+    check_layer,
+    check_unbent,
+    refuse,
+    rotary_channel_order,
+)
 from stratcore.models.toroidal_lm_config import ToroidalLMOptions, layer_numbers, options_from_json
 
 OPTIONS, WEIGHTS = "toroidal_lm.json", "toroidal_lm.safetensors"
@@ -63,12 +69,14 @@ class ToroidalLM(nn.Module):
     Masks: all that the host takes, but no static cache and no packed sequences by lengths alone. Queries stand at the
         last of their keys; on a ring only differences of positions count, so that padding on either side, sliding
         windows and dynamic caches are right.
+    Dropout: in training that of attention weights must be 0, see `turn_off_attention_dropout`.
     Context: sequences beyond the period are refused, unless the options let them wrap around.
     Source: the source documents; their layers start at random, know no mask and take the present length as period.
     """
 
     def __init__(self, host: PreTrainedModel, options: ToroidalLMOptions) -> None:
         super().__init__()
+        check_unbent(host)
         found = attention_layers(host)
         if not is_causal(host.config) or host.get_output_embeddings() is None:
             raise ValueError(f"{type(host).__name__}: expected a causal language model with its head")
@@ -248,6 +256,21 @@ def copy_attentions(host: PreTrainedModel, layers: str | tuple[int, ...]) -> dic
         for each in found
         if each.number in numbers
     }
+
+
+def turn_off_attention_dropout(host: PreTrainedModel) -> None:
+    """Sets the dropout of attention weights to 0 in all layers; in place. A torus cannot drop weights.
+
+    Raises:
+        TypeError, ValueError: as `ToroidalLM`.
+    """
+    for each in attention_layers(host):
+        for name in ("attention_dropout", "attn_dropout"):
+            found: Any = getattr(each.module, name, None)
+            if isinstance(found, nn.Dropout):
+                found.p = 0.0
+            elif isinstance(found, float):
+                setattr(each.module, name, 0.0)
 
 
 def _count(module: nn.Module) -> int:

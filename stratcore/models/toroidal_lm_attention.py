@@ -46,15 +46,24 @@ def attach_branch(layer: AttentionLayer, branch: ToroidalBranch) -> None:
     module.config = config
 
 
+def check_unbent(host: nn.Module) -> None:
+    """Refuses a host that is part of a `ToroidalLM` already.
+
+    Raises:
+        ValueError: names the first layer with a branch.
+    """
+    for name, module in host.named_modules():
+        if BRANCH in module.__dict__:
+            raise ValueError(f"{name}: has a toroidal branch already; copy the host before it gets one")
+
+
 def check_layer(layer: AttentionLayer) -> None:
     """Refuses an attention that a branch cannot stand beside.
 
     Raises:
-        ValueError: it has a branch already, caps its scores or has sinks.
+        ValueError: another implementation than 'sdpa' and 'eager', a cap on the scores, or sinks.
     """
     config: Any = layer.module.config
-    if hasattr(layer.module, BRANCH):
-        raise ValueError(f"{layer.name}: has a toroidal branch already")
     if config._attn_implementation not in ("sdpa", "eager"):
         raise ValueError(
             f"{layer.name}: expected a host with attention 'sdpa' or 'eager', got {config._attn_implementation!r}; "
@@ -127,8 +136,8 @@ def toroidal_branch_forward(
             refuse(module, name)
     if dropout > 0:
         raise ValueError(
-            f"{_name(module)}: cannot drop weights, got dropout {dropout} in training; set the host's to 0 "
-            "(attention_dropout or attn_pdrop)"
+            f"{_name(module)}: cannot drop weights, got dropout {dropout} in training; call "
+            "stratcore.models.toroidal_lm.turn_off_attention_dropout(host)"
         )
     if isinstance(scaling, Tensor):
         raise ValueError(f"{_name(module)}: expected a number as scaling, got a tensor")

@@ -13,6 +13,7 @@ from stratcore.data._batches import resolve_model
 from stratcore.data.hub import load_causal_model
 from stratcore.data.perplexity import TextPerplexity, text_perplexity
 from stratcore.data.token_blocks import token_blocks
+from stratcore.models.toroidal_lm import turn_off_attention_dropout
 from stratcore.recipes.toroidal_lm import LanguageDataOptions, ToroidalLMRun
 
 
@@ -21,7 +22,7 @@ class LanguageMaterial:
     """What every arm starts from.
 
     Args:
-        host: on the CPU, in evaluation mode; never changed.
+        host: on the CPU, in evaluation mode, without dropout of attention weights; never changed.
         tokenizer: its own.
         train: int64 [R, L].
         validation: int64 [R, L], of the same texts, in other rows.
@@ -67,6 +68,7 @@ def load_language_material(run: ToroidalLMRun) -> LanguageMaterial:
         raise ValueError("data.train: expected at least one text set or file, got none")
     train, evaluation = load_language_texts(run.data)
     host, tokenizer = resolve_model(run.host, None, load_causal_model, run.host_dtype, "cpu")
+    turn_off_attention_dropout(host)  # type: ignore[arg-type]
     rows = token_blocks(train, tokenizer, run.data.length, source="data.train")
     kept = run.data.validation_rows
     if len(rows) < kept + run.batch_size:

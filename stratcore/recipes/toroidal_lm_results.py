@@ -158,5 +158,7 @@ def answer(run: ToroidalLMRun, summary: list[dict[str, Any]], comparisons: list[
 CAVEATS = (
     ("Seeds", "Fewer than six paired seeds cannot reach p < .05 in the sign-flip test, whatever the difference."),
     ("Texts", "One set of scored texts for all seeds: intervals are over seeds, not over texts."),
+    ("Dropout", "That of attention weights is off in every arm, as a torus cannot drop weights."),
+    ("Transfer", "Arms that start away from the host see the rows of their attention transfer besides."),
     ("Gate", "A gated torus computes the host's attention too; its cost is that of both."),
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,10 +26,12 @@ from stratcore.recipes.toroidal_lm_results import CAVEATS, answer, compare, summ
 from stratcore.recipes.trials import TrialLog, write_trials
 from stratcore.training import Runtime, Stage, Trainer, seed_everything
 from stratcore.training.lora import add_lora, merge_lora
-from stratcore.training.memory import MemoryEstimate, TuningPlan, estimate_memory, host_sizes
+from stratcore.training.memory import MemoryEstimate, TuningPlan, estimate_memory, host_sizes, plans_that_fit
 from stratcore.training.optimizer import OptimizerOptions
 from stratcore.training.precision import Precision
 from stratcore.training.tasks import AttentionTransferTask, LanguageModelingTask
+
+logger = logging.getLogger("stratcore")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,10 @@ def execute(
         material = load_language_material(run)
         for arm in run.arms:  # every arm can be built
             build(run, material, Trial(arm=arm, seed=run.seeds[0]))
+        if runtime.device.type == "cuda":
+            line = advice(run, material, torch.cuda.get_device_properties(runtime.device).total_memory)
+            if line is not None:
+                logger.warning("%s", line)
         before_training()
         host = score_host(run, material, runtime)
         log = TrialLog.open(folder, resume)
@@ -196,9 +203,12 @@ def carry_out(
 
 def estimate(run: ToroidalLMRun, material: LanguageMaterial, model: ToroidalLM) -> MemoryEstimate:
     """Peak bytes of the tuning of an arm by arithmetic."""
-    host: Any = material.host
+    return estimate_memory(host_sizes(material.host), _plan(run, model))
+
+
+def _plan(run: ToroidalLMRun, model: ToroidalLM) -> TuningPlan:
     torus = model.options.torus
-    plan = TuningPlan(
+    return TuningPlan(
         layers=tuple(model.layers),
         rows=run.batch_size,
         length=run.data.length,
@@ -213,7 +223,31 @@ def estimate(run: ToroidalLMRun, material: LanguageMaterial, model: ToroidalLM) 
         gated=torus.gate == "zero",
         depth=torus.depth,
     )
-    return estimate_memory(host_sizes(host), plan)
+
+
+def advice(run: ToroidalLMRun, material: LanguageMaterial, budget: int) -> str | None:
+    """One line where an arm is estimated to need more than a GPU's memory: what would fit; None where all fit.
+
+    Args:
+        run: what to do.
+        material: host and texts.
+        budget: bytes.
+    """
+    sizes = host_sizes(material.host)
+    plans = [_plan(run, build(run, material, Trial(arm=arm, seed=run.seeds[0]))) for arm in run.arms]
+    plan = max(plans, key=lambda each: estimate_memory(sizes, each).peak)
+    peak = estimate_memory(sizes, plan).peak
+    if peak <= budget:
+        return None
+    fitting = plans_that_fit(sizes, plan, budget)
+    best = "no setting of trained, checkpointing and batch_size fits"
+    if fitting:
+        found = fitting[0][0]
+        best = (
+            f"trained={found.trained} batch_size={found.rows} "
+            f"stage.numerics.gradient_checkpointing={str(found.checkpointing).lower()} would fit"
+        )
+    return f"the tuning is estimated at {peak / 1e9:.1f} GB, the GPU has {budget / 1e9:.1f} GB; {best}"
 
 
 def _transfer(

@@ -181,7 +181,7 @@ def trainable_parameters(host: HostSizes, plan: TuningPlan) -> tuple[int, int]:
     if plan.trained == "branches":
         return 0, branches
     query, key = host.heads * host.head_dim, host.key_heads * host.head_dim
-    widths = 2 * (host.hidden + query) + 2 * (host.hidden + key)
+    widths = (2 if host.fused else 4) * host.hidden + 2 * query + 2 * key
     return 0, branches + count * plan.lora_rank * widths
 
 
