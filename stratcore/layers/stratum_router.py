@@ -150,7 +150,7 @@ def route(
 
 def _largest(logits: Tensor, top_k: int) -> Tensor:
     """Numbers of the K largest, [..., K], the largest first; of equal ones the lower number first."""
-    if top_k > MOST_SEARCHES:
+    if top_k > MOST_SEARCHES and not torch.onnx.is_in_onnx_export():  # which has no stable sort
         return logits.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
     left = logits.clamp_min(torch.finfo(logits.dtype).min)
     selected = [left.argmax(-1, keepdim=True)]
