@@ -77,7 +77,7 @@ Here the path is tested with a small DistilBERT saved to a folder.
 """
 EXPORT = """## Export to ONNX
 
-Every variant exports with batches and lengths left free; `pip install onnx onnxscript onnxruntime` first. Tests
+Every variant exports with batches and lengths left free; `pip install 'stratcore[onnx]'` first. Tests
 compare the logits of onnxruntime with those of torch, on a small DistilBERT, to 2e-6. ONNX has neither a stable sort
 nor grouped products: an exported model runs every expert on every token, with the same choices, weights and capacity.
 """
