@@ -28,15 +28,21 @@ from stratcore.recipes.compare_classifiers_data import Material, describe, load_
 from stratcore.recipes.compare_classifiers_results import (
     CAVEATS,
     answer,
-    captions,
     compare,
     summarize,
     tables,
     tuned,
 )
 from stratcore.recipes.compare_classifiers_routing import RouteLog
+from stratcore.recipes.comparison_figures import curves, differences
 from stratcore.recipes.environment import environment
-from stratcore.recipes.trials import TrialLog, calibration_error, carry_out_trials, write_trials
+from stratcore.recipes.trials import (
+    CaptionedFigure,
+    TrialLog,
+    calibration_error,
+    carry_out_trials,
+    write_trials,
+)
 from stratcore.training import Runtime, Trainer, seed_everything
 from stratcore.training.tasks import TextClassificationTask, predict_logits
 
@@ -103,7 +109,7 @@ def execute(
     figures = _figures(run, chosen, comparisons)
     sentences = answer(run, summary, comparisons)
     found = tables(run, summary, comparisons)
-    write_trials(folder, results, found, sentences, CAVEATS, figures, captions(run))
+    write_trials(folder, results, found, sentences, CAVEATS, figures)
     return folder
 
 
@@ -224,12 +230,10 @@ def _curve(path: Path) -> list[dict[str, float]]:
 
 def _figures(
     run: CompareClassifiersRun, trials: list[dict[str, Any]], comparisons: list[dict[str, Any]]
-) -> dict[str, Any]:
-    from stratcore.analysis.plots import difference_intervals, mean_curves
-
+) -> dict[str, CaptionedFigure]:
     names, controls = run.arms(), run.names()
     rows = [(f"{names[row['arm']]} − {controls[row['control']]}", row["difference"]) for row in comparisons]
-    curves = {
+    by_arm = {
         names[arm]: [
             [(point["step"], 100 * point["accuracy"]) for point in row["curve"]]
             for row in trials
@@ -238,6 +242,22 @@ def _figures(
         for arm in (PLAIN, *run.variants)
     }
     return {
-        "differences": difference_intervals(rows, unit="points", margin=run.margin),
-        "curves": mean_curves(curves, y_label="validation accuracy, points"),
+        "differences": differences(
+            rows,
+            title="Differences of held-out accuracy",
+            what="accuracy of the arm less that of its control",
+            unit="points",
+            seeds=len(run.seeds),
+            reading="Right of 0 the arm is better; a bar wholly right of the gray band's left edge, "
+            f"-{run.margin:g}, says that it is not worse by the margin.",
+            margin=run.margin,
+        ),
+        "curves": curves(
+            by_arm,
+            title="Validation accuracy in training",
+            y_label="validation accuracy in points",
+            seeds=len(run.seeds),
+            better="rise",
+            note="Each arm at the learning rate that was chosen for it.",
+        ),
     }

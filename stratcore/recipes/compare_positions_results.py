@@ -12,7 +12,8 @@ import numpy as np
 from stratcore.analysis.paired_differences import paired_difference
 from stratcore.models.sequence_transformer import POSITIONS
 from stratcore.recipes.compare_positions import RIVALS, TASKS, TORUS, ComparePositionsRun, Setting
-from stratcore.recipes.trials import Table, holm, seed_mean
+from stratcore.recipes.comparison_figures import curves, differences
+from stratcore.recipes.trials import CaptionedFigure, Table, holm, seed_mean
 
 LEVEL = 0.05
 LEAST_LOSS = 1e-12  # smaller ones, 0 among them, are taken as this where a logarithm is
@@ -229,23 +230,37 @@ def answer(run: ComparePositionsRun, found: Rows) -> list[str]:
     ]
 
 
-def figures(run: ComparePositionsRun, trials: Rows, choices: Choices, comparisons: Rows) -> dict[str, Any]:
+def figures(
+    run: ComparePositionsRun, trials: Rows, choices: Choices, comparisons: Rows
+) -> dict[str, CaptionedFigure]:
     """Log ratios with their intervals, and a figure of validation curves a task."""
-    from stratcore.analysis.plots import difference_intervals, mean_curves
-
     lines = [(f"{TASKS[row['task']]}: {POSITIONS[row['arm']]}", row["log_ratio"]) for row in comparisons]
     drawn = {
-        "ratios": difference_intervals(lines, unit="logarithm of the test losses, the torus less the other")
+        "ratios": differences(
+            lines,
+            title="Ratios of test losses",
+            what="loss of the torus over that of the other encoding on the same task",
+            unit="natural logarithms",
+            seeds=len(run.seeds),
+            reading=f"Left of 0 the torus is better; {math.log(1 - run.margin):.2f} is the margin that is asked for.",
+        )
     }
     for task in run.tasks:
-        curves = {
+        by_arm = {
             POSITIONS[arm]: [
                 [(point["step"], _log(point["loss"]) / math.log(10)) for point in row["curve"]]
                 for row in of_arm(run, trials, choices, task, arm)
             ]
             for arm in run.arms_of(task)
         }
-        drawn[f"curves_{task}"] = mean_curves(curves, y_label="log10 of the validation loss")
+        drawn[f"curves_{task}"] = curves(
+            by_arm,
+            title=f"Validation loss in training: {TASKS[task]}",
+            y_label="log10 of the validation loss",
+            seeds=len(run.seeds),
+            better="fall",
+            note="Each arm with the settings that were chosen for it.",
+        )
     return drawn
 
 

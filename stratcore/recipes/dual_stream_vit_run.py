@@ -19,6 +19,7 @@ from stratcore.data.images import ImageTable, require_classes, require_images, s
 from stratcore.models.arbitration_vit import ArbitrationViT
 from stratcore.models.dual_stream_vit import DualStreamViT
 from stratcore.models.plain_vit import PlainViT, plain_options
+from stratcore.recipes.comparison_figures import curves
 from stratcore.recipes.dual_stream_vit import DualStreamViTRun
 from stratcore.recipes.environment import environment
 from stratcore.recipes.trained_run import load_weights
@@ -234,8 +235,6 @@ def _write(
     command: str,
     device: torch.device,
 ) -> None:
-    from stratcore.analysis.plots import mean_curves
-
     parts = prepared.parts
     counts = {name: parts[name].num_images for name in PARTS}
     test, total = row["test"], row["parameters"]["total"]
@@ -261,9 +260,12 @@ def _write(
         "trials": [row],
     }
     figures = {
-        "curves": mean_curves(
+        "curves": curves(
             {run.architecture: [[(p["step"], 100 * p["accuracy"]) for p in row["curve"]]]},
-            y_label="validation accuracy, points",
+            title="Validation accuracy in training",
+            y_label="validation accuracy in points",
+            seeds=1,
+            better="rise",
         )
     }
     rows = [[name.replace("_", " "), f"{value:.4g}"] for name, value in test.items() if value is not None]

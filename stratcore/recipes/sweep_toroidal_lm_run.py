@@ -13,9 +13,9 @@ from stratcore.recipes.environment import environment
 from stratcore.recipes.sweep_toroidal_lm import SweepToroidalLMRun, Value
 from stratcore.recipes.toroidal_lm import HOST, ToroidalLMRun
 from stratcore.recipes.toroidal_lm_data import LanguageMaterial, load_language_material
-from stratcore.recipes.toroidal_lm_results import CAVEATS, compare, summarize
+from stratcore.recipes.toroidal_lm_results import CAVEATS, compare, perplexity_rises, summarize
 from stratcore.recipes.toroidal_lm_run import Trial, build, carry_out, score_host
-from stratcore.recipes.trials import Table, TrialLog, holm, write_trials
+from stratcore.recipes.trials import CaptionedFigure, Table, TrialLog, holm, write_trials
 from stratcore.training import Runtime
 
 
@@ -208,12 +208,10 @@ def answer(
     return sentences
 
 
-def _figures(run: SweepToroidalLMRun, comparisons: list[dict[str, Any]]) -> dict[str, Any]:
-    from stratcore.analysis.plots import difference_intervals
-
+def _figures(run: SweepToroidalLMRun, comparisons: list[dict[str, Any]]) -> dict[str, CaptionedFigure]:
     rows = [
         (f"{run.axis} {row['value']}: {row['arm']} − {row['control']}", row["difference"])
         for row in comparisons
         if row["arm"] == run.base.arms[0]
     ]
-    return {"differences": difference_intervals(rows, unit="percent of perplexity", margin=run.base.margin)}
+    return {"differences": perplexity_rises(rows, run.base.margin, len(run.base.seeds))}

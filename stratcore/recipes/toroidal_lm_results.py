@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from stratcore.analysis.paired_differences import paired_difference
+from stratcore.recipes.comparison_figures import differences
 from stratcore.recipes.toroidal_lm import ARMS, HOST, ToroidalLMRun
-from stratcore.recipes.trials import Table, holm, seed_mean
+from stratcore.recipes.trials import CaptionedFigure, Table, holm, seed_mean
 
 PERCENT = 100.0
 
@@ -117,7 +119,7 @@ def tables(
         own=1,
     )
     names = {HOST: "host", **{arm: arm for arm in ARMS}}
-    differences = Table(
+    rises = Table(
         title="Rise of perplexity over the controls, percent",
         head=["arm", "control", "rise", "95 % interval", "p (Holm)", f"within {run.margin:g} %"],
         rows=[
@@ -135,7 +137,7 @@ def tables(
         ],
         note="Paired by seed; BCa bootstrap interval, exact sign-flip test.",
     )
-    return [perplexities, differences]
+    return [perplexities, rises]
 
 
 def answer(run: ToroidalLMRun, summary: list[dict[str, Any]], comparisons: list[dict[str, Any]]) -> list[str]:
@@ -153,6 +155,22 @@ def answer(run: ToroidalLMRun, summary: list[dict[str, Any]], comparisons: list[
         verdict = ("above" if value > 0 else "below") if sure else "not told apart from"
         sentences.append(f"{row['arm']} is {verdict} {row['control']}: {value:+.3f} %.")
     return sentences
+
+
+def perplexity_rises(
+    rows: Sequence[tuple[str, Mapping[str, Any]]], margin: float, seeds: int
+) -> CaptionedFigure:
+    """Rises of perplexity between arms, in percent."""
+    return differences(
+        rows,
+        title="Rises of perplexity",
+        what="perplexity of the arm over that of its control",
+        unit="percent",
+        seeds=seeds,
+        reading="Left of 0 the arm foresees better; a bar wholly left of the gray band's right edge, "
+        f"{margin:g}, says that it is not worse by the margin.",
+        margin=margin,
+    )
 
 
 CAVEATS = (

@@ -19,11 +19,19 @@ from torch import nn
 from stratcore.data.hub import quiet_unless_terminal
 from stratcore.data.perplexity import TextPerplexity
 from stratcore.models.toroidal_lm import ToroidalLM, copy_attentions
+from stratcore.recipes.comparison_figures import curves
 from stratcore.recipes.environment import environment
 from stratcore.recipes.toroidal_lm import ARMS, ToroidalLMRun
 from stratcore.recipes.toroidal_lm_data import LanguageMaterial, load_language_material
-from stratcore.recipes.toroidal_lm_results import CAVEATS, answer, compare, summarize, tables
-from stratcore.recipes.trials import TrialLog, write_trials
+from stratcore.recipes.toroidal_lm_results import (
+    CAVEATS,
+    answer,
+    compare,
+    perplexity_rises,
+    summarize,
+    tables,
+)
+from stratcore.recipes.trials import CaptionedFigure, TrialLog, write_trials
 from stratcore.training import Runtime, Stage, Trainer, seed_everything
 from stratcore.training.lora import add_lora, merge_lora
 from stratcore.training.memory import MemoryEstimate, TuningPlan, estimate_memory, host_sizes, plans_that_fit
@@ -299,17 +307,21 @@ def _curve(path: Path) -> list[dict[str, float]]:
 
 def _figures(
     trials: list[dict[str, Any]], comparisons: list[dict[str, Any]], run: ToroidalLMRun
-) -> dict[str, Any]:
-    from stratcore.analysis.plots import difference_intervals, mean_curves
-
+) -> dict[str, CaptionedFigure]:
     rows = [(f"{row['arm']} − {row['control']}", row["difference"]) for row in comparisons]
-    curves = {
+    by_arm = {
         ARMS[arm]: [
             [(point["step"], point["nll"]) for point in row["curve"]] for row in trials if row["arm"] == arm
         ]
         for arm in run.arms
     }
     return {
-        "differences": difference_intervals(rows, unit="percent of perplexity", margin=run.margin),
-        "curves": mean_curves(curves, y_label="validation loss, nats a token"),
+        "differences": perplexity_rises(rows, run.margin, len(run.seeds)),
+        "curves": curves(
+            by_arm,
+            title="Validation loss in training",
+            y_label="validation loss in nats a token",
+            seeds=len(run.seeds),
+            better="fall",
+        ),
     }

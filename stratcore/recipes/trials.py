@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -156,14 +156,21 @@ class Table:
         )
 
 
+class CaptionedFigure(NamedTuple):
+    """A matplotlib figure, its title, and what is shown, in which unit, and how to read it."""
+
+    figure: Any
+    title: str
+    text: str
+
+
 def write_trials(
     folder: Path,
     results: Mapping[str, Any],
     tables: Sequence[Table],
     answer: Sequence[str],
     caveats: Sequence[tuple[str, str]],
-    figures: Mapping[str, Any] | None = None,
-    captions: Mapping[str, tuple[str, str]] | None = None,
+    figures: Mapping[str, CaptionedFigure] | None = None,
 ) -> None:
     """Writes results.json, table.md and report.html, and prints the tables.
 
@@ -174,8 +181,7 @@ def write_trials(
         tables: for the page.
         answer: what they say, in sentences.
         caveats: what they do not say, a word and a sentence each.
-        figures: matplotlib figures of the page by name; written to plots/ too.
-        captions: title and text of a figure by its name: what is shown, in which unit, how to read it.
+        figures: of the page, by name; written to plots/ too.
     """
     from stratcore.analysis.plots import save_figures
     from stratcore.analysis.report import write_page
@@ -191,6 +197,12 @@ def write_trials(
         "caveats": caveats,
         "tables": [asdict(t) for t in tables],
     }
-    drawn = save_figures(folder / "plots", figures) if figures else {}
-    write_page(folder / "report.html", "trials", page, drawn, captions or {})
+    figures = figures or {}
+    drawn = (
+        save_figures(folder / "plots", {name: each.figure for name, each in figures.items()})
+        if figures
+        else {}
+    )
+    captions = {name: (each.title, each.text) for name, each in figures.items()}
+    write_page(folder / "report.html", "trials", page, drawn, captions)
     print(text)

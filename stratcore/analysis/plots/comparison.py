@@ -70,9 +70,9 @@ def mean_curves(
             raise ValueError(f"curves: the runs of {name!r} have different x")
         for run in points:
             axes.plot(*run.T, color=color, lw=0.6, alpha=0.25)
-        axes.plot(
-            points[0][:, 0], np.mean([run[:, 1] for run in points], axis=0), color=color, lw=1.8, label=name
-        )
+        mean = np.mean([run[:, 1] for run in points], axis=0)
+        marker = "o" if len(mean) == 1 else None
+        axes.plot(points[0][:, 0], mean, color=color, lw=1.8, marker=marker, label=name)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid()
