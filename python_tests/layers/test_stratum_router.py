@@ -77,6 +77,22 @@ def test_ties_go_to_the_lower_stratum(mode, top_k):
     assert (routing.weights[:, top_k:] == 0).all() and (routing.weights[:, :top_k] > 0).all()
 
 
+@pytest.mark.parametrize("top_k", [1, 2, 3, 4, 5, 16])  # up to 4 of 16 are found one by one, more by sorting
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_choices_are_those_of_a_stable_order(top_k, device):
+    logits = torch.randint(-2, 3, (400, 16)).float()
+    logits[torch.rand(400, 16) < 0.2] = -math.inf
+    logits[:40] = -math.inf
+    logits[40:80, 3:5] = math.nan
+    logits[80:120, 1:15] = -math.inf
+    wanted = [
+        sorted(range(16), key=lambda s, row=row: (not math.isnan(row[s]), -row[s] if row[s] == row[s] else 0))
+        for row in logits.tolist()
+    ]
+    selected = route(logits.to(device), mode="top_k", top_k=top_k).selected
+    assert selected.tolist() == [row[:top_k] for row in wanted]
+
+
 @pytest.mark.parametrize("mode", ["softmax", "top_k", "straight_through"])
 def test_pads_have_no_weight(mode):
     mask = torch.tensor([True, False, True])

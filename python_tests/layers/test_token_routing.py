@@ -11,14 +11,9 @@ from torch.nn.functional import gelu, layer_norm, relu
 
 from python_tests.layers.stratified_cases import moved
 from stratcore.layers import RouterOptions, TokenRouting, TokenRoutingOptions
-from stratcore.layers._expert_dispatch import (
-    ExpertMLPs,
-    _padded_product,
-    assign,
-    combine,
-    dispatch,
-    grouped_linear,
-)
+from stratcore.layers._expert_assignment import assign, combine, dispatch
+from stratcore.layers._expert_dispatch import ExpertMLPs, _padded_product, grouped_product
+from stratcore.layers._expert_epilogues import add_bias
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -188,7 +183,7 @@ def test_grouped_and_padded_products_agree(dtype, capacity_factor):
     wanted = torch.einsum("rd,rdh->rh", x[kept].double(), weight[of_row].double())
     limit = 1e-5 if dtype == torch.float32 else 0.06
     assert (_padded_product(x, weight, to)[kept] - wanted).abs().max() < limit
-    found = grouped_linear(x, weight, bias, to)
+    found = add_bias(grouped_product(x, weight, to), bias, to)
     assert (found[kept] - wanted - bias[of_row]).abs().max() < limit and (found[~kept] == 0).all()
 
 

@@ -7,137 +7,23 @@ D input size, H hidden size, O output size, M rows of the longest segment.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, grouped_mm, linear, relu
+from torch.nn.functional import grouped_mm, linear
 
+from stratcore.layers._expert_assignment import Assignment, assign, dispatch
+from stratcore.layers._expert_epilogues import ACTIVATIONS, add_bias_and_activate, add_bias_and_mix
 from stratcore.layers.stratum_router import Routing
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu}
 DISPATCHES = ("dense", "sparse")
-
-
-# ---- who goes where
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assignment:
-    """Rows sorted by expert; those that are left out (pads, overflow) come last.
-
-    order, inverse: int64 [R], the sorting permutation of choice-major rows and its inverse. expert: [R], sorted, E
-    for rows left out. ends: int32 [E], where each expert's segment ends. kept: bool [R], false for rows left out, or
-    None when there are none. longest: an upper bound of a segment's length that needs no look at the data.
-    """
-
-    order_R: Tensor
-    inverse_R: Tensor
-    expert_R: Tensor
-    ends_E: Tensor
-    kept_R: Tensor | None
-    longest: int
-
-
-def assign(
-    selected_TK: Tensor, num_experts: int, mask_T: Tensor | None, capacity_factor: float | None
-) -> Assignment:
-    """Sorts the choices of tokens by expert.
-
-    With a capacity factor c an expert takes at most ceil(c K T / E) rows, T the real tokens: first choices before
-    second ones, earlier tokens before later ones. The sort is stable, so the result is unique.
-    """
-    tokens, choices = selected_TK.shape
-    expert_R = selected_TK.mT.flatten()
-    if mask_T is not None:
-        expert_R = torch.where(mask_T.repeat(choices), expert_R, num_experts)
-    expert_R, order_R = expert_R.sort(stable=True)
-    positions_R = torch.arange(order_R.numel(), device=order_R.device)
-    longest = tokens
-    if capacity_factor is not None:
-        rate = capacity_factor * choices / num_experts
-        longest = min(tokens, math.ceil(rate * tokens))
-        capacity = longest if mask_T is None else (rate * mask_T.sum().double()).ceil()
-        experts = torch.arange(num_experts + 1, device=order_R.device)
-        starts_R = torch.searchsorted(expert_R, experts).index_select(0, expert_R)
-        expert_R = torch.where(positions_R - starts_R < capacity, expert_R, num_experts)
-        expert_R, again_R = expert_R.sort(stable=True)
-        order_R = order_R.index_select(0, again_R)
-    everybody = mask_T is None and capacity_factor is None
-    return Assignment(
-        order_R=order_R,
-        inverse_R=torch.empty_like(order_R).scatter_(0, order_R, positions_R),
-        expert_R=expert_R,
-        ends_E=torch.searchsorted(
-            expert_R, torch.arange(num_experts, device=order_R.device), right=True, out_int32=True
-        ),
-        kept_R=None if everybody else expert_R < num_experts,
-        longest=longest,
-    )
-
-
-# ---- there and back: each is the transpose of the other
-
-
-class _Dispatch(torch.autograd.Function):
-    """Rows of tokens in the order of experts: sorted_r = x[order_r mod T], 0 for rows left out."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, order_R: Tensor, inverse_R: Tensor, kept_R: Tensor | None) -> Tensor:
-        ctx.save_for_backward(order_R, inverse_R, kept_R)
-        ctx.tokens = x_TD.shape[0]
-        return _blank(x_TD.index_select(0, order_R % x_TD.shape[0]), kept_R)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return _Combine.apply(grads[0], *ctx.saved_tensors, ctx.tokens), None, None, None
-
-
-class _Combine(torch.autograd.Function):
-    """Sum of a token's rows over its choices. By gathering, not by atomic additions: fast and deterministic."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, y_RD: Tensor, order_R: Tensor, inverse_R: Tensor, kept_R: Tensor | None, tokens: int
-    ) -> Tensor:
-        ctx.save_for_backward(order_R, inverse_R, kept_R)
-        rows_RD = _blank(y_RD, kept_R).index_select(0, inverse_R)
-        return rows_RD.unflatten(0, (-1, tokens)).sum(0)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        return _Dispatch.apply(grads[0], *ctx.saved_tensors), None, None, None, None
-
-
-def _blank(rows_RD: Tensor, kept_R: Tensor | None) -> Tensor:
-    return rows_RD if kept_R is None else rows_RD.masked_fill(~kept_R[:, None], 0.0)
-
-
-def dispatch(x_TD: Tensor, to: Assignment) -> Tensor:
-    """Rows [R, D] sorted by expert, from tokens [T, D] (or from choice-major rows [R, D])."""
-    return _Dispatch.apply(x_TD, to.order_R, to.inverse_R, to.kept_R)
-
-
-def combine(y_RD: Tensor, to: Assignment, tokens: int) -> Tensor:
-    """Sums [T, D] over the choices of each token, from rows sorted by expert."""
-    return _Combine.apply(y_RD, to.order_R, to.inverse_R, to.kept_R, tokens)
 
 
 # ---- products with one matrix an expert
 
 
-def grouped_linear(x_RD: Tensor, weight_EDH: Tensor, bias_EH: Tensor, to: Assignment) -> Tensor:
-    """Products x W_e + b_e of rows sorted by expert, 0 for rows left out."""
-    experts_E = torch.arange(weight_EDH.shape[0], device=x_RD.device)
-    # As a product the bias has a gradient without atomic additions.
-    one_hot_RE = (to.expert_R[:, None] == experts_E).to(x_RD.dtype)
-    y_RH = torch.addmm(_grouped_product(x_RD, weight_EDH, to), one_hot_RE, bias_EH)
-    return _blank(y_RH, to.kept_R)  # a grouped product leaves them uninitialized, in its gradient too
-
-
-def _grouped_product(x_RD: Tensor, weight_EDH: Tensor, to: Assignment) -> Tensor:
+def grouped_product(x_RD: Tensor, weight_EDH: Tensor, to: Assignment) -> Tensor:
+    """Products x W_e of rows sorted by expert; rows left out hold anything, in the gradient too."""
     if _has_grouped_kernel(x_RD, weight_EDH):
         return grouped_mm(x_RD, weight_EDH, offs=to.ends_E)
     return _padded_product(x_RD, weight_EDH, to)
@@ -233,11 +119,10 @@ class ExpertMLPs(nn.Module):
         if torch.is_autocast_enabled(x_TD.device.type):  # grouped products are none of autocast's
             dtype = torch.get_autocast_dtype(x_TD.device.type)
         rows_RD = dispatch(x_TD.to(dtype), to)
-        hidden_RH = grouped_linear(rows_RD, self.in_weight.mT.to(dtype), self.in_bias.to(dtype), to)
-        hidden_RH = ACTIVATIONS[self.activation](hidden_RH)
-        y_RO = grouped_linear(hidden_RH, self.out_weight.to(dtype), self.out_bias.to(dtype), to)
-        weights_R1 = dispatch(weights_TK.mT.flatten()[:, None], to)
-        return combine(y_RO * weights_R1.to(y_RO.dtype), to, x_TD.shape[0])
+        product_RH = grouped_product(rows_RD, self.in_weight.mT.to(dtype), to)
+        hidden_RH = add_bias_and_activate(product_RH, self.in_bias.to(dtype), to, self.activation)
+        product_RO = grouped_product(hidden_RH, self.out_weight.to(dtype), to)
+        return add_bias_and_mix(product_RO, self.out_bias.to(dtype), weights_TK, to)
 
 
 def check_dispatch(how: str, mode: str, capacity_factor: float | None) -> None:

@@ -124,7 +124,7 @@ def route(
         straight_through: that of p.
     Numerics: 16-bit logits are raised to float32. Ties go to the lower stratum.
     Determinism: bitwise; noise is drawn from torch's generator.
-    Cost: O(S log S) a token.
+    Cost: O(K S) a token for few choices, O(S log S) for many.
     Source: Shazeer et al. 2017; Fedus et al. 2021.
     """
     check_routing(logits.shape[-1], mode, top_k, temperature, noise)
@@ -135,7 +135,7 @@ def route(
         selected = probabilities.argmax(-1, keepdim=True)
         weights = probabilities
     else:
-        selected = noisy.detach().sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+        selected = _largest(noisy.detach(), top_k)
         chosen = torch.zeros_like(probabilities).scatter(-1, selected, 1.0)
         if mode == "straight_through":
             weights = chosen + (probabilities - probabilities.detach())  # in this order exactly one-hot
@@ -146,6 +146,22 @@ def route(
     if mask is not None:
         weights = torch.where(mask[..., None], weights, 0.0)
     return Routing(logits=logits, probabilities=probabilities, weights=weights, selected=selected, mask=mask)
+
+
+def _largest(logits: Tensor, k: int) -> Tensor:
+    """Places [..., K] of the K largest, the largest first, of equal ones the lower first; NaN counts as the largest.
+
+    Few are found one by one, which is several times as fast as a stable sort; that has no counterpart in ONNX either.
+    """
+    if k > max(3, logits.shape[-1] // 4) and not torch.compiler.is_exporting():
+        return logits.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    found = [logits.argmax(-1, keepdim=True)]
+    if k > 1:  # what is found becomes -inf, behind all that was
+        logits = logits.clamp_min(torch.finfo(logits.dtype).min)
+    for _ in range(k - 1):
+        logits = logits.scatter(-1, found[-1], -torch.inf)
+        found.append(logits.argmax(-1, keepdim=True))
+    return torch.cat(found, -1) if k > 1 else found[0]
 
 
 class StratumRouter(nn.Module):

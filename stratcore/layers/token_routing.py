@@ -101,5 +101,7 @@ class TokenRouting(nn.Module):
         mixed, overflow = mix_experts(
             self.paths, normed, routing, options.resolved_dispatch, options.capacity_factor
         )
-        branch = options.scale * self.combiner(mixed)
+        branch = self.combiner(mixed)
+        if options.scale != 1:  # a pass over memory
+            branch = options.scale * branch
         return stratified_output(add_branch(hidden, branch, mask), {"paths": routing}, overflow=overflow)
