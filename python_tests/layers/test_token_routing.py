@@ -11,7 +11,7 @@ from torch.nn.functional import gelu, layer_norm, relu
 
 from python_tests.layers.stratified_cases import moved
 from stratcore.layers import RouterOptions, TokenRouting, TokenRoutingOptions
-from stratcore.layers._expert_assignment import assign, combine, dispatch
+from stratcore.layers._expert_assignment import assign, combine, dispatch, within_capacity
 from stratcore.layers._expert_dispatch import ExpertMLPs, _padded_product, grouped_product
 from stratcore.layers._expert_epilogues import add_bias
 
@@ -159,6 +159,32 @@ def test_rows_are_sorted_and_come_back(capacity_factor, masked):
     assert torch.equal(rows[kept], x[to.order_R[kept] % 13]) and (rows[~kept] == 0).all()
     shares = torch.bincount(to.order_R[kept] % 13, minlength=13)
     torch.testing.assert_close(combine(rows, to, 13), shares[:, None] * x)
+
+
+@pytest.mark.parametrize("choices", [1, 2, 3])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("capacity_factor", [0.1, 0.6, 1.0, 5.0])
+def test_counting_keeps_what_sorting_keeps(choices, masked, capacity_factor):
+    mask = torch.rand(57) > 0.4 if masked else None
+    selected, to = assignment(57, choices, 5, capacity_factor, mask)
+    wanted = torch.zeros(57 * choices, dtype=torch.bool).scatter(0, to.order_R, to.kept_R)
+    found = within_capacity(selected, 5, mask, capacity_factor)
+    assert (
+        torch.equal(found.mT.flatten(), wanted)
+        and wanted.any()
+        and (masked or wanted.all() == (capacity_factor > 1))
+    )
+
+
+@pytest.mark.parametrize("experts", [255, 256, 40_000])
+def test_any_number_of_experts_is_sorted(experts):
+    """Keys of one, two and eight bytes; the experts of the largest numbers and the rows left out are told apart."""
+    selected = torch.randint(experts - 3, experts, (30, 1))
+    to = assign(selected, experts, torch.arange(30) % 3 > 0, None)
+    assert (
+        to.expert_R.tolist() == sorted(selected[torch.arange(30) % 3 > 0].flatten().tolist()) + [experts] * 10
+    )
+    assert to.ends_E[-1] == 20 and to.ends_E[-4] == 0
 
 
 def test_combine_is_the_transpose_of_dispatch():

@@ -71,6 +71,22 @@ def assign(
     )
 
 
+def within_capacity(
+    selected_TK: Tensor, num_experts: int, mask_T: Tensor | None, capacity_factor: float
+) -> Tensor:
+    """Which choices of real tokens `assign` keeps, bool [T, K], by counting instead of sorting: R E operations."""
+    tokens, choices = selected_TK.shape
+    chosen_RE = selected_TK.mT.flatten()[:, None] == torch.arange(num_experts, device=selected_TK.device)
+    rate = capacity_factor * choices / num_experts
+    capacity: float | Tensor = math.ceil(rate * tokens)
+    if mask_T is not None:
+        chosen_RE = chosen_RE & mask_T.repeat(choices)[:, None]
+        # ONNX would round a Python number to float32.
+        capacity = (torch.tensor(rate, dtype=torch.float64, device=mask_T.device) * mask_T.sum()).ceil()
+    kept_RE = chosen_RE & (chosen_RE.long().cumsum(0) <= capacity)
+    return kept_RE.any(-1).unflatten(0, (choices, tokens)).mT
+
+
 def _sort(expert_R: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     """Sorted experts and the permutation, stable. On GPUs a radix sort takes a pass for every byte of a key."""
     key = next(k for k in (torch.uint8, torch.int16, torch.int64) if num_experts <= torch.iinfo(k).max)

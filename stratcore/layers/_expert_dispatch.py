@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import grouped_mm, linear
 
-from stratcore.layers._expert_assignment import Assignment, assign, dispatch
+from stratcore.layers._expert_assignment import Assignment, assign, dispatch, within_capacity
 from stratcore.layers._expert_epilogues import ACTIVATIONS, add_bias_and_activate, add_bias_and_mix
 from stratcore.layers.stratum_router import Routing
 
@@ -140,16 +140,25 @@ def check_dispatch(how: str, mode: str, capacity_factor: float | None) -> None:
 def mix_experts(
     experts: ExpertMLPs, x: Tensor, routing: Routing, how: str, capacity_factor: float | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Mixture [..., O] of experts on [..., D] and, with a capacity, the share of assignments that overflowed."""
-    x_TD = x.flatten(0, -2)
-    if how == "dense" or x_TD.shape[0] == 0:
-        return experts.dense(x_TD, routing.weights.flatten(0, -2)).unflatten(0, x.shape[:-1]), None
+    """Mixture [..., O] of experts on [..., D] and, with a capacity, the share of assignments that overflowed.
+
+    ONNX has neither a stable sort nor grouped products: a model exported to it runs every expert on every token.
+    """
+    x_TD, weights_TE = x.flatten(0, -2), routing.weights.flatten(0, -2)
+    to_onnx = torch.onnx.is_in_onnx_export()
+    if how == "dense" or x_TD.shape[0] == 0 or (to_onnx and capacity_factor is None):
+        return experts.dense(x_TD, weights_TE).unflatten(0, x.shape[:-1]), None
     mask_T = None if routing.mask is None else routing.mask.flatten()
     selected_TK = routing.selected.flatten(0, -2)
-    to = assign(selected_TK, experts.num_experts, mask_T, capacity_factor)
-    weights_TK = routing.weights.flatten(0, -2).gather(-1, selected_TK)
-    mixed = experts.sparse(x_TD, weights_TK, to).unflatten(0, x.shape[:-1])
-    if capacity_factor is None or to.kept_R is None:
+    if to_onnx:
+        kept = within_capacity(selected_TK, experts.num_experts, mask_T, capacity_factor)
+        kept_TE = torch.zeros_like(weights_TE).scatter(-1, selected_TK, kept.to(weights_TE.dtype))
+        mixed_TO = experts.dense(x_TD, weights_TE * kept_TE)
+    else:
+        to = assign(selected_TK, experts.num_experts, mask_T, capacity_factor)
+        kept, mixed_TO = to.kept_R, experts.sparse(x_TD, weights_TE.gather(-1, selected_TK), to)
+    mixed = mixed_TO.unflatten(0, x.shape[:-1])
+    if capacity_factor is None or kept is None:
         return mixed, None
     wanted = selected_TK.numel() if mask_T is None else mask_T.sum().clamp_min(1) * selected_TK.shape[1]
-    return mixed, 1 - to.kept_R.sum() / wanted
+    return mixed, 1 - kept.sum() / wanted
