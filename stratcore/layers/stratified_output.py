@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.export import register_dataclass
 
-from stratcore.layers.stratum_router import (
-    Routing,
-    load_balance_loss,
-    router_z_loss,
-    routing_entropy,
-    usage_loss,
-)
-
-LOSSES: dict[str, Callable[[Routing], Tensor]] = {
-    "balance": load_balance_loss,
-    "z": router_z_loss,
-    "entropy": routing_entropy,
-    "usage": usage_loss,
-}
+from stratcore.layers.stratum_router import Routing, routing_losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +34,10 @@ def stratified_output(
     hidden: Tensor, routing: dict[str, Routing], *, overflow: Tensor | None = None
 ) -> StratifiedOutput:
     """The result of a block from its hidden state and its routers; losses and statistics follow from those."""
-    routings = list(routing.values())
-    losses = {
-        name: sum((loss(one) for one in routings[1:]), loss(routings[0])) for name, loss in LOSSES.items()
-    }
-    statistics = {"load_variation": routings[0].load_variation()}
+    (losses, variation), *others = map(routing_losses, routing.values())
+    for further, _ in others:
+        losses = {name: loss + further[name] for name, loss in losses.items()}
+    statistics = {"load_variation": variation}
     if overflow is not None:
         statistics["overflow"] = overflow.detach()
     return StratifiedOutput(hidden=hidden, losses=losses, statistics=statistics, routing=routing)

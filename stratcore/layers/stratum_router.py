@@ -77,13 +77,11 @@ class Routing:
 
     def load(self) -> Tensor:
         """Share of the assignments that each stratum takes, [S]; no gradient. They sum to 1."""
-        chosen = torch.zeros_like(self.probabilities.detach()).scatter(-1, self.selected, 1.0)
-        return _mean_over_tokens(chosen, self.mask) / self.selected.shape[-1]
+        return _mean_over_tokens(_chosen(self), self.mask) / self.selected.shape[-1]
 
     def load_variation(self) -> Tensor:
         """Standard deviation of the load divided by its mean, a scalar: 0 for an even load."""
-        load_S = self.load()
-        return load_S.std(correction=0) * load_S.numel()
+        return _variation(self.load())
 
 
 register_dataclass(Routing)
@@ -130,7 +128,7 @@ def route(
     check_routing(logits.shape[-1], mode, top_k, temperature, noise)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     noisy = logits + noise * torch.randn_like(logits) if noise else logits
-    probabilities = (noisy / temperature).softmax(-1)
+    probabilities = (noisy if temperature == 1 else noisy / temperature).softmax(-1)
     if mode == "softmax":
         selected = probabilities.argmax(-1, keepdim=True)
         weights = probabilities
@@ -234,26 +232,68 @@ def load_balance_loss(routing: Routing) -> Tensor:
     f is the share of assignments that a stratum takes (no gradient), P its mean probability, both over real tokens
     of this process. Source: Fedus et al. 2021.
     """
-    mean_S = _mean_over_tokens(routing.probabilities, routing.mask)
-    return mean_S.numel() * (routing.load() * mean_S).sum()
+    return _balance(_mean_over_tokens(routing.probabilities, routing.mask), routing.load())
 
 
 def router_z_loss(routing: Routing) -> Tensor:
     """Mean over real tokens of logsumexp(logits)^2, a scalar: keeps logits small. Source: Zoph et al. 2022."""
-    return _mean_over_tokens(routing.logits.logsumexp(-1, keepdim=True).square(), routing.mask).sum()
+    return _mean_over_tokens(_squared_logsumexp(routing), routing.mask).sum()
 
 
 def routing_entropy(routing: Routing) -> Tensor:
     """Mean over real tokens of the entropy of the probabilities, a scalar in nats, at most log S."""
-    entropy = -(routing.probabilities * routing.probabilities.clamp_min(1e-30).log()).sum(-1, keepdim=True)
-    return _mean_over_tokens(entropy, routing.mask).sum()
+    return _mean_over_tokens(_entropy(routing), routing.mask).sum()
 
 
 def usage_loss(routing: Routing) -> Tensor:
     """mean_s (P_s - 1 / S)^2, a scalar, P the mean probability over real tokens. Source: the source documents."""
-    mean_S = _mean_over_tokens(routing.probabilities, routing.mask)
-    has_tokens = 1.0 if routing.mask is None else routing.mask.any()
-    return (mean_S - 1 / mean_S.numel()).square().mean() * has_tokens
+    return _usage(_mean_over_tokens(routing.probabilities, routing.mask), routing.mask)
+
+
+def routing_losses(routing: Routing) -> tuple[dict[str, Tensor], Tensor]:
+    """All four, by name, and the variation of the load, with one sum over tokens.
+
+    Returns:
+        'balance', 'z', 'entropy', 'usage', and `Routing.load_variation`.
+    """
+    strata = routing.probabilities.shape[-1]
+    of_tokens = [routing.probabilities, _chosen(routing), _squared_logsumexp(routing), _entropy(routing)]
+    means = _mean_over_tokens(torch.cat(of_tokens, -1), routing.mask)
+    mean_S, load_S = means[:strata], means[strata : 2 * strata].detach() / routing.selected.shape[-1]
+    losses = {
+        "balance": _balance(mean_S, load_S),
+        "z": means[-2],
+        "entropy": means[-1],
+        "usage": _usage(mean_S, routing.mask),
+    }
+    return losses, _variation(load_S)
+
+
+def _chosen(routing: Routing) -> Tensor:
+    """1 at the chosen strata [..., S], else 0."""
+    return torch.zeros_like(routing.probabilities.detach()).scatter(-1, routing.selected, 1.0)
+
+
+def _squared_logsumexp(routing: Routing) -> Tensor:
+    return routing.logits.logsumexp(-1, keepdim=True).square()
+
+
+def _entropy(routing: Routing) -> Tensor:
+    probabilities = routing.probabilities
+    return -(probabilities * probabilities.clamp_min(1e-30).log()).sum(-1, keepdim=True)
+
+
+def _balance(mean_S: Tensor, load_S: Tensor) -> Tensor:
+    return mean_S.numel() * (load_S * mean_S).sum()
+
+
+def _usage(mean_S: Tensor, mask: Tensor | None) -> Tensor:
+    distance = (mean_S - 1 / mean_S.numel()).square().mean()
+    return distance if mask is None else distance * mask.any()
+
+
+def _variation(load_S: Tensor) -> Tensor:
+    return load_S.std(correction=0) * load_S.numel()
 
 
 def _mean_over_tokens(values: Tensor, mask: Tensor | None) -> Tensor:
