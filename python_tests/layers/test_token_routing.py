@@ -255,6 +255,20 @@ def test_first_weights_are_those_of_linear_layers():
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 3, 8, 24])
+@pytest.mark.parametrize("start", [0, 1])
+def test_cuda_copies_rows_of_any_size_and_place_bitwise(dtype, size, start):
+    _, to = assignment(choices=3, capacity_factor=0.7)
+    on_gpu = type(to)(**{k: v.cuda() if torch.is_tensor(v) else v for k, v in vars(to).items()})
+    x = torch.randint(-8, 8, (13 * size + start,)).to(dtype)  # whole numbers: sums are exact
+    rows = dispatch(x.cuda()[start:].view(13, size), on_gpu)
+    wanted = dispatch(x[start:].view(13, size), to)
+    assert torch.equal(rows.cpu(), wanted)
+    assert torch.equal(combine(rows, on_gpu, 13).cpu(), combine(wanted, to, 13))
+
+
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("capacity_factor", [None, 0.8])
 def test_cuda_sparse_equals_dense_and_repeats_bitwise(dtype, capacity_factor):

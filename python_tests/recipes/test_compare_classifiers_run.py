@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import html
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,14 @@ def test_whole_run_and_resume(here: Path, tmp_path: Path) -> None:
     assert all(len(row["curve"]) == 2 for row in results["trials"])
     for name in ("report.html", "table.md", "plots/differences.png", "plots/curves.png"):
         assert (tmp_path / "run" / name).stat().st_size > 100
+    page = html.unescape((tmp_path / "run/report.html").read_text())
+    found = re.findall(r"<figcaption><b>(.+?)[.]</b> (.+?)</figcaption>", page)
+    assert [title for title, _ in found] == [
+        "Differences of held-out accuracy",
+        "Validation accuracy in training",
+    ]
+    assert all("in points" in text and "2 seeds" in text for _, text in found)
+    assert "interval of 95 %" in found[0][1] and "left edge, -0.5," in found[0][1]
     # A run that stopped after five trials goes on and ends the same.
     lines = (tmp_path / "run/trials.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "run/trials.jsonl").write_text("".join(lines[:5]) + lines[5][:20])

@@ -168,6 +168,26 @@ def _routing(routed: list[dict[str, Any]]) -> Table:
     )  # fmt: skip
 
 
+def captions(run: CompareClassifiersRun) -> dict[str, tuple[str, str]]:
+    """Title and text of the figures."""
+    seeds = len(run.seeds)
+    return {
+        "differences": (
+            "Differences of held-out accuracy",
+            f"One line a pair: accuracy of the arm less that of its control in points, mean over {seeds} seeds that "
+            "both share (dot), with the BCa bootstrap interval of 95 % (bar). Right of 0 the arm is better; a bar "
+            f"wholly right of the gray band's left edge, -{run.margin:g}, says that it is not worse by the margin. "
+            "Bars are not corrected for the number of pairs; the p values of the table are.",
+        ),
+        "curves": (
+            "Validation accuracy in training",
+            f"Accuracy on validation rows in points against optimizer steps: each of {seeds} seeds faint, their mean "
+            "bold, a color an arm, at the learning rate that was chosen for the arm. Curves that still rise at the "
+            "right end say that training stopped early.",
+        ),
+    }
+
+
 def answer(
     run: CompareClassifiersRun, summary: list[dict[str, Any]], comparisons: list[dict[str, Any]]
 ) -> list[str]:

@@ -29,6 +29,7 @@ from stratcore.recipes.compare_classifiers_data import Material, describe, load_
 from stratcore.recipes.compare_classifiers_results import (
     CAVEATS,
     answer,
+    captions,
     compare,
     summarize,
     tables,
@@ -101,7 +102,8 @@ def execute(
         }
     figures = _figures(run, chosen, comparisons)
     sentences = answer(run, summary, comparisons)
-    write_trials(folder, results, tables(run, summary, comparisons), sentences, CAVEATS, figures)
+    found = tables(run, summary, comparisons)
+    write_trials(folder, results, found, sentences, CAVEATS, figures, captions(run))
     return folder
 
 

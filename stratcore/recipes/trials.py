@@ -129,6 +129,7 @@ def write_trials(
     answer: Sequence[str],
     caveats: Sequence[tuple[str, str]],
     figures: Mapping[str, Any] | None = None,
+    captions: Mapping[str, tuple[str, str]] | None = None,
 ) -> None:
     """Writes results.json, table.md and report.html, and prints the tables.
 
@@ -140,6 +141,7 @@ def write_trials(
         answer: what they say, in sentences.
         caveats: what they do not say, a word and a sentence each.
         figures: matplotlib figures of the page by name; written to plots/ too.
+        captions: title and text of a figure by its name: what is shown, in which unit, how to read it.
     """
     from stratcore.analysis.plots import save_figures
     from stratcore.analysis.report import write_page
@@ -156,5 +158,5 @@ def write_trials(
         "tables": [asdict(t) for t in tables],
     }
     drawn = save_figures(folder / "plots", figures) if figures else {}
-    write_page(folder / "report.html", "trials", page, drawn, {})
+    write_page(folder / "report.html", "trials", page, drawn, captions or {})
     print(text)
