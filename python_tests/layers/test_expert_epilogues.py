@@ -112,3 +112,12 @@ def test_cuda_kernels_run_and_repeat_bitwise(dtype, monkeypatch):
         hidden = gradients(add_bias_and_activate(*inputs[:2], to, "gelu"), inputs[:2])
         runs.append([*hidden, *gradients(add_bias_and_mix(*inputs, to), inputs)])
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+
+
+def test_where_kernels_cannot_run_the_definition_does():
+    """No kernel runs on a CPU, with Triton or without."""
+    epilogues._kernels_run.cache_clear()
+    with pytest.warns(UserWarning, match="layers with experts run without their kernels on cpu, slower: "):
+        assert not epilogues._kernels_run(torch.device("cpu"))
+    assert not epilogues._kernels_run(torch.device("cpu"))  # said once
+    epilogues._kernels_run.cache_clear()

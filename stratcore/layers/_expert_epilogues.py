@@ -9,7 +9,9 @@ Legend: T tokens, K choices of a token, R = K T rows sorted by expert, E experts
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -50,7 +52,23 @@ def _one_hot(to: Assignment, bias_ED: Tensor) -> Tensor:
 
 
 def _has_kernels(y_RD: Tensor) -> bool:
-    return y_RD.is_cuda and _HAS_TRITON and not torch.compiler.is_compiling()
+    return y_RD.is_cuda and not torch.compiler.is_compiling() and _HAS_TRITON and _kernels_run(y_RD.device)
+
+
+@cache
+def _kernels_run(device: torch.device) -> bool:
+    """One small launch: Triton needs a C compiler, which not every machine has, and knows not every GPU."""
+    try:
+        from stratcore.layers import _expert_kernels as kernels
+
+        rows_RD, end_E = torch.ones(1, 8, device=device), torch.ones(1, dtype=torch.int32, device=device)
+        kernels.activate(rows_RD, rows_RD, end_E, "relu")
+    except Exception as reason:  # whatever it is, the definition gives the same result
+        warnings.warn(
+            f"layers with experts run without their kernels on {device}, slower: {reason}", stacklevel=2
+        )
+        return False
+    return True
 
 
 class _BiasedActivation(torch.autograd.Function):
