@@ -150,7 +150,8 @@ def mix_experts(
         return experts.dense(x_TD, weights_TE).unflatten(0, x.shape[:-1]), None
     mask_T = None if routing.mask is None else routing.mask.flatten()
     selected_TK = routing.selected.flatten(0, -2)
-    if to_onnx:
+    kept: Tensor | None
+    if to_onnx and capacity_factor is not None:
         kept = within_capacity(selected_TK, experts.num_experts, mask_T, capacity_factor)
         kept_TE = torch.zeros_like(weights_TE).scatter(-1, selected_TK, kept.to(weights_TE.dtype))
         mixed_TO = experts.dense(x_TD, weights_TE * kept_TE)

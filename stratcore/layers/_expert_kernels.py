@@ -136,7 +136,7 @@ def _mix_backward(  # type: ignore[no-untyped-def]
         place = row.to(tl.int64)[:, None] * columns + column[None, :]
         g = tl.load(grad + from_token, mask=inside & kept, other=0).to(COMPUTE)
         x = tl.load(y + place, mask=inside & kept, other=0).to(COMPUTE) + shift[None, :]
-        tl.store(grad_weights + block * rows + source, tl.sum(g * x, axis=1), mask=row < high)
+        tl.store(grad_weights + block.to(tl.int64) * rows + source, tl.sum(g * x, axis=1), mask=row < high)
         g *= weight[:, None]
         total += tl.sum(g, axis=0)
         tl.store(grad_y + place, g.to(grad_y.dtype.element_ty), mask=inside)
