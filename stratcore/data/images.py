@@ -103,6 +103,27 @@ class ImageSet:
                 raise DataError(f"{self.test.source}: expected {name} {expected} as in train, got {got}")
 
 
+def adapted(table: ImageTable, channels: int, size: int) -> ImageTable:
+    """Images in another form: grey by the luma of RGB, RGB by grey thrice, resized with antialiasing.
+
+    Args:
+        table: any images.
+        channels: 1 or 3.
+        size: height and width, pixels.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    images = torch.from_numpy(table.images).float()
+    if images.shape[1] == 3 and channels == 1:
+        images = (images * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    elif images.shape[1] != channels:
+        images = images.expand(-1, channels, -1, -1)
+    if images.shape[2:] != (size, size):
+        images = interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return replace(table, images=images.round().clamp(0, 255).to(torch.uint8).contiguous().numpy())
+
+
 def require_images(table: ImageTable, *, channels: int, size: int, num_classes: int) -> None:
     """Refuse images that a model of square images cannot learn from.
 

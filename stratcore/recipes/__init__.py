@@ -9,6 +9,7 @@ from typing import Any
 from stratcore.recipes.analysis import AnalysisRun, advanced, multi_domain, notebook, stratification
 from stratcore.recipes.compare_classifiers import CompareClassifiersRun, compare_classifiers
 from stratcore.recipes.compare_dictionaries import CompareDictionariesRun, compare_dictionaries
+from stratcore.recipes.compare_images import CompareImagesRun, compare_images
 from stratcore.recipes.compare_positions import ComparePositionsRun, compare_positions
 from stratcore.recipes.dictionary_moe import DictionaryMoERun, dictionary_moe, dictionary_moe_seed
 from stratcore.recipes.dual_stream_vit import DualStreamViTRun, dual_stream_vit, dual_stream_vit_digits
@@ -25,6 +26,7 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "compare_classifiers": compare_classifiers,
     "compare_dictionaries": compare_dictionaries,
     "compare_positions": compare_positions,
+    "compare_images": compare_images,
     "search_dictionary_moe": search_dictionary_moe,
     "transfer_dictionary_moe": transfer_dictionary_moe,
     "dual_stream_vit": dual_stream_vit,
@@ -45,6 +47,7 @@ _EXECUTORS: dict[type, str] = {  # loaded on use: they import the models
     CompareClassifiersRun: "stratcore.recipes.compare_classifiers_run",
     CompareDictionariesRun: "stratcore.recipes.compare_dictionaries_run",
     ComparePositionsRun: "stratcore.recipes.compare_positions_run",
+    CompareImagesRun: "stratcore.recipes.compare_images_run",
     SearchDictionaryMoERun: "stratcore.recipes.search_dictionary_moe",
     TransferDictionaryMoERun: "stratcore.recipes.transfer_dictionary_moe",
     PerplexitySuiteRun: "stratcore.recipes.perplexity_suite_run",
@@ -60,6 +63,7 @@ __all__ = [
     "AnalysisRun",
     "CompareClassifiersRun",
     "CompareDictionariesRun",
+    "CompareImagesRun",
     "ComparePositionsRun",
     "DictionaryMoERun",
     "DualStreamViTRun",
@@ -71,6 +75,7 @@ __all__ = [
     "advanced",
     "compare_classifiers",
     "compare_dictionaries",
+    "compare_images",
     "compare_positions",
     "dictionary_moe",
     "dictionary_moe_seed",

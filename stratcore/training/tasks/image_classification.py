@@ -35,6 +35,19 @@ SCAN_ROWS = 2000
 CONTROL_LIMIT = 5000
 
 
+def predict_images(model: nn.Module, images: Tensor) -> DualStreamViTOutput:
+    """Output of a model for uint8 images [N, C, H, W], in parts, without simplices and distances."""
+    found = [model(part) for part in images.split(EVALUATION_BATCH)]
+    logits, embedding = (
+        torch.cat([getattr(each, name) for each in found]) for name in ("logits", "embedding")
+    )
+    rest: dict[str, Any] = {}
+    for name in ("geometric_logits", "geometric_embedding", "nearest"):
+        parts = [getattr(each, name) for each in found]
+        rest[name] = None if parts[0] is None else torch.cat(parts)
+    return DualStreamViTOutput(logits, embedding, **rest)
+
+
 class ImageClassificationTask:
     """Loss, metrics, mastery queue and anchor revival of an image classifier; all images stay on the device.
 
@@ -208,16 +221,7 @@ class ImageClassificationTask:
         self, model: nn.Module, split: str, limit: int | None = None
     ) -> tuple[DualStreamViTOutput, Tensor]:
         """Output, without simplices and distances, and labels of a split's first images, in their order."""
-        images, labels_N = self._images[split][:limit], self._labels[split][:limit]
-        found = [model(part) for part in images.split(EVALUATION_BATCH)]
-        logits, embedding = (
-            torch.cat([getattr(each, name) for each in found]) for name in ("logits", "embedding")
-        )
-        rest: dict[str, Any] = {}
-        for name in ("geometric_logits", "geometric_embedding", "nearest"):
-            parts = [getattr(each, name) for each in found]
-            rest[name] = None if parts[0] is None else torch.cat(parts)
-        return DualStreamViTOutput(logits, embedding, **rest), labels_N
+        return predict_images(model, self._images[split][:limit]), self._labels[split][:limit]
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
