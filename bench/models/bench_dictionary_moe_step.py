@@ -4,7 +4,8 @@
 
 A step: noise, model, loss, backward, clipping, Adam, unit atoms. Arms: `reference` computes the codes by
 `stratcore.ops.reference`, `topk` by what a user would write (`torch.topk`, an expert after the other), `stratcore`
-by the op, `graph` is that one captured in a CUDA graph. Wall time, median of several blocks of steps. Before
+by the op, `graph` is that one captured in a CUDA graph, `trainer` the step of the Trainer with `numerics.cuda_graph`
+(its guard, metrics and rows of every step included). Wall time, median of several blocks of steps. Before
 anything is timed, losses and gradients of the arms are compared.
 """
 
@@ -15,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +27,9 @@ from stratcore.layers import lista
 from stratcore.models import DictionaryMoE
 from stratcore.ops import reference
 from stratcore.recipes import dictionary_moe
-from stratcore.training import Runtime
+from stratcore.training import Numerics, Runtime
+from stratcore.training.batch_stream import BatchStream
+from stratcore.training.optimization import Optimization
 from stratcore.training.tasks import DictionaryMoETask, Rows
 
 Codes = Callable[..., Tensor]
@@ -66,7 +70,9 @@ ARMS: dict[str, Codes | None] = {
     "topk": topk_codes,
     "stratcore": None,
     "graph": None,
+    "trainer": None,
 }
+ON_GPU = ("graph", "trainer")
 
 
 @contextmanager
@@ -134,6 +140,15 @@ def captured(step: Step) -> Callable[[], None]:
     return graph.replay
 
 
+def trainer_step(batch: int, device: torch.device) -> Callable[[], None]:
+    """A step as the Trainer makes it."""
+    run, step = dictionary_moe(), Step(batch, device, False)
+    numerics = Numerics(cuda_graph=True, deterministic=False)
+    stage = replace(run.stage, numerics=numerics, accumulate=1)
+    optimization, stream = Optimization(step.task, stage, Runtime.create("cuda")), BatchStream(step.task)
+    return lambda: optimization.run(stream, 0)
+
+
 def milliseconds(call: Callable[[], None], device: torch.device, seconds: float) -> float:
     """Median over nine blocks of steps."""
 
@@ -172,16 +187,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             wanted = Step(batch, device, False).gradients()
         times: dict[str, float] = {}
         for name, function in ARMS.items():
-            if name == "graph" and device.type != "cuda":
+            if name in ON_GPU and device.type != "cuda":
                 continue
             error = difference(batch, device, function, wanted)
             if not error < 5e-2:  # a selection that flips between nearly equal entries moves a row
                 raise RuntimeError(f"{name}: loss or gradients differ from the reference by {error:.1e}")
             with codes_by(function):
-                step: Callable[[], None] = Step(batch, device, name == "graph")
-                if isinstance(step, Step) and name == "graph":
-                    step = captured(step)
-                times[name] = milliseconds(step, device, options.seconds)
+                if name == "trainer":
+                    times[name] = milliseconds(trainer_step(batch, device), device, options.seconds)
+                else:
+                    step = Step(batch, device, name == "graph")
+                    call = captured(step) if name == "graph" else step
+                    times[name] = milliseconds(call, device, options.seconds)
             print(
                 f"batch {batch:5d}  {name:10s} {times[name]:9.3f} ms  "
                 f"{times['reference'] / times[name]:6.2f}x reference  difference {error:.1e}",

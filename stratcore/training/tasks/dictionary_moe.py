@@ -89,6 +89,8 @@ class DictionaryMoETask:
         seed: of the order of rows.
     """
 
+    capturable = True
+
     def __init__(
         self,
         model: DictionaryMoE,
@@ -143,7 +145,7 @@ class DictionaryMoETask:
         output: DictionaryMoEOutput = model(x_BD)
         loss, metrics = self._loss(x_BD, domain_B, output)
         self._note_use(output)
-        rows = torch.tensor(float(x_BD.shape[0]), device=x_BD.device)
+        rows = x_BD.new_full((), x_BD.shape[0])
         return StepResult(loss_sum=loss * rows, weight=rows, metrics={"loss": loss.detach(), **metrics})
 
     def _loss(
