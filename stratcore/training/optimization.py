@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +52,7 @@ class Optimization:
             task.parameter_groups(), stage.optimizer, capturable=numerics.cuda_graph
         )
         self._base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self._rate = self._base_rates[0]
         self._rate_factor = build_schedule(stage.optimizer, stage.steps)
         self.precision = Precision(numerics.precision, runtime.device)
         self.average = WeightAverage(task.model, stage.average) if stage.average is not None else None
@@ -88,7 +90,7 @@ class Optimization:
     def read_metrics(self) -> dict[str, float]:
         """Return the means since the last reading, and what the step itself knows. Every rank calls it."""
         values = self.window.read(self._runtime)
-        values["lr"] = float(self.optimizer.param_groups[0]["lr"])
+        values["lr"] = self._rate
         values["gradient_norm"] = self._gradient_norm.item()
         values["skipped_steps"] = self.guard.skipped_steps()
         return values
@@ -126,11 +128,12 @@ class Optimization:
 
     def _set_learning_rate(self, index: int) -> None:
         factor = self._rate_factor(index)
-        for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
+        self._rate = self._base_rates[0] * factor
+        for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate * factor)
-            else:
-                group["lr"] = rate * factor
+                group["lr"].fill_(base * factor)
+            else:  # rounded as the tensor is, so that a step in a CUDA graph computes the same bits
+                group["lr"] = float(np.float32(base * factor))
 
     def _micro_step(self, batch: Batch, micro: int) -> StepResult:
         self._last_batch = batch

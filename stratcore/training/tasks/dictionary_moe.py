@@ -179,9 +179,10 @@ class DictionaryMoETask:
     def _note_use(self, output: DictionaryMoEOutput) -> None:
         """Marks the atoms that rows used in the expert of their choice."""
         chosen_B = self.model.choose(output)
-        active_EM = torch.zeros_like(self._used, dtype=output.codes.dtype)
         rows_B = torch.arange(chosen_B.shape[0], device=chosen_B.device)
-        active_EM.index_add_(0, chosen_B, (output.codes[chosen_B, rows_B] != 0).to(active_EM.dtype))
+        active_BM = (output.codes[chosen_B, rows_B] != 0).to(output.codes.dtype)
+        # A product, as adding row by row makes all rows of an expert wait for each other.
+        active_EM = nn.functional.one_hot(chosen_B, self._used.shape[0]).to(active_BM.dtype).T @ active_BM
         self._used |= active_EM > 0
 
     def after_step(self, step: int) -> None:
