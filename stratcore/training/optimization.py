@@ -51,7 +51,9 @@ class Optimization:
         self.optimizer = build_optimizer(
             task.parameter_groups(), stage.optimizer, capturable=numerics.cuda_graph
         )
-        self._base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self._base_rates = [
+            float(group.get("initial_lr", group["lr"])) for group in self.optimizer.param_groups
+        ]
         self._rate = self._base_rates[0]
         self._rate_factor = build_schedule(stage.optimizer, stage.steps)
         self.precision = Precision(numerics.precision, runtime.device)

@@ -86,7 +86,8 @@ def build_optimizer(
         groups: Dictionaries with `params` and, where a group differs, `lr`, `weight_decay` or `lr_scale`, a
             factor on `options.lr`.
         options: The defaults of every group.
-        capturable: Its step goes into a CUDA graph; learning rates are then tensors.
+        capturable: Its step goes into a CUDA graph; learning rates are then tensors, and `initial_lr` of a group
+            holds the number.
 
     Returns:
         The optimizer. It is always a fused one: only these can leave weights, moments and step counts
@@ -117,8 +118,9 @@ def build_optimizer(
         return _build_sgd(kept, options)
     if capturable:
         for group in kept:
-            rate, device = group.get("lr", options.lr), group["params"][0].device
-            group["lr"] = torch.tensor(rate, dtype=torch.float32, device=device)
+            group["initial_lr"] = group.get("lr", options.lr)
+            device = group["params"][0].device
+            group["lr"] = torch.tensor(group["initial_lr"], dtype=torch.float32, device=device)
     rule = torch.optim.Adam if options.name == "adam" else torch.optim.AdamW
     return rule(
         kept,
