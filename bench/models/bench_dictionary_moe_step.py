@@ -2,10 +2,10 @@
 
     python -m bench.models.bench_dictionary_moe_step --device cuda --batches 8,4096
 
-A step: noise, model, loss, backward, clipping, Adam, unit atoms. Arms: `reference` computes the codes by
-`stratcore.ops.reference`, `topk` by what a user would write (`torch.topk`, an expert after the other), `stratcore`
-by the op, `graph` is that one captured in a CUDA graph. Wall time, median of several blocks of steps. Before
-anything is timed, losses and gradients of the arms are compared.
+A step is one of the Trainer: noise, model, loss, backward, guard, clipping, Adam, unit atoms, use of atoms, metrics.
+Arms: `reference` computes the codes by `stratcore.ops.reference`, `topk` by what a user would write (`torch.topk`, an
+expert after the other), `stratcore` by the op, `graph` is that with `numerics.cuda_graph`. Wall time, median of
+several blocks of steps. Before anything is timed, losses and gradients of the arms are compared.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +26,9 @@ from stratcore.layers import lista
 from stratcore.models import DictionaryMoE
 from stratcore.ops import reference
 from stratcore.recipes import dictionary_moe
-from stratcore.training import Runtime
+from stratcore.training import Numerics, Runtime
+from stratcore.training.batch_stream import BatchStream
+from stratcore.training.optimization import Optimization
 from stratcore.training.tasks import DictionaryMoETask, Rows
 
 Codes = Callable[..., Tensor]
@@ -67,6 +70,7 @@ ARMS: dict[str, Codes | None] = {
     "stratcore": None,
     "graph": None,
 }
+EPOCH = 16
 
 
 @contextmanager
@@ -81,57 +85,44 @@ def codes_by(function: Codes | None) -> Iterator[None]:
         lista.ops = own
 
 
-class Step:
-    """One training step on fixed rows."""
-
-    def __init__(self, batch: int, device: torch.device, graph: bool) -> None:
-        run = dictionary_moe()
-        torch.manual_seed(0)
-        self.model = DictionaryMoE(run.model).to(device)
-        rows = Rows(
-            torch.randn(batch, run.model.input_dim, device=device), torch.zeros(batch, device=device).long()
-        )
-        runtime = Runtime.create("cuda" if device.type == "cuda" else "cpu")
-        self.task = DictionaryMoETask(
-            self.model, rows, rows, run.objective, runtime, batch_size=batch, seed=0
-        )
-        self.rows, self.noise = rows, run.objective.noise
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(
-            self.parameters, lr=1e-3, betas=(0.9, 0.99), fused=device.type == "cuda", capturable=graph
-        )
-
-    def loss(self, noise: float) -> Tensor:
-        """The recipe's loss of the rows."""
-        x_BD = self.rows.x + noise * torch.randn_like(self.rows.x)
-        return self.task._loss(x_BD, self.rows.domain, self.model(x_BD))[0]
-
-    def gradients(self) -> list[Tensor]:
-        """Loss and gradients without noise."""
-        loss = self.loss(0.0)
-        grads = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        return [loss.detach(), *(g for g in grads if g is not None)]
-
-    def __call__(self) -> None:
-        self.optimizer.zero_grad(set_to_none=False)
-        self.loss(self.noise).backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
-        self.optimizer.step()
-        self.model.experts.normalize_atoms()
+def runtime_of(device: torch.device) -> Runtime:
+    """One process."""
+    return Runtime.create("cuda" if device.type == "cuda" else "cpu")
 
 
-def captured(step: Step) -> Callable[[], None]:
-    """The step as one CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
+def built(batch: int, device: torch.device) -> DictionaryMoETask:
+    """The recipe's task over so many made-up rows that an epoch has EPOCH steps."""
+    run = dictionary_moe()
+    torch.manual_seed(0)
+    rows = Rows(torch.randn(EPOCH * batch, run.model.input_dim), torch.zeros(EPOCH * batch).long())
+    return DictionaryMoETask(
+        DictionaryMoE(run.model).to(device),
+        rows,
+        rows,
+        run.objective,
+        runtime_of(device),
+        batch_size=batch,
+        seed=0,
+    )
+
+
+def gradients(batch: int, device: torch.device) -> list[Tensor]:
+    """Loss and gradients of one batch without noise."""
+    task = built(batch, device)
+    x_BD = torch.randn(batch, task.model.options.input_dim, device=device)
+    loss = task._loss(x_BD, x_BD.new_zeros(batch).long(), task.model(x_BD))[0]
+    parameters = [p for p in task.model.parameters() if p.requires_grad]
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return [loss.detach(), *(g for g in grads if g is not None)]
+
+
+def training_step(batch: int, device: torch.device, graph: bool) -> Callable[[], None]:
+    """A step as the Trainer makes it."""
+    numerics = Numerics(cuda_graph=graph, deterministic=False)
+    stage = replace(dictionary_moe().stage, numerics=numerics, accumulate=1)
+    task = built(batch, device)
+    optimization, stream = Optimization(task, stage, runtime_of(device)), BatchStream(task)
+    return lambda: optimization.run(stream, 0)
 
 
 def milliseconds(call: Callable[[], None], device: torch.device, seconds: float) -> float:
@@ -153,7 +144,7 @@ def milliseconds(call: Callable[[], None], device: torch.device, seconds: float)
 def difference(batch: int, device: torch.device, function: Codes | None, wanted: list[Tensor]) -> float:
     """Largest relative difference of loss and gradients."""
     with codes_by(function):
-        own = Step(batch, device, False).gradients()
+        own = gradients(batch, device)
     return max(float((a - b).norm() / b.norm().clamp_min(1e-12)) for a, b in zip(own, wanted, strict=True))
 
 
@@ -169,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device(options.device)
     for batch in map(int, options.batches.split(",")):
         with codes_by(reference_codes):
-            wanted = Step(batch, device, False).gradients()
+            wanted = gradients(batch, device)
         times: dict[str, float] = {}
         for name, function in ARMS.items():
             if name == "graph" and device.type != "cuda":
@@ -178,9 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not error < 5e-2:  # a selection that flips between nearly equal entries moves a row
                 raise RuntimeError(f"{name}: loss or gradients differ from the reference by {error:.1e}")
             with codes_by(function):
-                step: Callable[[], None] = Step(batch, device, name == "graph")
-                if isinstance(step, Step) and name == "graph":
-                    step = captured(step)
+                step = training_step(batch, device, name == "graph")
                 times[name] = milliseconds(step, device, options.seconds)
             print(
                 f"batch {batch:5d}  {name:10s} {times[name]:9.3f} ms  "

@@ -16,6 +16,7 @@ from stratcore.layers import (
     routing_entropy,
     usage_loss,
 )
+from stratcore.layers.stratum_router import routing_losses
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 LOSSES = (load_balance_loss, router_z_loss, routing_entropy, usage_loss)
@@ -75,6 +76,22 @@ def test_ties_go_to_the_lower_stratum(mode, top_k):
     routing = route(torch.zeros(2, 5), mode=mode, top_k=top_k)
     assert routing.selected.tolist() == [list(range(top_k))] * 2
     assert (routing.weights[:, top_k:] == 0).all() and (routing.weights[:, :top_k] > 0).all()
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3, 4, 5, 16])  # up to 4 of 16 are found one by one, more by sorting
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_choices_are_those_of_a_stable_order(top_k, device):
+    logits = torch.randint(-2, 3, (400, 16)).float()
+    logits[torch.rand(400, 16) < 0.2] = -math.inf
+    logits[:40] = -math.inf
+    logits[40:80, 3:5] = math.nan
+    logits[80:120, 1:15] = -math.inf
+    wanted = [
+        sorted(range(16), key=lambda s, row=row: (not math.isnan(row[s]), -row[s] if row[s] == row[s] else 0))
+        for row in logits.tolist()
+    ]
+    selected = route(logits.to(device), mode="top_k", top_k=top_k).selected
+    assert selected.tolist() == [row[:top_k] for row in wanted]
 
 
 @pytest.mark.parametrize("mode", ["softmax", "top_k", "straight_through"])
@@ -190,6 +207,25 @@ def test_losses_are_over_real_tokens(loss):
 def test_losses_pass_gradcheck(loss):
     logits = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda logits: loss(route(logits, mode="top_k", top_k=2)), logits)
+
+
+@pytest.mark.parametrize(("mode", "top_k"), [("softmax", 1), ("top_k", 3), ("straight_through", 1)])
+@pytest.mark.parametrize("shape", [(3, 4), (12,), ()])
+@pytest.mark.parametrize("masked", [False, True])
+def test_all_losses_at_once_are_each_of_them(mode, top_k, shape, masked):
+    logits = torch.randn(*shape, 5, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(shape) > 0.4 if masked else None
+    routing = route(logits, mask, mode=mode, top_k=top_k)
+    losses, variation = routing_losses(routing)
+    torch.testing.assert_close(variation, routing.load_variation(), rtol=0, atol=1e-14)
+    assert not variation.requires_grad and list(losses) == ["balance", "z", "entropy", "usage"]
+    for name, loss in zip(losses, LOSSES, strict=True):
+        wanted = loss(routing)
+        torch.testing.assert_close(losses[name], wanted, rtol=0, atol=1e-14)
+        found = torch.autograd.grad(losses[name], logits, retain_graph=True)
+        torch.testing.assert_close(
+            found, torch.autograd.grad(wanted, logits, retain_graph=True), rtol=0, atol=1e-14
+        )
 
 
 def test_balance_loss_spreads_a_collapsed_router():

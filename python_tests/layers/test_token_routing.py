@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 
 import pytest
@@ -12,9 +11,9 @@ from torch.nn.functional import gelu, layer_norm, relu
 
 from python_tests.layers.stratified_cases import moved
 from stratcore.layers import RouterOptions, TokenRouting, TokenRoutingOptions
-from stratcore.layers._expert_dispatch import ExpertMLPs, _padded_product, grouped_product, with_bias
-from stratcore.layers._expert_exchange import dispatch_with_ones, weighted_combine
-from stratcore.layers._expert_rows import assign, combine, dispatch
+from stratcore.layers._expert_assignment import assign, combine, dispatch, within_capacity
+from stratcore.layers._expert_dispatch import ExpertMLPs, _padded_product, grouped_product
+from stratcore.layers._expert_epilogues import add_bias
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -162,6 +161,32 @@ def test_rows_are_sorted_and_come_back(capacity_factor, masked):
     torch.testing.assert_close(combine(rows, to, 13), shares[:, None] * x)
 
 
+@pytest.mark.parametrize("choices", [1, 2, 3])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("capacity_factor", [0.1, 0.6, 1.0, 5.0])
+def test_counting_keeps_what_sorting_keeps(choices, masked, capacity_factor):
+    mask = torch.rand(57) > 0.4 if masked else None
+    selected, to = assignment(57, choices, 5, capacity_factor, mask)
+    wanted = torch.zeros(57 * choices, dtype=torch.bool).scatter(0, to.order_R, to.kept_R)
+    found = within_capacity(selected, 5, mask, capacity_factor)
+    assert (
+        torch.equal(found.mT.flatten(), wanted)
+        and wanted.any()
+        and (masked or wanted.all() == (capacity_factor > 1))
+    )
+
+
+@pytest.mark.parametrize("experts", [255, 256, 40_000])
+def test_any_number_of_experts_is_sorted(experts):
+    """Keys of one, two and eight bytes; the experts of the largest numbers and the rows left out are told apart."""
+    selected = torch.randint(experts - 3, experts, (30, 1))
+    to = assign(selected, experts, torch.arange(30) % 3 > 0, None)
+    assert (
+        to.expert_R.tolist() == sorted(selected[torch.arange(30) % 3 > 0].flatten().tolist()) + [experts] * 10
+    )
+    assert to.ends_E[-1] == 20 and to.ends_E[-4] == 0
+
+
 def test_combine_is_the_transpose_of_dispatch():
     _, to = assignment(choices=3, capacity_factor=0.7)
     x, rows = torch.randn(13, 4).double(), torch.randn(39, 4).double()
@@ -177,65 +202,15 @@ def test_combine_is_the_transpose_of_dispatch():
 @pytest.mark.parametrize("capacity_factor", [None, 0.6])
 def test_grouped_and_padded_products_agree(dtype, capacity_factor):
     _, to = assignment(capacity_factor=capacity_factor)
-    rows, weight = dispatch_with_ones(torch.randn(13, 8).to(dtype), to), torch.randn(5, 8, 16, dtype=dtype)
-    x, bias = rows[:, :8].contiguous(), torch.randn(5, 16, dtype=dtype)
+    x, weight = dispatch(torch.randn(13, 8), to).to(dtype), torch.randn(5, 8, 16, dtype=dtype)
+    bias = torch.randn(5, 16, dtype=dtype)
     kept = to.expert_R < 5
     of_row = to.expert_R[kept]
     wanted = torch.einsum("rd,rdh->rh", x[kept].double(), weight[of_row].double())
     limit = 1e-5 if dtype == torch.float32 else 0.06
     assert (_padded_product(x, weight, to)[kept] - wanted).abs().max() < limit
-    found = grouped_product(rows, with_bias(weight.mT, bias).mT, to)
-    assert (found[kept] - wanted - bias[of_row]).abs().max() < limit
-
-
-def combined(y, weights, selected, bias, to):
-    """The formula, row after row."""
-    out = torch.zeros(weights.shape[0], y.shape[1], dtype=y.dtype)
-    for token, choice in torch.cartesian_prod(*map(torch.arange, weights.shape)).tolist():
-        row = int(to.inverse_R[choice * weights.shape[0] + token])
-        if row < int(to.ends_E[-1]):
-            out[token] += weights[token, choice] * (y[row] + bias[selected[token, choice]])
-    return out
-
-
-@pytest.mark.parametrize("choices", [1, 3])
-@pytest.mark.parametrize("capacity_factor", [None, 0.6])
-def test_weighted_combine_is_the_formula_and_differentiates_twice(choices, capacity_factor):
-    selected, to = assignment(choices=choices, capacity_factor=capacity_factor)
-    y, bias = torch.randn(13 * choices, 3).double(), torch.randn(5, 3).double()
-    weights = torch.rand(13, choices).double()
-    y[int(to.ends_E[-1]) :] = torch.nan  # what a grouped product leaves there
-    found = weighted_combine(y, weights, selected, bias, to)
-    torch.testing.assert_close(found, combined(y, weights, selected, bias, to), rtol=0, atol=1e-14)
-    inputs = [each.nan_to_num().requires_grad_() for each in (y, weights, bias)]
-    assert torch.autograd.gradcheck(lambda y, w, b: weighted_combine(y, w, selected, b, to), inputs)
-    assert torch.autograd.gradgradcheck(lambda y, w, b: weighted_combine(y, w, selected, b, to), inputs)
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("choices", [1, 3])
-@pytest.mark.parametrize("capacity_factor", [None, 0.6])
-@pytest.mark.parametrize("size", [1, 40, 1500])
-def test_cuda_kernels_are_the_passes(choices, capacity_factor, size):
-    selected, to = assignment(tokens=200, choices=choices, capacity_factor=capacity_factor)
-    to = dataclasses.replace(to, **{n: v.cuda() for n, v in vars(to).items() if isinstance(v, torch.Tensor)})
-    y = torch.randn(200 * choices, size, device="cuda")
-    weights, bias = torch.rand(200, choices, device="cuda"), torch.randn(5, size, device="cuda")
-    y[int(to.ends_E[-1]) :] = torch.nan
-    x = torch.randn(200, size, device="cuda")
-    results = []
-    for dtype in (torch.float32, torch.float64):  # kernels are for float32, passes for float64
-        inputs = [each.detach().to(dtype).requires_grad_() for each in (y, weights, bias, x)]
-        out = weighted_combine(*inputs[:2], selected.cuda(), inputs[2], to)
-        rows = dispatch_with_ones(inputs[3], to)
-        total = out.square().sum() + (rows.square() * torch.arange(rows.shape[1], device="cuda")).sum()
-        plain = torch.autograd.grad(total, inputs, retain_graph=True)
-        first = torch.autograd.grad(total, inputs, create_graph=True)
-        second = torch.autograd.grad(sum(each.square().sum() for each in first[1:]), inputs)
-        results.append([out, rows, *plain, *first, *second])
-    for found, wanted in zip(*results, strict=True):
-        assert found.isfinite().all() and wanted.isfinite().all()
-        assert (found - wanted).abs().max() <= 2e-5 * wanted.abs().max().clamp_min(1)
+    found = add_bias(grouped_product(x, weight, to), bias, to)
+    assert (found[kept] - wanted - bias[of_row]).abs().max() < limit and (found[~kept] == 0).all()
 
 
 def test_rows_left_out_never_reach_a_gradient(monkeypatch):
@@ -258,6 +233,7 @@ def test_rows_left_out_never_reach_a_gradient(monkeypatch):
                 product = module.F_grouped_mm(x, weight, offs=ends)
             grad_x, grad_weight = torch.autograd.grad(product, (x, weight), grad)
             left_out = torch.arange(int(ends[-1]), x.shape[0])
+            assert (grad[left_out] == 0).all()
             return grad_x.index_fill(0, left_out, torch.nan), grad_weight, None
 
     monkeypatch.setattr(module, "F_grouped_mm", module.grouped_mm, raising=False)
@@ -276,6 +252,20 @@ def test_first_weights_are_those_of_linear_layers():
     assert experts.in_weight.abs().max() <= 0.25 and experts.out_weight.abs().max() <= 0.5
     assert experts.in_weight.std().item() == pytest.approx(0.25 / math.sqrt(3), rel=0.05)
     assert experts.out_weight.std().item() == pytest.approx(0.5 / math.sqrt(3), rel=0.05)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 3, 8, 24])
+@pytest.mark.parametrize("start", [0, 1])
+def test_cuda_copies_rows_of_any_size_and_place_bitwise(dtype, size, start):
+    _, to = assignment(choices=3, capacity_factor=0.7)
+    on_gpu = type(to)(**{k: v.cuda() if torch.is_tensor(v) else v for k, v in vars(to).items()})
+    x = torch.randint(-8, 8, (13 * size + start,)).to(dtype)  # whole numbers: sums are exact
+    rows = dispatch(x.cuda()[start:].view(13, size), on_gpu)
+    wanted = dispatch(x[start:].view(13, size), to)
+    assert torch.equal(rows.cpu(), wanted)
+    assert torch.equal(combine(rows, on_gpu, 13).cpu(), combine(wanted, to, 13))
 
 
 @pytest.mark.cuda

@@ -7,30 +7,23 @@ D input size, H hidden size, O output size, M rows of the longest segment.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, grouped_mm, linear, pad, relu
+from torch.nn.functional import grouped_mm, linear
 
-from stratcore.layers._expert_exchange import ONES, dispatch_with_ones, weighted_combine
-from stratcore.layers._expert_rows import Assignment, assign, within_capacity
+from stratcore.layers._expert_assignment import Assignment, assign, dispatch, within_capacity
+from stratcore.layers._expert_epilogues import ACTIVATIONS, add_bias_and_activate, add_bias_and_mix
 from stratcore.layers.stratum_router import Routing
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu}
 DISPATCHES = ("dense", "sparse")
 
 
 # ---- products with one matrix an expert
 
 
-def with_bias(weight_EHD: Tensor, bias_EH: Tensor) -> Tensor:
-    """Weights [E, H, D + 8]: products with rows of `dispatch_with_ones` have the bias in them, at no further pass."""
-    return torch.cat((weight_EHD, pad(bias_EH[..., None], (0, ONES - 1))), -1)
-
-
 def grouped_product(x_RD: Tensor, weight_EDH: Tensor, to: Assignment) -> Tensor:
-    """Products x W_e of rows sorted by expert. Rows left out may hold anything, in its gradient too."""
+    """Products x W_e of rows sorted by expert; rows left out hold anything, in the gradient too."""
     if _has_grouped_kernel(x_RD, weight_EDH):
         return grouped_mm(x_RD, weight_EDH, offs=to.ends_E)
     return _padded_product(x_RD, weight_EDH, to)
@@ -58,7 +51,7 @@ def _padded_product(x_RD: Tensor, weight_EDH: Tensor, to: Assignment) -> Tensor:
     padded_ED = x_RD.index_select(0, slot_EM.clamp_max(rows - 1).flatten())
     padded_EMD = (padded_ED.masked_fill(~filled_EM.flatten()[:, None], 0.0)).unflatten(0, slot_EM.shape)
     y_EH = torch.bmm(padded_EMD, weight_EDH).flatten(0, 1)
-    expert_R = to.expert_R.clamp_max(last).long()
+    expert_R = to.expert_R.clamp_max(last)
     within_R = torch.arange(rows, device=x_RD.device) - starts_E.index_select(0, expert_R)
     return y_EH.index_select(0, expert_R * longest + within_R.clamp_max(longest - 1))
 
@@ -120,16 +113,16 @@ class ExpertMLPs(nn.Module):
         weighted_TEH = hidden_TH.unflatten(-1, (self.num_experts, -1)) * weights_TE[..., None]
         return weighted_TEH.flatten(-2) @ self.out_weight.flatten(0, 1) + weights_TE @ self.out_bias
 
-    def sparse(self, x_TD: Tensor, weights_TK: Tensor, selected_TK: Tensor, to: Assignment) -> Tensor:
+    def sparse(self, x_TD: Tensor, weights_TK: Tensor, to: Assignment) -> Tensor:
         """sum_k w_tk f_(e_tk)(x_t), [T, O], each expert on its own tokens alone."""
         dtype = x_TD.dtype
         if torch.is_autocast_enabled(x_TD.device.type):  # grouped products are none of autocast's
             dtype = torch.get_autocast_dtype(x_TD.device.type)
-        rows_RD = dispatch_with_ones(x_TD.to(dtype), to)
-        in_weight_EHD = with_bias(self.in_weight, self.in_bias).to(dtype)
-        hidden_RH = ACTIVATIONS[self.activation](grouped_product(rows_RD, in_weight_EHD.mT, to))
-        y_RO = grouped_product(hidden_RH, self.out_weight.to(dtype), to)
-        return weighted_combine(y_RO, weights_TK, selected_TK, self.out_bias.to(dtype), to)
+        rows_RD = dispatch(x_TD.to(dtype), to)
+        product_RH = grouped_product(rows_RD, self.in_weight.mT.to(dtype), to)
+        hidden_RH = add_bias_and_activate(product_RH, self.in_bias.to(dtype), to, self.activation)
+        product_RO = grouped_product(hidden_RH, self.out_weight.to(dtype), to)
+        return add_bias_and_mix(product_RO, self.out_bias.to(dtype), weights_TK, to)
 
 
 def check_dispatch(how: str, mode: str, capacity_factor: float | None) -> None:
@@ -164,8 +157,7 @@ def mix_experts(
         mixed_TO = experts.dense(x_TD, weights_TE * kept_TE)
     else:
         to = assign(selected_TK, experts.num_experts, mask_T, capacity_factor)
-        kept = to.kept_R
-        mixed_TO = experts.sparse(x_TD, weights_TE.gather(-1, selected_TK), selected_TK, to)
+        kept, mixed_TO = to.kept_R, experts.sparse(x_TD, weights_TE.gather(-1, selected_TK), to)
     mixed = mixed_TO.unflatten(0, x.shape[:-1])
     if capacity_factor is None or kept is None:
         return mixed, None

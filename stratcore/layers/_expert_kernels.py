@@ -1,161 +1,225 @@
-"""Triton kernels of `_expert_exchange`; imported where a GPU is used and Triton is installed.
+"""Triton kernels of `_expert_epilogues`; only imported for tensors on a GPU.
 
-One program a row or a token, which it reads once; sums are in float32. Rows from ends[E - 1] on are left out.
+Rows are sorted by expert, so a program that works on rows of one expert holds that expert's bias in registers, and
+the sums for its gradient too. Rows left out form one more segment behind the last expert's. Sums run over parts of a
+segment in a fixed order: bitwise the same each time.
+
+Legend: T tokens, K choices of a token, R = K T rows sorted by expert, E experts, D channels, P parts of a segment,
+C blocks of channels.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-WIDEST_BLOCK = 1024
+BLOCK_ROWS, BLOCK_COLUMNS = 16, 256
+PART_ROWS = 128  # of a part when all segments are equally long
 
 
 @triton.jit
-def _gather_with_ones(
-    x,
-    order,
-    ends,
-    out,
-    tokens,
-    dim,
-    width,
-    experts,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    kept = row < tl.load(ends + experts - 1)
-    token = tl.load(order + row) % tokens
-    value = tl.load(x + token * dim + column, mask=(column < dim) & kept, other=0.0)
-    value = tl.where((column == dim) & kept, 1.0, value)
-    tl.store(out + row * width + column, value.to(out.dtype.element_ty), mask=column < width)
+def _part_of_segment(ends, expert, part, rows, experts, parts, BLOCK_ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """First row of a part of an expert's segment, and the row behind its last one."""
+    start = tl.load(ends + expert - 1, mask=expert > 0, other=0)
+    end = tl.load(ends + expert, mask=expert < experts, other=rows)
+    length = tl.cdiv(tl.cdiv(end - start, parts), BLOCK_ROWS) * BLOCK_ROWS
+    low = tl.minimum(start + part * length, end)
+    return low, tl.minimum(low + length, end)
 
 
 @triton.jit
-def _sum_of_choices(
-    rows, inverse, ends, out, tokens, dim, width, experts,
-    K: tl.constexpr, BLOCK: tl.constexpr,
+def _activate(  # type: ignore[no-untyped-def]
+    y, bias, ends, result, rows, columns, experts, parts,
+    GELU: tl.constexpr, COMPUTE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    end = tl.load(ends + experts - 1)
-    total = tl.zeros([BLOCK], tl.float32)
-    for k in tl.static_range(K):
-        row = tl.load(inverse + k * tokens + token)
-        total += tl.load(rows + row * width + column, mask=(column < dim) & (row < end), other=0.0).to(
-            tl.float32
-        )
-    tl.store(out + token * dim + column, total.to(out.dtype.element_ty), mask=column < dim)
+    blocks = tl.cdiv(columns, BLOCK_COLUMNS)
+    segment, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    expert, part = segment // parts, segment % parts
+    low, high = _part_of_segment(ends, expert, part, rows, experts, parts, BLOCK_ROWS)
+    column = block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    kept = expert < experts
+    shift = tl.load(bias + expert * columns + column, mask=(column < columns) & kept, other=0).to(COMPUTE)
+    for first in range(low, high, BLOCK_ROWS):
+        row = first + tl.arange(0, BLOCK_ROWS)
+        place = row.to(tl.int64)[:, None] * columns + column[None, :]
+        inside = (row < high)[:, None] & (column < columns)[None, :]
+        x = tl.load(y + place, mask=inside & kept, other=0).to(COMPUTE) + shift[None, :]
+        if GELU:
+            x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+        else:
+            x = tl.where(x <= 0, 0.0, x)
+        tl.store(result + place, x.to(result.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _weighted_sum(
-    y, weights, bias, selected, inverse, ends, out, tokens, dim,
-    experts, K: tl.constexpr, BLOCK: tl.constexpr,
+def _activate_backward(  # type: ignore[no-untyped-def]
+    grad, saved, bias, ends, grad_y, grad_bias, rows, columns, experts, parts,
+    GELU: tl.constexpr, COMPUTE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < dim
-    end = tl.load(ends + experts - 1)
-    total = tl.zeros([BLOCK], tl.float32)
-    for k in tl.static_range(K):
-        row = tl.load(inverse + k * tokens + token)
-        expert = tl.load(selected + token * K + k)
-        weight = tl.load(weights + token * K + k).to(tl.float32)
-        kept = inside & (row < end)
-        value = tl.load(y + row * dim + column, mask=kept, other=0.0).to(tl.float32)
-        offset = tl.load(bias + expert * dim + column, mask=kept, other=0.0).to(tl.float32)
-        total += weight * (value + offset)
-    tl.store(out + token * dim + column, total.to(out.dtype.element_ty), mask=inside)
+    blocks = tl.cdiv(columns, BLOCK_COLUMNS)
+    segment, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    expert, part = segment // parts, segment % parts
+    low, high = _part_of_segment(ends, expert, part, rows, experts, parts, BLOCK_ROWS)
+    column = block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    kept = expert < experts
+    shift = tl.load(bias + expert * columns + column, mask=(column < columns) & kept, other=0).to(COMPUTE)
+    total = tl.zeros([BLOCK_COLUMNS], COMPUTE)
+    for first in range(low, high, BLOCK_ROWS):
+        row = first + tl.arange(0, BLOCK_ROWS)
+        place = row.to(tl.int64)[:, None] * columns + column[None, :]
+        inside = (row < high)[:, None] & (column < columns)[None, :]
+        g = tl.load(grad + place, mask=inside & kept, other=0).to(COMPUTE)
+        x = tl.load(saved + place, mask=inside & kept, other=0).to(COMPUTE)
+        if GELU:
+            x += shift[None, :]
+            density = 0.3989422804014327 * tl.exp(-0.5 * x * x)
+            g *= 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * density
+        else:
+            g = tl.where(x <= 0, 0.0, g)
+        total += tl.sum(g, axis=0)
+        tl.store(grad_y + place, g.to(grad_y.dtype.element_ty), mask=inside)
+    tl.store(grad_bias + segment.to(tl.int64) * columns + column, total, mask=(column < columns) & kept)
 
 
 @triton.jit
-def _weighted_sum_backward(
-    grad, y, weights, bias, selected, inverse, ends, grad_y,
-    grad_weights, shares, tokens, dim, experts, K: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
+def _mix(  # type: ignore[no-untyped-def]
+    y, bias, weights, inverse, experts_of_rows, result, tokens, columns, experts, choices,
+    COMPUTE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    end = tl.load(ends + experts - 1)
-    for k in tl.static_range(K):
-        row = tl.load(inverse + k * tokens + token)
-        expert = tl.load(selected + token * K + k)
-        weight = tl.where(row < end, tl.load(weights + token * K + k).to(tl.float32), 0.0)
-        product = tl.zeros([BLOCK], tl.float32)
-        for block in tl.static_range(BLOCKS):
-            column = block * BLOCK + tl.arange(0, BLOCK)
-            inside = column < dim
-            kept = inside & (row < end)
-            g = tl.load(grad + token * dim + column, mask=inside, other=0.0).to(tl.float32)
-            value = tl.load(y + row * dim + column, mask=kept, other=0.0).to(tl.float32)
-            offset = tl.load(bias + expert * dim + column, mask=kept, other=0.0).to(tl.float32)
-            product += tl.where(kept, g * (value + offset), 0.0)
-            tl.store(grad_y + row * dim + column, (weight * g).to(grad_y.dtype.element_ty), mask=inside)
-        tl.store(grad_weights + token * K + k, tl.sum(product, 0))
-        tl.store(shares + token * experts + expert, weight.to(shares.dtype.element_ty))
+    blocks = tl.cdiv(columns, BLOCK_COLUMNS)
+    token = (tl.program_id(0) // blocks) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column = (tl.program_id(0) % blocks) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    real = token < tokens
+    token = token.to(tl.int64)
+    total = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], COMPUTE)
+    for choice in range(choices):
+        row = tl.load(inverse + choice * tokens + token, mask=real, other=0)
+        expert = tl.load(experts_of_rows + row, mask=real, other=experts)
+        kept = expert < experts
+        inside = kept[:, None] & (column < columns)[None, :]
+        weight = tl.load(weights + token * choices + choice, mask=kept, other=0).to(COMPUTE)
+        x = tl.load(y + row[:, None] * columns + column[None, :], mask=inside, other=0).to(COMPUTE)
+        x += tl.load(bias + expert[:, None] * columns + column[None, :], mask=inside, other=0).to(COMPUTE)
+        total += weight[:, None] * x
+    place = token[:, None] * columns + column[None, :]
+    tl.store(
+        result + place, total.to(result.dtype.element_ty), mask=real[:, None] & (column < columns)[None, :]
+    )
 
 
-def gather_with_ones(x_TD: Tensor, order_R: Tensor, ends_E: Tensor, more: int) -> Tensor:
-    """x[order mod T] with `more` columns, the first of them 1, the others 0; rows left out are 0."""
-    (tokens, dim), rows = x_TD.shape, order_R.shape[0]
-    out_RD = torch.empty(rows, dim + more, dtype=x_TD.dtype, device=x_TD.device)
-    grid, block = _grid(rows, dim + more)
-    with torch.cuda.device(x_TD.device):
-        _gather_with_ones[grid](
-            x_TD.contiguous(), order_R, ends_E, out_RD, tokens, dim, dim + more, ends_E.shape[0], BLOCK=block
-        )
-    return out_RD
+@triton.jit
+def _mix_backward(  # type: ignore[no-untyped-def]
+    grad, y, bias, weights, order, ends, grad_y, grad_bias, grad_weights,
+    tokens, columns, experts, parts, choices,
+    COMPUTE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    blocks = tl.cdiv(columns, BLOCK_COLUMNS)
+    segment, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    expert, part = segment // parts, segment % parts
+    rows = tokens * choices
+    low, high = _part_of_segment(ends, expert, part, rows, experts, parts, BLOCK_ROWS)
+    column = block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    kept = expert < experts
+    shift = tl.load(bias + expert * columns + column, mask=(column < columns) & kept, other=0).to(COMPUTE)
+    total = tl.zeros([BLOCK_COLUMNS], COMPUTE)
+    for first in range(low, high, BLOCK_ROWS):
+        row = first + tl.arange(0, BLOCK_ROWS)
+        inside = (row < high)[:, None] & (column < columns)[None, :]
+        source = tl.load(order + row, mask=row < high, other=0)
+        token, choice = source % tokens, source // tokens
+        weight = tl.load(weights + token * choices + choice, mask=(row < high) & kept, other=0).to(COMPUTE)
+        from_token = token[:, None] * columns + column[None, :]
+        place = row.to(tl.int64)[:, None] * columns + column[None, :]
+        g = tl.load(grad + from_token, mask=inside & kept, other=0).to(COMPUTE)
+        x = tl.load(y + place, mask=inside & kept, other=0).to(COMPUTE) + shift[None, :]
+        tl.store(grad_weights + block.to(tl.int64) * rows + source, tl.sum(g * x, axis=1), mask=row < high)
+        g *= weight[:, None]
+        total += tl.sum(g, axis=0)
+        tl.store(grad_y + place, g.to(grad_y.dtype.element_ty), mask=inside)
+    tl.store(grad_bias + segment.to(tl.int64) * columns + column, total, mask=(column < columns) & kept)
 
 
-def sum_of_choices(rows_RD: Tensor, inverse_R: Tensor, ends_E: Tensor, tokens: int, dim: int) -> Tensor:
-    """sum_k of the first `dim` columns of a token's rows, [T, dim]."""
-    out_TD = torch.empty(tokens, dim, dtype=rows_RD.dtype, device=rows_RD.device)
-    (grid, block), rows_RD = _grid(tokens, dim), rows_RD.contiguous()
-    with torch.cuda.device(rows_RD.device):
-        _sum_of_choices[grid](
-            rows_RD, inverse_R, ends_E, out_TD, tokens, dim, rows_RD.shape[1], ends_E.shape[0],
-            K=inverse_R.shape[0] // tokens, BLOCK=block,
+# ---- launchers
+
+
+class _Launch:
+    """Grid and types of a kernel over segments of rows [R, D]."""
+
+    def __init__(self, y_RD: Tensor, experts: int) -> None:
+        self.rows, self.columns = y_RD.shape
+        self.experts = experts
+        self.parts = max(1, self.rows // (experts * PART_ROWS))
+        self.blocks = triton.cdiv(self.columns, BLOCK_COLUMNS)
+        self.grid = ((experts + 1) * self.parts * self.blocks,)
+        self.wide = y_RD.dtype == torch.float64
+        self.sizes = {"BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": BLOCK_COLUMNS, "COMPUTE": self.compute}
+
+    @property
+    def compute(self) -> Any:
+        return tl.float64 if self.wide else tl.float32
+
+    def sums(self, *shape: int, device: torch.device) -> Tensor:
+        return torch.empty(shape, dtype=torch.float64 if self.wide else torch.float32, device=device)
+
+
+def activate(y_RD: Tensor, bias_ED: Tensor, ends_E: Tensor, activation: str) -> Tensor:
+    """act(y + b_e), 0 for rows left out."""
+    y_RD, bias_ED = y_RD.contiguous(), bias_ED.contiguous()
+    launch, result_RD = _Launch(y_RD, bias_ED.shape[0]), torch.empty_like(y_RD)
+    with torch.cuda.device_of(y_RD):
+        _activate[launch.grid](
+            y_RD, bias_ED, ends_E, result_RD, *y_RD.shape, launch.experts, launch.parts,
+            GELU=activation == "gelu", **launch.sizes,
         )  # fmt: skip
-    return out_TD
+    return result_RD
 
 
-def weighted_sum(
-    y_RD: Tensor, weights_TK: Tensor, bias_ED: Tensor, selected_TK: Tensor, inverse_R: Tensor, ends_E: Tensor
-) -> Tensor:
-    """sum_k w_tk (y + bias), [T, D], of y's dtype."""
-    (tokens, choices), (experts, dim) = weights_TK.shape, bias_ED.shape
-    out_TD = torch.empty(tokens, dim, dtype=y_RD.dtype, device=y_RD.device)
-    grid, block = _grid(tokens, dim)
-    with torch.cuda.device(y_RD.device):
-        _weighted_sum[grid](
-            y_RD.contiguous(), weights_TK.contiguous(), bias_ED.contiguous(), selected_TK.contiguous(), inverse_R,
-            ends_E, out_TD, tokens, dim, experts, K=choices, BLOCK=block,
+def activate_backward(
+    grad_RD: Tensor, saved_RD: Tensor, bias_ED: Tensor, ends_E: Tensor, activation: str
+) -> tuple[Tensor, Tensor]:
+    """Gradients of y and of the bias; saved is the result of 'relu', and y of 'gelu'."""
+    grad_RD, saved_RD, bias_ED = grad_RD.contiguous(), saved_RD.contiguous(), bias_ED.contiguous()
+    launch, grad_y_RD = _Launch(grad_RD, bias_ED.shape[0]), torch.empty_like(grad_RD)
+    grad_bias_EPD = launch.sums(launch.experts, launch.parts, launch.columns, device=grad_RD.device)
+    with torch.cuda.device_of(grad_RD):
+        _activate_backward[launch.grid](
+            grad_RD, saved_RD, bias_ED, ends_E, grad_y_RD, grad_bias_EPD, *grad_RD.shape, launch.experts,
+            launch.parts, GELU=activation == "gelu", **launch.sizes,
         )  # fmt: skip
-    return out_TD
+    return grad_y_RD, grad_bias_EPD.sum(1).to(bias_ED.dtype)
 
 
-def weighted_sum_backward(
-    grad_TD: Tensor, y_RD: Tensor, weights_TK: Tensor, bias_ED: Tensor, selected_TK: Tensor, inverse_R: Tensor,
-    ends_E: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of rows [R, D], 0 for those left out, and of weights [T, K] in float32; shares [T, E] of experts."""
-    (tokens, choices), (experts, dim) = weights_TK.shape, bias_ED.shape
-    grad_y_RD = torch.empty_like(y_RD, memory_format=torch.contiguous_format)
-    grad_weights_TK = torch.empty(tokens, choices, dtype=torch.float32, device=y_RD.device)
-    shares_TE = torch.zeros(tokens, experts, dtype=y_RD.dtype, device=y_RD.device)
-    (_, blocks), block = _grid(tokens, dim)
-    with torch.cuda.device(y_RD.device):
-        _weighted_sum_backward[(tokens,)](
-            grad_TD, y_RD.contiguous(), weights_TK.contiguous(), bias_ED.contiguous(), selected_TK.contiguous(),
-            inverse_R, ends_E, grad_y_RD, grad_weights_TK, shares_TE, tokens, dim, experts, K=choices, BLOCKS=blocks,
-            BLOCK=block,
+def mix(y_RD: Tensor, bias_ED: Tensor, weights_TK: Tensor, inverse_R: Tensor, expert_R: Tensor) -> Tensor:
+    """sum_k w_tk (y + b_e), [T, D]."""
+    y_RD, bias_ED, weights_TK = y_RD.contiguous(), bias_ED.contiguous(), weights_TK.contiguous()
+    (tokens, choices), launch = weights_TK.shape, _Launch(y_RD, bias_ED.shape[0])
+    result_TD = y_RD.new_empty(tokens, launch.columns)
+    with torch.cuda.device_of(y_RD):
+        _mix[(triton.cdiv(tokens, BLOCK_ROWS) * launch.blocks,)](
+            y_RD, bias_ED, weights_TK, inverse_R, expert_R, result_TD, tokens, launch.columns, launch.experts,
+            choices, **launch.sizes,
         )  # fmt: skip
-    return grad_y_RD, grad_weights_TK, shares_TE
+    return result_TD
 
 
-def _grid(rows: int, width: int) -> tuple[tuple[int, int], int]:
-    """Programs, and columns of each: a power of two."""
-    block = min(triton.next_power_of_2(width), WIDEST_BLOCK)
-    return (rows, triton.cdiv(width, block)), block
+def mix_backward(
+    grad_TD: Tensor, y_RD: Tensor, bias_ED: Tensor, weights_TK: Tensor, order_R: Tensor, ends_E: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of y, of the bias and of the weights."""
+    grad_TD, y_RD = grad_TD.contiguous(), y_RD.contiguous()
+    bias_ED, weights_TK = bias_ED.contiguous(), weights_TK.contiguous()
+    (tokens, choices), launch = weights_TK.shape, _Launch(y_RD, bias_ED.shape[0])
+    grad_y_RD, device = torch.empty_like(y_RD), y_RD.device
+    grad_bias_EPD = launch.sums(launch.experts, launch.parts, launch.columns, device=device)
+    grad_weights_CKT = launch.sums(launch.blocks, choices, tokens, device=device)
+    with torch.cuda.device_of(y_RD):
+        _mix_backward[launch.grid](
+            grad_TD, y_RD, bias_ED, weights_TK, order_R, ends_E, grad_y_RD, grad_bias_EPD, grad_weights_CKT,
+            tokens, launch.columns, launch.experts, launch.parts, choices, **launch.sizes,
+        )  # fmt: skip
+    grad_weights_TK = grad_weights_CKT.sum(0).mT.to(weights_TK.dtype)
+    return grad_y_RD, grad_bias_EPD.sum(1).to(bias_ED.dtype), grad_weights_TK

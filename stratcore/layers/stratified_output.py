@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.export import register_dataclass
 
-from stratcore.layers.stratum_router import (
-    Routing,
-    RoutingMeans,
-    balance_of,
-    load_variation,
-    routing_means,
-    usage_of,
-)
-
-LOSSES: dict[str, Callable[[RoutingMeans], Tensor]] = {
-    "balance": balance_of,
-    "z": lambda means: means.squared_logsumexp,
-    "entropy": lambda means: means.entropy,
-    "usage": usage_of,
-}
+from stratcore.layers.stratum_router import Routing, routing_losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +34,10 @@ def stratified_output(
     hidden: Tensor, routing: dict[str, Routing], *, overflow: Tensor | None = None
 ) -> StratifiedOutput:
     """The result of a block from its hidden state and its routers; losses and statistics follow from those."""
-    first, *others = (routing_means(each) for each in routing.values())
-    losses = {name: sum((loss(means) for means in others), loss(first)) for name, loss in LOSSES.items()}
-    statistics = {"load_variation": load_variation(first.load)}
+    (losses, variation), *others = map(routing_losses, routing.values())
+    for further, _ in others:
+        losses = {name: loss + further[name] for name, loss in losses.items()}
+    statistics = {"load_variation": variation}
     if overflow is not None:
         statistics["overflow"] = overflow.detach()
     return StratifiedOutput(hidden=hidden, losses=losses, statistics=statistics, routing=routing)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,6 @@ from stratcore.layers._residual_branch import checked_mask, token_mean
 
 ROUTING_MODES = ("softmax", "top_k", "straight_through")
 SELECTORS = ("sequence", "token")
-MOST_SEARCHES = 4  # choices up to which searching so many times is faster than sorting
 
 
 def check_routing(num_strata: int, mode: str, top_k: int, temperature: float, noise: float) -> None:
@@ -79,11 +77,11 @@ class Routing:
 
     def load(self) -> Tensor:
         """Share of the assignments that each stratum takes, [S]; no gradient. They sum to 1."""
-        return routing_means(self).load
+        return _mean_over_tokens(_chosen(self), self.mask) / self.selected.shape[-1]
 
     def load_variation(self) -> Tensor:
         """Standard deviation of the load divided by its mean, a scalar: 0 for an even load."""
-        return load_variation(self.load())
+        return _variation(self.load())
 
 
 register_dataclass(Routing)
@@ -124,13 +122,13 @@ def route(
         straight_through: that of p.
     Numerics: 16-bit logits are raised to float32. Ties go to the lower stratum.
     Determinism: bitwise; noise is drawn from torch's generator.
-    Cost: O(S log S) a token.
+    Cost: O(K S) a token for few choices, O(S log S) for many.
     Source: Shazeer et al. 2017; Fedus et al. 2021.
     """
     check_routing(logits.shape[-1], mode, top_k, temperature, noise)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     noisy = logits + noise * torch.randn_like(logits) if noise else logits
-    probabilities = (noisy / temperature).softmax(-1)
+    probabilities = (noisy if temperature == 1 else noisy / temperature).softmax(-1)
     if mode == "softmax":
         selected = probabilities.argmax(-1, keepdim=True)
         weights = probabilities
@@ -148,16 +146,20 @@ def route(
     return Routing(logits=logits, probabilities=probabilities, weights=weights, selected=selected, mask=mask)
 
 
-def _largest(logits: Tensor, top_k: int) -> Tensor:
-    """Numbers of the K largest, [..., K], the largest first; of equal ones the lower number first."""
-    if top_k > MOST_SEARCHES and not torch.onnx.is_in_onnx_export():  # which has no stable sort
-        return logits.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
-    left = logits.clamp_min(torch.finfo(logits.dtype).min)
-    selected = [left.argmax(-1, keepdim=True)]
-    while len(selected) < top_k:
-        left = left.scatter(-1, selected[-1], -torch.inf)
-        selected.append(left.argmax(-1, keepdim=True))
-    return torch.cat(selected, -1)
+def _largest(logits: Tensor, k: int) -> Tensor:
+    """Places [..., K] of the K largest, the largest first, of equal ones the lower first; NaN counts as the largest.
+
+    Few are found one by one, faster than by a stable sort, which has no counterpart in ONNX either.
+    """
+    if k > max(2, logits.shape[-1] // 4) and not torch.compiler.is_exporting():
+        return logits.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    found = [logits.argmax(-1, keepdim=True)]
+    if k > 1:  # what is found becomes -inf, behind all that was
+        logits = logits.clamp_min(torch.finfo(logits.dtype).min)
+    for _ in range(k - 1):
+        logits = logits.scatter(-1, found[-1], -torch.inf)
+        found.append(logits.argmax(-1, keepdim=True))
+    return torch.cat(found, -1) if k > 1 else found[0]
 
 
 class StratumRouter(nn.Module):
@@ -224,67 +226,74 @@ def full_precision(module: nn.Module, x: Tensor) -> Tensor:
 # ---- losses, unweighted
 
 
-class RoutingMeans(NamedTuple):
-    """Means over the real tokens of this process: what all losses are made of, from one pass over the tokens.
-
-    probability: [S]. load: [S], share of the assignments; no gradient. squared_logsumexp, entropy: scalars.
-    """
-
-    probability: Tensor
-    load: Tensor
-    squared_logsumexp: Tensor
-    entropy: Tensor
-
-
-def routing_means(routing: Routing) -> RoutingMeans:
-    """Means over the real tokens of a routing; all 0 when there are none."""
-    probabilities, strata = routing.probabilities, routing.probabilities.shape[-1]
-    chosen = torch.zeros_like(probabilities.detach()).scatter(-1, routing.selected, 1.0)
-    square = routing.logits.logsumexp(-1, keepdim=True).square()
-    entropy = -(probabilities * probabilities.clamp_min(1e-30).log()).sum(-1, keepdim=True)
-    means = _mean_over_tokens(torch.cat((probabilities, chosen, square, entropy), -1), routing.mask)
-    load = means[strata : 2 * strata].detach() / routing.selected.shape[-1]
-    return RoutingMeans(means[:strata], load, means[-2], means[-1])
-
-
-def load_variation(load_S: Tensor) -> Tensor:
-    """Standard deviation of a load divided by its mean, a scalar."""
-    return load_S.std(correction=0) * load_S.numel()
-
-
-def balance_of(means: RoutingMeans) -> Tensor:
-    """S sum_s f_s P_s of load f and probability P."""
-    return means.load.numel() * (means.load * means.probability).sum()
-
-
-def usage_of(means: RoutingMeans) -> Tensor:
-    """mean_s (P_s - 1 / S)^2 of the probability P; 0 when there are no tokens."""
-    even = 1 / means.probability.numel()
-    return (means.probability - even * means.probability.detach().sum()).square().mean()
-
-
 def load_balance_loss(routing: Routing) -> Tensor:
     """S sum_s f_s P_s, a scalar: 1 for an even load, up to S when one stratum takes all.
 
     f is the share of assignments that a stratum takes (no gradient), P its mean probability, both over real tokens
     of this process. Source: Fedus et al. 2021.
     """
-    return balance_of(routing_means(routing))
+    return _balance(_mean_over_tokens(routing.probabilities, routing.mask), routing.load())
 
 
 def router_z_loss(routing: Routing) -> Tensor:
     """Mean over real tokens of logsumexp(logits)^2, a scalar: keeps logits small. Source: Zoph et al. 2022."""
-    return routing_means(routing).squared_logsumexp
+    return _mean_over_tokens(_squared_logsumexp(routing), routing.mask).sum()
 
 
 def routing_entropy(routing: Routing) -> Tensor:
     """Mean over real tokens of the entropy of the probabilities, a scalar in nats, at most log S."""
-    return routing_means(routing).entropy
+    return _mean_over_tokens(_entropy(routing), routing.mask).sum()
 
 
 def usage_loss(routing: Routing) -> Tensor:
     """mean_s (P_s - 1 / S)^2, a scalar, P the mean probability over real tokens. Source: the source documents."""
-    return usage_of(routing_means(routing))
+    return _usage(_mean_over_tokens(routing.probabilities, routing.mask), routing.mask)
+
+
+def routing_losses(routing: Routing) -> tuple[dict[str, Tensor], Tensor]:
+    """All four, by name, and the variation of the load, with one sum over tokens.
+
+    Returns:
+        'balance', 'z', 'entropy', 'usage', and `Routing.load_variation`.
+    """
+    strata = routing.probabilities.shape[-1]
+    of_tokens = [routing.probabilities, _chosen(routing), _squared_logsumexp(routing), _entropy(routing)]
+    means = _mean_over_tokens(torch.cat(of_tokens, -1), routing.mask)
+    mean_S, load_S = means[:strata], means[strata : 2 * strata].detach() / routing.selected.shape[-1]
+    losses = {
+        "balance": _balance(mean_S, load_S),
+        "z": means[-2],
+        "entropy": means[-1],
+        "usage": _usage(mean_S, routing.mask),
+    }
+    return losses, _variation(load_S)
+
+
+def _chosen(routing: Routing) -> Tensor:
+    """1 at the chosen strata [..., S], else 0."""
+    return torch.zeros_like(routing.probabilities.detach()).scatter(-1, routing.selected, 1.0)
+
+
+def _squared_logsumexp(routing: Routing) -> Tensor:
+    return routing.logits.logsumexp(-1, keepdim=True).square()
+
+
+def _entropy(routing: Routing) -> Tensor:
+    probabilities = routing.probabilities
+    return -(probabilities * probabilities.clamp_min(1e-30).log()).sum(-1, keepdim=True)
+
+
+def _balance(mean_S: Tensor, load_S: Tensor) -> Tensor:
+    return mean_S.numel() * (load_S * mean_S).sum()
+
+
+def _usage(mean_S: Tensor, mask: Tensor | None) -> Tensor:
+    distance = (mean_S - 1 / mean_S.numel()).square().mean()
+    return distance if mask is None else distance * mask.any()
+
+
+def _variation(load_S: Tensor) -> Tensor:
+    return load_S.std(correction=0) * load_S.numel()
 
 
 def _mean_over_tokens(values: Tensor, mask: Tensor | None) -> Tensor:

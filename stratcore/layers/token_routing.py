@@ -73,7 +73,8 @@ class TokenRouting(nn.Module):
         bfloat16 only, for in other types tracing allows no product of a size that depends on the data.
     Cost: a token 4 D H operations for each of P paths ('dense') or K ('sparse'), and 2 D^2. 'sparse' runs grouped
         products (on GPUs in bfloat16, D and H multiples of 8, without a look at the data by the host); other types
-        pad every path to the longest, at the price of one synchronization a product.
+        pad every path to the longest, at the price of one synchronization a product. On GPUs with Triton what
+        follows a product takes one pass over its result. A model exported to ONNX runs every path on every token.
     Source: the source documents (dense); Shazeer et al. 2017, Fedus et al. 2021 (dispatch and capacity).
     """
 
@@ -101,5 +102,7 @@ class TokenRouting(nn.Module):
         mixed, overflow = mix_experts(
             self.paths, normed, routing, options.resolved_dispatch, options.capacity_factor
         )
-        new = add_branch(hidden, self.combiner(mixed), mask, options.scale)
-        return stratified_output(new, {"paths": routing}, overflow=overflow)
+        branch = self.combiner(mixed)
+        if options.scale != 1:  # a pass over memory
+            branch = options.scale * branch
+        return stratified_output(add_branch(hidden, branch, mask), {"paths": routing}, overflow=overflow)

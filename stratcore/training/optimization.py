@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from stratcore.training.finite_guard import FiniteGuard, find_non_finite
 from stratcore.training.metrics import MetricWindow
 from stratcore.training.optimizer import build_optimizer, build_schedule, gradients_of
 from stratcore.training.precision import Precision
+from stratcore.training.step_graph import CapturedStep
 from stratcore.training.task import Batch, Stage, StepResult, Task
 
 
@@ -44,8 +46,15 @@ class Optimization:
         if numerics.gradient_checkpointing:
             _enable_gradient_checkpointing(task.model)
         self.model = runtime.wrap(task.model, find_unused_parameters=numerics.find_unused_parameters)
-        self.optimizer = build_optimizer(task.parameter_groups(), stage.optimizer)
-        self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        if numerics.cuda_graph:
+            _check_capturable(task, runtime)
+        self.optimizer = build_optimizer(
+            task.parameter_groups(), stage.optimizer, capturable=numerics.cuda_graph
+        )
+        self._base_rates = [
+            float(group.get("initial_lr", group["lr"])) for group in self.optimizer.param_groups
+        ]
+        self._rate = self._base_rates[0]
         self._rate_factor = build_schedule(stage.optimizer, stage.steps)
         self.precision = Precision(numerics.precision, runtime.device)
         self.average = WeightAverage(task.model, stage.average) if stage.average is not None else None
@@ -53,26 +62,37 @@ class Optimization:
         self.window = MetricWindow(runtime.device)
         self._gradient_norm = torch.zeros(())
         self._last_batch: Batch = None
+        self._step = CapturedStep(self._whole_step) if numerics.cuda_graph else self._whole_step
 
     def run(self, stream: BatchStream, index: int) -> None:
         """Make the step number `index` (from 0) of the stage."""
         self._set_learning_rate(index)
-        self.optimizer.zero_grad(set_to_none=True)
-        results = [self._micro_step(stream.next(), micro) for micro in range(self._stage.accumulate)]
+        reports, skipped = self._step([stream.next() for _ in range(self._stage.accumulate)])
         with torch.no_grad():
-            rows = [torch.stack([r.weight, r.loss_sum, *r.metrics.values()]) for r in results]
-            totals = rows[0][:2] if len(rows) == 1 else torch.stack([row[:2] for row in rows]).sum(0)
-            skipped = self._update(self._runtime.reduce_sum(totals))
-            for result, row in zip(results, rows, strict=True):
-                self.window.add(tuple(result.metrics), row, skipped)
+            for names, row in reports:
+                self.window.add(names, row, skipped)
         self._task.after_step(index + 1)
         if self.average is not None:
             self.average.update()
 
+    def _whole_step(self, batches: list[Batch]) -> tuple[list[tuple[tuple[str, ...], Tensor]], Tensor]:
+        """Gradient of the micro-batches, guard, update.
+
+        Returns:
+            Of each micro-batch the names of its metrics and their row for the window; whether the step was skipped.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        results = [self._micro_step(batch, micro) for micro, batch in enumerate(batches)]
+        with torch.no_grad():
+            rows = [torch.stack([r.weight, r.loss_sum, *r.metrics.values()]) for r in results]
+            totals = rows[0][:2] if len(rows) == 1 else torch.stack([row[:2] for row in rows]).sum(0)
+            skipped = self._update(self._runtime.reduce_sum(totals))
+        return [(tuple(r.metrics), row) for r, row in zip(results, rows, strict=True)], skipped
+
     def read_metrics(self) -> dict[str, float]:
         """Return the means since the last reading, and what the step itself knows. Every rank calls it."""
         values = self.window.read(self._runtime)
-        values["lr"] = self.optimizer.param_groups[0]["lr"]
+        values["lr"] = self._rate
         values["gradient_norm"] = self._gradient_norm.item()
         values["skipped_steps"] = self.guard.skipped_steps()
         return values
@@ -110,8 +130,12 @@ class Optimization:
 
     def _set_learning_rate(self, index: int) -> None:
         factor = self._rate_factor(index)
-        for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
-            group["lr"] = rate * factor
+        self._rate = self._base_rates[0] * factor
+        for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(base * factor)
+            else:  # rounded as the tensor is, so that a step in a CUDA graph computes the same bits
+                group["lr"] = float(np.float32(base * factor))
 
     def _micro_step(self, batch: Batch, micro: int) -> StepResult:
         self._last_batch = batch
@@ -155,6 +179,17 @@ class Optimization:
         elif not skipped.item():
             self.optimizer.step()
         return skipped
+
+
+def _check_capturable(task: Task, runtime: Runtime) -> None:
+    if runtime.device.type != "cuda" or runtime.world_size > 1:
+        raise ValueError(
+            f"numerics.cuda_graph: expected one process on a GPU, got {runtime.world_size} on {runtime.device.type}"
+        )
+    if not getattr(task, "capturable", False):
+        raise ValueError(
+            f"numerics.cuda_graph: expected a task that is capturable, got {type(task).__name__}"
+        )
 
 
 def _enable_gradient_checkpointing(model: nn.Module) -> None:

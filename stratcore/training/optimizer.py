@@ -77,13 +77,17 @@ class OptimizerOptions:
                 raise ValueError(f"optimizer.{key}: expected {expected}, got {getattr(self, key)!r}")
 
 
-def build_optimizer(groups: ParameterGroups, options: OptimizerOptions) -> torch.optim.Optimizer:
+def build_optimizer(
+    groups: ParameterGroups, options: OptimizerOptions, *, capturable: bool = False
+) -> torch.optim.Optimizer:
     """Build a fused optimizer over `groups`.
 
     Args:
         groups: Dictionaries with `params` and, where a group differs, `lr`, `weight_decay` or `lr_scale`, a
             factor on `options.lr`.
         options: The defaults of every group.
+        capturable: Its step goes into a CUDA graph; learning rates are then tensors, and `initial_lr` of a group
+            holds the number.
 
     Returns:
         The optimizer. It is always a fused one: only these can leave weights, moments and step counts
@@ -91,7 +95,8 @@ def build_optimizer(groups: ParameterGroups, options: OptimizerOptions) -> torch
         device scalar (`optimizer.grad_scale`), both without a host synchronization.
 
     Raises:
-        ValueError: There is nothing to train, or a trainable parameter is kept in half precision.
+        ValueError: There is nothing to train, a trainable parameter is kept in half precision, or a rule other than
+            Adam's is to be captured.
     """
     kept = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
     kept = [group for group in kept if group["params"]]
@@ -108,7 +113,14 @@ def build_optimizer(groups: ParameterGroups, options: OptimizerOptions) -> torch
                     f"got {parameter.dtype} of shape {tuple(parameter.shape)}"
                 )
     if options.name == "sgd":
+        if capturable:
+            raise ValueError("numerics.cuda_graph: expected False with optimizer.name 'sgd'")
         return _build_sgd(kept, options)
+    if capturable:
+        for group in kept:
+            group["initial_lr"] = group.get("lr", options.lr)
+            device = group["params"][0].device
+            group["lr"] = torch.tensor(group["initial_lr"], dtype=torch.float32, device=device)
     rule = torch.optim.Adam if options.name == "adam" else torch.optim.AdamW
     return rule(
         kept,
@@ -117,6 +129,7 @@ def build_optimizer(groups: ParameterGroups, options: OptimizerOptions) -> torch
         eps=options.eps,
         weight_decay=options.weight_decay,
         fused=True,
+        capturable=capturable,
     )
 
 

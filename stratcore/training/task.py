@@ -33,7 +33,11 @@ class StepResult:
 
 @runtime_checkable
 class Task(Protocol):
-    """One family: its loss, metrics and state. A task places its batches on the runtime's device itself."""
+    """One family: its loss, metrics and state. A task places its batches on the runtime's device itself.
+
+    A task may say `capturable = True`: its `step` is a function of the batch and of memory that stays where it is,
+    without a look at the device and without random numbers of the host, so that a CUDA graph can hold it.
+    """
 
     @property
     def model(self) -> nn.Module:
@@ -114,6 +118,8 @@ class Numerics:
         gradient_checkpointing: Call the model's `gradient_checkpointing_enable()`.
         find_unused_parameters: Under several ranks, allow parameters that get no gradient in a step.
         max_bad_steps: After so many steps in a row with a non-finite loss or gradient, training stops.
+        cuda_graph: Capture an optimizer step as one CUDA graph and replay it: for models whose kernels take less time
+            than launching them. Needs one process, a GPU, Adam or AdamW, no `fp16`, and a task that is `capturable`.
     """
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -121,6 +127,7 @@ class Numerics:
     gradient_checkpointing: bool = False
     find_unused_parameters: bool = False
     max_bad_steps: int = 10
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         known = self.precision in ("fp32", "bf16", "fp16")
@@ -129,6 +136,7 @@ class Numerics:
             self,
             {
                 "precision": (known, "one of fp32, bf16, fp16"),
+                "cuda_graph": (not self.cuda_graph or self.precision != "fp16", "False with precision fp16"),
                 "max_bad_steps": (self.max_bad_steps >= 1, "an integer >= 1"),
             },
         )

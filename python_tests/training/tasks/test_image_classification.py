@@ -168,7 +168,7 @@ def test_anchors_stay_in_use_without_info_nce(tmp_path: Path) -> None:
             model, train, validation, Runtime.create("cpu"),
             objective=replace(PLAIN, **mend), augmentation=SHIFT, batch_size=64, seed=0,
         )  # fmt: skip
-        quick = replace(stage(100), optimizer=OptimizerOptions(lr=3e-3))
+        quick = replace(stage(200), optimizer=OptimizerOptions(lr=3e-3))
         used[name] = (
             Trainer(own, quick, Runtime.create("cpu"), tmp_path / name).fit().metrics["anchors_in_use"]
         )

@@ -12,7 +12,8 @@ from stratcore.data.periodic_series import DayWeekOptions, DayWeekSeries
 from stratcore.data.ring_sequences import RingOptions, RingSequences
 from stratcore.data.sequences import Sequences
 from stratcore.models import SequenceTransformer, SequenceTransformerOptions
-from stratcore.training import Intervals, OptimizerOptions, Runtime, Stage, Trainer
+from stratcore.models.sequence_transformer import POSITIONS
+from stratcore.training import Intervals, Numerics, OptimizerOptions, Runtime, Stage, Trainer
 from stratcore.training.tasks import SequencePredictionTask, sequence_loss
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -46,11 +47,12 @@ def test_losses_by_hand() -> None:
 
 def test_every_batch_and_part_has_draws_of_its_own() -> None:
     task = small_task()
-    steps = [task.step(task.model, batch, 0) for batch in (0, 0, 1)]
+    first, second = islice(task.batches(0, 0), 2)
+    steps = [task.step(task.model, batch, 0) for batch in (first, next(task.batches(0, 0)), second)]
     sums = [step.loss_sum.item() for step in steps]
     assert sums[0] == sums[1] != sums[2]
     assert float(steps[0].weight) == 4 and sums[0] == pytest.approx(4 * float(steps[0].metrics["loss"]))
-    assert list(islice(task.batches(0, 3), 3)) == [3, 4, 5]
+    assert torch.equal(next(task.batches(0, 1)).inputs, second.inputs)
     parts = {
         part: torch.cat([d.inputs for d in task.evaluation_draws(part)])
         for part in ("validation", *RING.parts)
@@ -81,6 +83,32 @@ def test_training_lowers_the_loss_to_where_it_should_be(tmp_path: Path) -> None:
     assert loss < 0.3 * math.log(3)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_cuda_graphs_of_steps_compute_their_bits(tmp_path: Path, positions: str) -> None:
+    lattice = (2, 4) if positions.endswith("_axial") else (8,)
+    found = {}
+    for graph in (False, True):
+        torch.manual_seed(0)
+        options = SequenceTransformerOptions(
+            vocabulary=4, outputs=3, length=8, lattice=lattice, positions=positions, dim=16, num_layers=1,
+            num_heads=2,
+        )  # fmt: skip
+        runtime = Runtime.create("cuda")
+        model = SequenceTransformer(options)
+        task = SequencePredictionTask(model, RING, runtime, batch_size=4, seed=7, evaluation_sequences=8)
+        stage = Stage(
+            steps=20,
+            optimizer=OptimizerOptions(lr=1e-2),
+            intervals=Intervals(eval_every=10),
+            numerics=Numerics(cuda_graph=graph),
+        )
+        losses = Trainer(task, stage, runtime, tmp_path / str(graph)).fit().metrics
+        found[graph] = [losses["loss"], *(p.detach().cpu() for p in model.parameters())]
+    assert found[True][0] == found[False][0]
+    assert all(torch.equal(a, b) for a, b in zip(found[True][1:], found[False][1:], strict=True))
+
+
 def test_real_vectors_are_learned_too() -> None:
     source = DayWeekSeries(DayWeekOptions(days=2, hours=3, weeks=1))
     shape = source.shape
@@ -92,7 +120,7 @@ def test_real_vectors_are_learned_too() -> None:
         SequenceTransformer(replace(options)), source, Runtime.create("cpu"), batch_size=2, seed=0,
         evaluation_sequences=4,
     )  # fmt: skip
-    task.step(task.model, 0, 0).loss_sum.backward()
+    task.step(task.model, next(task.batches(0, 0)), 0).loss_sum.backward()
     assert all(p.grad is not None for p in task.model.parameters())
 
 

@@ -89,6 +89,8 @@ class DictionaryMoETask:
         seed: of the order of rows.
     """
 
+    capturable = True
+
     def __init__(
         self,
         model: DictionaryMoE,
@@ -143,7 +145,7 @@ class DictionaryMoETask:
         output: DictionaryMoEOutput = model(x_BD)
         loss, metrics = self._loss(x_BD, domain_B, output)
         self._note_use(output)
-        rows = torch.tensor(float(x_BD.shape[0]), device=x_BD.device)
+        rows = x_BD.new_full((), x_BD.shape[0])
         return StepResult(loss_sum=loss * rows, weight=rows, metrics={"loss": loss.detach(), **metrics})
 
     def _loss(
@@ -177,9 +179,10 @@ class DictionaryMoETask:
     def _note_use(self, output: DictionaryMoEOutput) -> None:
         """Marks the atoms that rows used in the expert of their choice."""
         chosen_B = self.model.choose(output)
-        active_EM = torch.zeros_like(self._used, dtype=output.codes.dtype)
         rows_B = torch.arange(chosen_B.shape[0], device=chosen_B.device)
-        active_EM.index_add_(0, chosen_B, (output.codes[chosen_B, rows_B] != 0).to(active_EM.dtype))
+        active_BM = (output.codes[chosen_B, rows_B] != 0).to(output.codes.dtype)
+        # A product, as adding row by row makes all rows of an expert wait for each other.
+        active_EM = nn.functional.one_hot(chosen_B, self._used.shape[0]).to(active_BM.dtype).T @ active_BM
         self._used |= active_EM > 0
 
     def after_step(self, step: int) -> None:

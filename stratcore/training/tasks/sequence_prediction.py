@@ -39,6 +39,8 @@ class SequencePredictionTask:
             `batch_size`.
     """
 
+    capturable = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -71,17 +73,18 @@ class SequencePredictionTask:
             {"params": kept, "weight_decay": 0.0},
         ]
 
-    def batches(self, epoch: int, start: int) -> Iterator[int]:
-        """Numbers of this rank's batches, without an end."""
+    def batches(self, epoch: int, start: int) -> Iterator[Sequences]:
+        """This rank's draws, without an end."""
+        size = self._batch_size // self._runtime.world_size
         for index in count(start):
-            yield index * self._runtime.world_size + self._runtime.rank
+            number = index * self._runtime.world_size + self._runtime.rank
+            generator = seeded_generator(self._runtime.device, self._seed, _TRAIN_KEY, number)
+            yield self.source.draw(size, generator)
 
-    def step(self, model: nn.Module, batch: int, micro: int) -> StepResult:
-        """Loss of the batch with this number."""
-        generator = seeded_generator(self._runtime.device, self._seed, _TRAIN_KEY, batch)
-        sequences = self.source.draw(self._batch_size // self._runtime.world_size, generator)
-        loss = sequence_loss(model(sequences.inputs), sequences, labels=self.source.shape.labels)
-        weight = torch.full((), float(len(sequences.inputs)), device=loss.device)
+    def step(self, model: nn.Module, batch: Sequences, micro: int) -> StepResult:
+        """Loss of a draw."""
+        loss = sequence_loss(model(batch.inputs), batch, labels=self.source.shape.labels)
+        weight = loss.new_full((), len(batch.inputs))
         return StepResult(loss_sum=loss * weight, weight=weight, metrics={"loss": loss.detach()})
 
     def after_step(self, step: int) -> None:
