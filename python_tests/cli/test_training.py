@@ -53,6 +53,16 @@ def test_recipes_of_language_models_print_their_keys(capfd: pytest.CaptureFixtur
     assert "fusion: expected one of low_rank, attention, mean or None, got 'fft'" in capfd.readouterr().err
 
 
+def test_keys_of_a_comparison_of_images(capfd: pytest.CaptureFixture[str]) -> None:
+    run = printed(
+        capfd, "compare_images", "base.data.source=emoji", "base.data.test_source=other", "seeds=[0]"
+    )
+    assert list(run)[:4] == ["recipe", "base", "arms", "seeds"]
+    assert run["base"]["data"]["test_source"] == "other"  # type: ignore[index]
+    assert train(["compare_images", "arms=[plain]"]) == 2
+    assert "arms: expected 'whole', the control of 'plain', among them" in capfd.readouterr().err
+
+
 # ---- bad rows
 
 

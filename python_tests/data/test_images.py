@@ -7,6 +7,7 @@ import pytest
 
 from python_tests.data.image_cases import table
 from stratcore.data import DataError, ImageSet, require_images, split_images
+from stratcore.data.images import adapted
 
 
 @pytest.mark.parametrize(
@@ -74,3 +75,22 @@ def test_split_refuses_an_empty_part_and_bad_shares() -> None:
     with pytest.raises(ValueError, match="shares: expected numbers >= 0 that sum to at most 1"):
         split_images(table(), (0.9, 0.2), seed=0)
     assert split_images(table(), (1.0, 0.0), seed=0)[1].size == 0
+
+
+def test_images_in_another_form() -> None:
+    colors = table(4, channels=3, size=8)
+    grey = adapted(colors, 1, 8)
+    luma = (colors.images * np.array([0.299, 0.587, 0.114])[:, None, None]).sum(1)
+    assert np.abs(grey.images[:, 0].astype(float) - luma).max() <= 0.5001
+    back = adapted(grey, 3, 8)
+    assert back.shape == (3, 8, 8) and all(
+        np.array_equal(back.images[:, i], grey.images[:, 0]) for i in range(3)
+    )
+    assert adapted(back, 3, 8).images is not colors.images and np.array_equal(
+        adapted(back, 3, 8).images, back.images
+    )
+    # Antialiased: fine checks become their mean, flat images keep their value.
+    checks = replace(colors, images=np.tile(np.array([[0, 200], [200, 0]], np.uint8), (4, 3, 8, 8)))
+    assert np.abs(adapted(checks, 3, 4).images[:, :, 1:-1, 1:-1].astype(int) - 100).max() <= 3
+    flat = replace(colors, images=np.full((4, 3, 8, 8), 77, np.uint8))
+    assert (adapted(flat, 1, 28).images == 77).all() and adapted(flat, 1, 28).shape == (1, 28, 28)

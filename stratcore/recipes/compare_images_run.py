@@ -122,6 +122,7 @@ def carry_out(run: CompareImagesRun, trial: Trial) -> dict[str, Any]:
     return {
         **{name: value for name, value in scores.items() if not name.startswith("health/")},
         **probes,
+        "validation_accuracy": result.metrics["accuracy"],
         "health": {name[7:]: value for name, value in scores.items() if name.startswith("health/")},
         "curve": curve,
         "parameters": model.num_parameters()["total"],

@@ -28,9 +28,12 @@ class ImageOptions:
         control: share of them that the controller of the mastery queue reads.
         test: share of all images that is kept for the end, where the source keeps no test images apart.
         fit_model: channels, size and classes of the model are those of the images; False: other images are refused.
+        test_source: name or path of images with the same classes and numbered things (emoji of another style): the
+            model is tested on those of them that show things which it saw in no style; None: on images of `source`.
     """
 
     source: str = "cifar10"
+    test_source: str | None = None
     validation: float = 0.05
     control: float = 0.05
     test: float = 0.2

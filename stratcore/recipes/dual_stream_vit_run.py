@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from stratcore.data.errors import DataError
 from stratcore.data.image_sets import load_images
 from stratcore.data.images import ImageTable, require_classes, require_images, split_images
 from stratcore.models.arbitration_vit import ArbitrationViT
@@ -114,13 +115,7 @@ def prepare(run: DualStreamViTRun) -> PreparedImages:
         DataError: the images cannot be read or do not fit, in one line.
         ValueError: a size that the model's options do not allow.
     """
-    found = load_images(run.data.source)
-    shares, whole = run.data, found.train
-    require_classes(whole)
-    test = found.test
-    if test is None:
-        rest, own = split_images(whole, (1 - shares.test, shares.test), seed=run.seed)
-        whole, test = whole.take(rest), whole.take(own)
+    shares, (whole, test) = run.data, _whole_and_test(run)
     if run.data.fit_model:
         channels, size, _ = whole.shape
         model = replace(run.model, channels=channels, image_size=size, num_classes=len(whole.label_names))
@@ -139,6 +134,26 @@ def prepare(run: DualStreamViTRun) -> PreparedImages:
     )
     parts = {name: whole.take(own) for name, own in zip(PARTS, rows, strict=False)}
     return PreparedImages(run, {**parts, "test": test})
+
+
+def _whole_and_test(run: DualStreamViTRun) -> tuple[ImageTable, ImageTable]:
+    """Images to learn from, and those for the end."""
+    found, shares = load_images(run.data.source), run.data
+    whole = found.train
+    require_classes(whole)
+    if shares.test_source is None and found.test is not None:
+        return whole, found.test
+    rest, own = split_images(whole, (1 - shares.test, shares.test), seed=run.seed)
+    test = whole.take(own)
+    if shares.test_source is not None:
+        other = load_images(shares.test_source).train
+        if whole.item is None or other.item is None or whole.label_names != other.label_names:
+            raise DataError(
+                f"data.test_source: {other.source}: expected the classes of {whole.source} and images with item "
+                "numbers in both, as two styles of emoji have them"
+            )
+        test = other.take(np.flatnonzero(np.isin(other.item, whole.item[own])))
+    return whole.take(rest), test
 
 
 def build(run: DualStreamViTRun, train: ImageTable) -> ImageModel:

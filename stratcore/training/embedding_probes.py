@@ -31,7 +31,7 @@ def nearest_neighbors(query_NO: Tensor, reference_RO: Tensor, k: int) -> tuple[T
 def neighbor_accuracy(
     query_NO: Tensor, query_label_N: Tensor, reference_RO: Tensor, reference_label_R: Tensor, k: int
 ) -> float:
-    """Share of queries whose class is that of most of their K nearest references by cosine; ties: the lowest class."""
+    """Share of queries whose class most of their K nearest references by cosine have; ties: the lowest class."""
     _, number_NK = nearest_neighbors(query_NO, reference_RO, k)
     votes_NK = reference_label_R[number_NK]
     classes = int(max(reference_label_R.max(), query_label_N.max())) + 1
@@ -43,8 +43,8 @@ def neighbor_accuracy(
 def familiarity(logits_NC: Tensor, embedding_NO: Tensor, reference_RO: Tensor, k: int) -> dict[str, Tensor]:
     """Scores that should be high for images of the kind that was learned, [N] each.
 
-    softmax: the largest probability. energy: logsumexp of the logits. neighbor: cosine to the K-th nearest embedding of
-    the training images.
+    softmax: the largest probability. energy: logsumexp of the logits. neighbor: cosine to the K-th nearest embedding
+    of the training images.
 
     Source: Hendrycks and Gimpel 2017; Liu et al. 2020; Sun et al. 2022.
     """
