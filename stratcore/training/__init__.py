@@ -14,6 +14,7 @@ from stratcore.training.random_state import (
     restore_random_state,
     seed_everything,
 )
+from stratcore.training.riemannian_adam import RiemannianAdam
 from stratcore.training.task import Batch, Intervals, Numerics, Retention, Stage, StepResult, Task
 from stratcore.training.trainer import Result, Trainer
 
@@ -30,6 +31,7 @@ __all__ = [
     "OptimizerOptions",
     "Result",
     "Retention",
+    "RiemannianAdam",
     "Runtime",
     "Stage",
     "StepResult",

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from stratcore.training.riemannian_adam import RiemannianAdam
+
 ParameterGroups = list[dict[str, Any]]
 
 
@@ -21,7 +23,8 @@ class OptimizerOptions:
     """What steps the weights, and with which learning rate.
 
     Args:
-        name: Update rule. `adam` adds `weight_decay` to the gradient, `adamw` decays the weights.
+        name: Update rule. `adam` adds `weight_decay` to the gradient, `adamw` decays the weights; `riemannian_adam`
+            is `adamw` but for parameters which the task says lie on a sphere (anchors): these it turns along it.
         lr: Peak learning rate; a parameter group may carry its own `lr`.
         betas: Decay of Adam's first and second moment.
         weight_decay: Coefficient of the decay; a parameter group may carry its own.
@@ -38,7 +41,7 @@ class OptimizerOptions:
         ValueError: A value is out of its range.
     """
 
-    name: Literal["adam", "adamw", "sgd"] = "adamw"
+    name: Literal["adam", "adamw", "riemannian_adam", "sgd"] = "adamw"
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
@@ -52,7 +55,7 @@ class OptimizerOptions:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        names = ("adam", "adamw", "sgd")
+        names = ("adam", "adamw", "riemannian_adam", "sgd")
         schedules = ("constant", "cosine", "step", "linear")
         checks = [
             ("name", self.name in names, f"one of {', '.join(names)}"),
@@ -84,7 +87,7 @@ def build_optimizer(
 
     Args:
         groups: Dictionaries with `params` and, where a group differs, `lr`, `weight_decay` or `lr_scale`, a
-            factor on `options.lr`.
+            factor on `options.lr`; `manifold` 'sphere' where rows are points on the unit sphere.
         options: The defaults of every group.
         capturable: Its step goes into a CUDA graph; learning rates are then tensors, and `initial_lr` of a group
             holds the number.
@@ -121,16 +124,17 @@ def build_optimizer(
             group["initial_lr"] = group.get("lr", options.lr)
             device = group["params"][0].device
             group["lr"] = torch.tensor(group["initial_lr"], dtype=torch.float32, device=device)
+    settings: dict[str, Any] = {
+        "lr": options.lr,
+        "betas": options.betas,
+        "eps": options.eps,
+        "weight_decay": options.weight_decay,
+        "capturable": capturable,
+    }
+    if options.name == "riemannian_adam":
+        return RiemannianAdam(kept, **settings)
     rule = torch.optim.Adam if options.name == "adam" else torch.optim.AdamW
-    return rule(
-        kept,
-        lr=options.lr,
-        betas=options.betas,
-        eps=options.eps,
-        weight_decay=options.weight_decay,
-        fused=True,
-        capturable=capturable,
-    )
+    return rule(kept, fused=True, **settings)
 
 
 def _build_sgd(groups: ParameterGroups, options: OptimizerOptions) -> torch.optim.Optimizer:

@@ -12,11 +12,13 @@ from python_tests.data.image_cases import table
 from python_tests.models.dual_stream_cases import small
 from stratcore.data import load_images, split_images
 from stratcore.models import ArbitrationViT, DualStreamViT, PlainViT, PlainViTOptions
-from stratcore.training import Intervals, OptimizerOptions, Runtime, Stage, Trainer, seed_everything
+from stratcore.training import Intervals, Numerics, OptimizerOptions, Runtime, Stage, Trainer, seed_everything
 from stratcore.training.augmentation import AugmentationOptions
+from stratcore.training.batch_stream import BatchStream
 from stratcore.training.gal import GALOptions
 from stratcore.training.image_objective import ImageObjectiveOptions
 from stratcore.training.mastery import MasteryOptions
+from stratcore.training.optimization import Optimization
 from stratcore.training.tasks import ImageClassificationTask
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -74,17 +76,21 @@ def test_the_plain_control_learns_too(tmp_path: Path) -> None:
     assert found["accuracy"] > 0.97 and "anchors_in_use" not in found
 
 
-def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rule", ["adamw", "riemannian_adam"])
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path, rule: str) -> None:
     """Mastery begins, its queue is resized by the controller, anchors are revived, and the run is cut in between."""
     kept = {"control_every": 3, "save_every": 5, "log_every": 1}
     whole, cut, again = (task(MASTERED, kind=Swinging) for _ in range(3))
+    own = replace(stage(12, **kept), optimizer=OptimizerOptions(name=rule, lr=1e-2))
     cpu = Runtime.create("cpu")
-    Trainer(whole, stage(12, **kept), cpu, tmp_path / "whole").fit()
+    Trainer(whole, own, cpu, tmp_path / "whole").fit()
     assert bool(whole._mastery.active) and whole._mastery.queue.capacity != 64
-    Trainer(cut, stage(12, **kept), cpu, tmp_path / "cut").fit()
+    Trainer(cut, own, cpu, tmp_path / "cut").fit()
     seed_everything(99)
-    Trainer(again, stage(12, **kept), cpu, tmp_path / "cut").fit(tmp_path / "cut" / "checkpoint-10")
+    Trainer(again, own, cpu, tmp_path / "cut").fit(tmp_path / "cut" / "checkpoint-10")
     assert torch.equal(weights(whole), weights(cut)) and torch.equal(weights(whole), weights(again))
+    lengths = whole.model.anchors.detach().norm(dim=-1)
+    assert torch.allclose(lengths, torch.ones_like(lengths), atol=1e-6) == (rule == "riemannian_adam")
     for first, second in zip(whole._mastery.queue.in_order(), again._mastery.queue.in_order(), strict=True):
         assert torch.equal(first, second)
     assert whole._mastery.state_dict()["gaps"] == again._mastery.state_dict()["gaps"] != []
@@ -133,11 +139,15 @@ def test_an_epoch_visits_every_image_once_in_an_order_of_its_own() -> None:
 
 def test_matrices_decay_and_vectors_positions_and_anchors_do_not() -> None:
     own = task()
-    decayed, free = own.parameter_groups()
+    decayed, free, anchors = own.parameter_groups()
     names = {parameter: name for name, parameter in own.model.named_parameters()}
-    assert free["weight_decay"] == 0.0 and "weight_decay" not in decayed
+    assert free["weight_decay"] == anchors["weight_decay"] == 0.0 and "weight_decay" not in decayed
+    assert [names[p] for p in anchors["params"]] == ["constellation.anchors"] and anchors[
+        "manifold"
+    ] == "sphere"
+    assert len(names) == sum(len(group["params"]) for group in (decayed, free, anchors))
     fixed = {names[p] for p in free["params"]}
-    assert {"tokenizer.position", "constellation.anchors", "geometric_norm.weight"} <= fixed
+    assert {"tokenizer.position", "geometric_norm.weight"} <= fixed
     assert {"pairs.0.geometric.attention.inputs.weight", "classifier.0.weight"}.isdisjoint(fixed)
 
 
@@ -173,6 +183,43 @@ def test_anchors_stay_in_use_without_info_nce(tmp_path: Path) -> None:
             Trainer(own, quick, Runtime.create("cpu"), tmp_path / name).fit().metrics["anchors_in_use"]
         )
     assert used["source"] < 0.5 and used["ours"] >= 0.9
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("rule", ["adamw", "riemannian_adam"])
+def test_cuda_steps_do_not_wait_for_the_device(rule: str) -> None:
+    """But once an epoch, for the order of its images."""
+    runtime = Runtime.create("cuda")
+    train = table(320)
+    model = DualStreamViT(small(geometric_classifier=True))
+    model.pixels.fit(torch.from_numpy(train.images))
+    objective = replace(PLAIN, geometric=0.3, cm=0.01, usage=0.02, spread=0.01, revive_every=5)
+    augmentation = AugmentationOptions(
+        crop=1, flip=0.5, contrast=0.2, brightness=0.1, erase=0.2, mixup=0.2, cutmix=1.0
+    )
+    own = ImageClassificationTask(
+        model,
+        train,
+        table(80, seed=1),
+        runtime,
+        objective=objective,
+        augmentation=augmentation,
+        batch_size=32,
+        seed=0,
+    )
+    numerics = Numerics(precision="bf16", deterministic=False)
+    settings = replace(
+        stage(10), optimizer=OptimizerOptions(name=rule, lr=1e-2, clip_norm=1.0), numerics=numerics
+    )
+    optimization, stream = Optimization(own, settings, runtime), BatchStream(own)
+    for index in range(3):
+        optimization.run(stream, index)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for index in range(3, 10):
+            optimization.run(stream, index)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_experts_a_geometric_tower_and_the_turning_anchors(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from stratcore.training.image_objective import (
 )
 from stratcore.training.mastery import Mastery, MasteryOptions
 from stratcore.training.optimizer import ParameterGroups
+from stratcore.training.riemannian_adam import SPHERE
 from stratcore.training.task import StepResult
 
 ImageModel = DualStreamViT | PlainViT | ArbitrationViT
@@ -122,13 +123,20 @@ class ImageClassificationTask:
         )
 
     def parameter_groups(self) -> ParameterGroups:
-        """Matrices, with weight decay; vectors, positions and anchors without."""
+        """Matrices, with weight decay; vectors, positions and anchors without, these as points on the sphere."""
         decayed: list[nn.Parameter] = []
         free: list[nn.Parameter] = []
+        anchors: list[nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
-            fixed = parameter.squeeze().ndim < 2 or name.endswith((".position", ".anchors"))
-            (free if fixed else decayed).append(parameter)
-        return [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+            if name.endswith(".anchors"):
+                anchors.append(parameter)
+            else:
+                fixed = parameter.squeeze().ndim < 2 or name.endswith(".position")
+                (free if fixed else decayed).append(parameter)
+        groups: ParameterGroups = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+        if anchors:
+            groups.append({"params": anchors, "weight_decay": 0.0, "manifold": SPHERE})
+        return groups
 
     def batches(self, epoch: int, start: int) -> Iterator[Tensor]:
         """Numbers of the images of each step; the last, smaller batch of an epoch is left out."""
