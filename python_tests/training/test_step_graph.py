@@ -54,7 +54,7 @@ def test_batches_of_any_build_are_copied_and_compared():
 @pytest.mark.cuda
 def test_cuda_refusals(tmp_path):
     runtime = Runtime.create("cuda")
-    with pytest.raises(ValueError, match="expected a task that is capturable, got ToyTask"):
+    with pytest.raises(ValueError, match="expected a task that is capturable as it is set up, got ToyTask"):
         Trainer(ToyTask(runtime), toy_stage(numerics=GRAPH), runtime, tmp_path)
     stage = toy_stage(numerics=GRAPH, optimizer=OptimizerOptions(name="sgd", lr=0.1))
     with pytest.raises(ValueError, match="expected False with optimizer.name 'sgd'"):

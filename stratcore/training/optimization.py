@@ -188,7 +188,8 @@ def _check_capturable(task: Task, runtime: Runtime) -> None:
         )
     if not getattr(task, "capturable", False):
         raise ValueError(
-            f"numerics.cuda_graph: expected a task that is capturable, got {type(task).__name__}"
+            "numerics.cuda_graph: expected a task that is capturable as it is set up, got "
+            f"{type(task).__name__}"
         )
 
 

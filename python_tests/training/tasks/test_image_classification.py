@@ -185,6 +185,37 @@ def test_anchors_stay_in_use_without_info_nce(tmp_path: Path) -> None:
     assert used["source"] < 0.5 and used["ours"] >= 0.9
 
 
+def test_steps_that_a_graph_can_hold() -> None:
+    assert task().capturable and not task(MASTERED).capturable
+    assert not task(replace(PLAIN, gal=1.0), ArbitrationViT(small())).capturable
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("rule", ["adamw", "riemannian_adam"])
+def test_cuda_graphs_of_steps_compute_their_bits(tmp_path: Path, rule: str) -> None:
+    """Views, mixing, dropout and sampled simplices draw the same; anchors are revived between the steps."""
+    found, runtime = [], Runtime.create("cuda")
+    objective = replace(PLAIN, geometric=0.3, cm=0.01, cv=0.1, usage=0.02, spread=0.01, revive_every=5)
+    augmentation = AugmentationOptions(crop=1, flip=0.5, erase=0.2, mixup=0.2, cutmix=1.0)
+    for graph in (False, True):
+        seed_everything(0)
+        train = table(160)
+        model = DualStreamViT(small(geometric_classifier=True, drop_path=0.1, anchor_dropout=0.1))
+        model.pixels.fit(torch.from_numpy(train.images))
+        own = ImageClassificationTask(
+            model, train, table(80, seed=1), runtime, objective=objective, augmentation=augmentation, batch_size=32,
+            seed=0,
+        )  # fmt: skip
+        settings = replace(
+            stage(12, eval_every=6),
+            optimizer=OptimizerOptions(name=rule, lr=1e-2, clip_norm=1.0),
+            numerics=Numerics(cuda_graph=graph),
+        )
+        metrics = Trainer(own, settings, runtime, tmp_path / str(graph)).fit().metrics
+        found.append((metrics["nll"], weights(own).cpu()))
+    assert found[0][0] == found[1][0] and torch.equal(found[0][1], found[1][1])
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("rule", ["adamw", "riemannian_adam"])
 def test_cuda_steps_do_not_wait_for_the_device(rule: str) -> None:

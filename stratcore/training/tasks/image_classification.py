@@ -122,6 +122,11 @@ class ImageClassificationTask:
             else None
         )
 
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph can hold a step: without mastery queue and alignment of anchors, which change size."""
+        return self._mastery is None and self._alignment is None
+
     def parameter_groups(self) -> ParameterGroups:
         """Matrices, with weight decay; vectors, positions and anchors without, these as points on the sphere."""
         decayed: list[nn.Parameter] = []
@@ -164,7 +169,7 @@ class ImageClassificationTask:
         if self._alignment is not None:
             assert output.standard_embedding is not None
             self._alignment.note(output.standard_embedding, labels_B)
-        weight = torch.full((), float(batch.shape[0]), device=self._device)
+        weight = loss.new_full((), batch.shape[0])
         return StepResult(loss_sum=loss * weight, weight=weight, metrics=metrics)
 
     def _loss(
