@@ -95,6 +95,40 @@ def test_a_mask_of_heads_and_pairs_is_that_of_its_heads(form: str) -> None:
         torch.testing.assert_close(alone[:, h], found[:, h], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("depth", "form"), [(1, "factored"), (2, "factored"), (4, "coupled")])
+@pytest.mark.parametrize("window", [0, 2, 9])
+def test_a_window_is_a_mask_of_pairs(depth: int, form: str, window: int) -> None:
+    back = torch.arange(N)[:, None] - torch.arange(N)
+    q, k, v = inputs()
+    settings = {"depth": depth, "depth_attention": form, "fusion": None}
+    own, plain = branch(window=window, **settings), branch(**settings)
+    near = back.abs() <= window
+    torch.testing.assert_close(own(q, k, v), plain(q, k, v, mask=near[None, None]), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(own(q[:, :, 5:], k, v), own(q, k, v)[:, :, 5:], rtol=1e-12, atol=1e-12)
+    hidden = torch.rand(B, 1, N, N) > 0.3
+    both = plain(q, k, v, mask=hidden & near)
+    torch.testing.assert_close(own(q, k, v, mask=hidden), both, rtol=1e-12, atol=1e-12, equal_nan=True)
+    expected = plain(q, k, v, causal=False, mask=near[None, None])
+    torch.testing.assert_close(own(q, k, v, causal=False), expected, rtol=1e-12, atol=1e-12)
+    # A host's own mask hides the future as `causal` does, as flags or as numbers that are added.
+    earlier = (back >= 0)[None, None]
+    added = torch.zeros(1, 1, N, N).double().masked_fill(~earlier, -torch.inf)
+    for mask in (earlier, added):
+        found = own(q, k, v, causal=False, mask=mask)
+        torch.testing.assert_close(found, own(q, k, v), rtol=1e-12, atol=1e-12)
+        last = own(q[:, :, 5:], k, v, causal=False, mask=mask[:, :, 5:])
+        torch.testing.assert_close(last, found[:, :, 5:], rtol=1e-12, atol=1e-12)
+
+
+def test_a_window_over_many_blocks() -> None:
+    drawn = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(1, heads, 300, E, generator=drawn).double() for heads in (H, G, G))
+    back = torch.arange(300)[:, None] - torch.arange(300)
+    settings = {"period": 512, "depth": 2, "fusion": "mean"}
+    expected = branch(**settings)(q, k, v, mask=(back <= 40)[None, None])
+    torch.testing.assert_close(branch(window=40, **settings)(q, k, v), expected, rtol=1e-12, atol=1e-12)
+
+
 # ---- the blend
 
 
@@ -154,6 +188,7 @@ def test_legal_depths(head_dim: int, rotary: bool, depths: list[int]) -> None:
     ("options", "words"),
     [
         ({"period": 0}, "period: expected at least 1 token, got 0"),
+        ({"window": -1}, "window: expected at least 0 tokens or None, got -1"),
         ({"depth": 0}, "depth: expected at least 1, got 0"),
         ({"metric": "l3"}, "metric: expected one of l1, l2"),
         ({"depth_attention": "none"}, "depth_attention: expected one of factored, coupled, got 'none'"),

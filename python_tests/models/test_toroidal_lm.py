@@ -168,8 +168,9 @@ def test_decoding_step_by_step_is_one_call(name: str, form: dict[str, Any]) -> N
     assert float((torch.cat(parts, 1) - whole).abs().max()) <= 1e-5 * float(whole.abs().max())
 
 
-def test_generation_is_greedy_search_by_full_calls() -> None:
-    model, ids = opened(bent(host("phi"), depth=2)), tokens(1, 6)
+@pytest.mark.parametrize("window", [None, 3])
+def test_generation_is_greedy_search_by_full_calls(window: int | None) -> None:
+    model, ids = opened(bent(host("phi"), depth=2, window=window)), tokens(1, 6)
     expected = ids
     for _ in range(6):
         expected = torch.cat([expected, logits(model, expected)[:, -1:].argmax(-1)], 1)

@@ -16,6 +16,7 @@ from torch.autograd import Function
 from stratcore import ops
 from stratcore.layers.depth_fusion import FUSIONS, DepthFusion
 from stratcore.layers.toroidal_options import METRICS
+from stratcore.layers.toroidal_window import windowed_attention
 
 GATES = ("zero", "open")
 DEPTH_ATTENTIONS = ("factored", "coupled")
@@ -30,6 +31,8 @@ class ToroidalBranchOptions:
             number of positions.
         wrap: sequences may be longer than the period; tokens a period apart then have distance 0. Else they are
             refused.
+        window: queries look at keys at most so many tokens away along the sequence, in all slices of these; None: at
+            all. A key that comes near again around the torus stays hidden. A cache of keys keeps all of them.
         metric: 'l1', 'l2', 'linf', 'chordal' or 'chordal_sq', in units of one token's step (squared).
         lambda_distance: what a step takes off a score at the start: one number, one a head, or 'alibi'.
             `normalized_slopes` turns the source documents' lambda into it.
@@ -51,6 +54,7 @@ class ToroidalBranchOptions:
 
     period: int | None = None
     wrap: bool = False
+    window: int | None = None
     metric: str = "l1"
     lambda_distance: float | str | tuple[float, ...] = 0.01
     learn_lambda: bool = True
@@ -65,6 +69,8 @@ class ToroidalBranchOptions:
             raise ValueError(f"period: expected at least 1 token, got {self.period}")
         if self.depth < 1:
             raise ValueError(f"depth: expected at least 1, got {self.depth}")
+        if self.window is not None and self.window < 0:
+            raise ValueError(f"window: expected at least 0 tokens or None, got {self.window}")
         choices: dict[str, Sequence[str]] = {
             "metric": METRICS,
             "depth_attention": DEPTH_ATTENTIONS,
@@ -153,6 +159,15 @@ class _Reorder(Function):
         return _Reorder.apply(gradient, inverse, order), None, None
 
 
+def _near(mask: Tensor | None, window: int, q: Tensor, k: Tensor) -> Tensor:
+    """A mask, without the keys that are further from a query than the window; the last of both stand together."""
+    keys = torch.arange(k.shape[2], device=q.device)
+    near = (keys[k.shape[2] - q.shape[2] :, None] - keys).abs() <= window
+    if mask is None:
+        return near[None, None]
+    return mask & near if mask.dtype == torch.bool else mask.masked_fill(~near, -torch.inf)
+
+
 class ToroidalBranch(nn.Module):
     """What toroidal attention makes of a host's queries, keys and values, blended with what the host makes of them.
 
@@ -176,8 +191,8 @@ class ToroidalBranch(nn.Module):
 
     Gradient: exact with eps 0. Behind a gate of 0 that of all but the gate is 0.
     Numerics: `lambda_distance` and scores in float32 or better; the blend in float32 or better.
-    Cost: 4 B H N M E operations, D times that where coupled. The host's own attention comes on top unless the gate is
-        'open'.
+    Cost: 4 B H N M E operations, D times that where coupled; less where causal with a window, see
+        `windowed_attention`. The host's own attention comes on top unless the gate is 'open'.
     Source: csrc/toroidal_attention/README.md; depth and fusion: the source documents.
     """
 
@@ -264,20 +279,23 @@ class ToroidalBranch(nn.Module):
         if self.channel_order is not None:
             inverse = self.channel_order.argsort()
             q, k = (_Reorder.apply(x, self.channel_order, inverse) for x in (q, k))
-        out = ops.toroidal_attention(
-            self._rows(q, coupled),
-            self._rows(k, coupled),
-            self._rows(v, coupled),
-            self._per_slice(self.lambda_distance.to(torch.promote_types(q.dtype, torch.float32)), 0, coupled),
-            lattice=(options.period, options.depth) if coupled else options.period,
-            metric=options.metric,
-            causal=causal,
-            causal_group=group,
-            mask=self._mask(mask, coupled),
-            scale=scale * options.depth**0.5,
-            query_offset=before * group,
-            eps=options.eps,
-        )
+        if options.window is not None and not causal:
+            mask = _near(mask, options.window, q, k)
+        slopes = self.lambda_distance.to(torch.promote_types(q.dtype, torch.float32))
+        given = [*(self._rows(x, coupled) for x in (q, k, v)), self._per_slice(slopes, 0, coupled)]
+        lattice = (options.period, options.depth) if coupled else (options.period,)
+        how: dict[str, Any] = {
+            "lattice": lattice,
+            "metric": options.metric,
+            "causal": causal,
+            "mask": self._mask(mask, coupled),
+            "scale": scale * options.depth**0.5,
+            "eps": options.eps,
+        }
+        if options.window is not None and causal:
+            out = windowed_attention(*given, window=options.window, group=group, **how)
+        else:
+            out = ops.toroidal_attention(*given, causal_group=group, query_offset=before * group, **how)
         return self._heads(out, coupled)
 
     def blend(self, host: Tensor, torus: Tensor) -> Tensor:
