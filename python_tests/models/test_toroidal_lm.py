@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 HOSTS = ["phi", "phi3", "llama", "qwen2", "gpt2", "gpt_neox", "mistral"]
 FORMS: list[dict[str, Any]] = [
     {"depth": 1},
+    {"adaptive_depths": (1, 2, 4)},
     *({"depth": 2, "fusion": fusion} for fusion in ("low_rank", "attention", "mean", None)),
     *({"depth": 4, "fusion": fusion, "depth_attention": "coupled"} for fusion in ("low_rank", "mean")),
 ]

@@ -38,7 +38,7 @@ SOURCE = TuningPlan(
     host_dtype="float16",
     precision="fp16",
     gated=False,
-    depth=2,
+    depths=(2,),
 )  # what the source documents ran
 
 
@@ -77,26 +77,29 @@ def kept_bytes(model: nn.Module, ids: Tensor) -> int:
 
 @pytest.mark.parametrize("name", HOSTS)
 @pytest.mark.parametrize(
-    ("trained", "layers", "gated", "depth"),
+    ("trained", "layers", "gated", "depths"),
     [
-        ("replaced", (0,), True, 1),
-        ("replaced", (1,), True, 2),
-        ("replaced", (0, 1), False, 1),
-        ("branches", (0,), True, 1),
-        ("all", (0,), True, 2),
+        ("replaced", (0,), True, (1,)),
+        ("replaced", (1,), True, (2,)),
+        ("replaced", (0, 1), False, (1,)),
+        ("branches", (0,), True, (1,)),
+        ("all", (0,), True, (2,)),
+        ("all", (0, 1), True, (1, 2, 4)),
+        ("replaced", (0, 1), False, (1, 2, 4)),
     ],
 )
 def test_activations_are_those_that_a_forward_pass_keeps(
-    name: str, trained: str, layers: tuple[int, ...], gated: bool, depth: int
+    name: str, trained: str, layers: tuple[int, ...], gated: bool, depths: tuple[int, ...]
 ) -> None:
     own = wide_host(name)
     sizes = host_sizes(own)
-    torus = ToroidalBranchOptions(gate="zero" if gated else "open", depth=depth, fusion=None)
+    several = {"adaptive_depths": depths} if len(depths) > 1 else {"depth": depths[0]}
+    torus = ToroidalBranchOptions(gate="zero" if gated else "open", fusion=None, **several)
     model = ToroidalLM(own, ToroidalLMOptions(layers=layers, torus=torus)).train()
     model.train_only(trained)
     counted = kept_bytes(model, torch.randint(1, 64, (2, 100)))
     plan = TuningPlan(
-        layers=layers, rows=2, length=100, trained=trained, gated=gated, depth=depth, host_dtype="float32",
+        layers=layers, rows=2, length=100, trained=trained, gated=gated, depths=depths, host_dtype="float32",
         precision="fp32",
     )  # fmt: skip
     assert estimate_memory(sizes, plan).activations == pytest.approx(counted, rel=0.1)
@@ -111,7 +114,7 @@ def test_adapters_are_counted_as_peft_makes_them(name: str) -> None:
     sizes = host_sizes(own)
     model = ToroidalLM(own, ToroidalLMOptions(layers=(0, 2)))
     add_lora(model, rank=4)
-    plan = replace(SOURCE, layers=(0, 2), trained="lora", lora_rank=4, gated=True, depth=1)
+    plan = replace(SOURCE, layers=(0, 2), trained="lora", lora_rank=4, gated=True, depths=(1,))
     assert trainable_parameters(sizes, plan) == (0, model.parameter_account().trainable)
 
 

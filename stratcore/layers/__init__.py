@@ -1,5 +1,6 @@
 """Modules over the ops: no input or output of files, no loss but those of geometry."""
 
+from stratcore.layers.adaptive_depth import AdaptiveDepthBranch
 from stratcore.layers.constellation import (
     Constellation,
     ConstellationOptions,
@@ -64,6 +65,7 @@ from stratcore.layers.toroidal_options import ToroidalAttentionOptions, normaliz
 from stratcore.layers.toroidal_rotary import ToroidalRotary
 
 __all__ = [
+    "AdaptiveDepthBranch",
     "BatchTopK",
     "CVLoss",
     "CVReport",

@@ -38,6 +38,8 @@ class ToroidalBranchOptions:
             `normalized_slopes` turns the source documents' lambda into it.
         learn_lambda: every head learns its own, of any sign.
         depth: D, slices of a head; see `legal_depths`.
+        adaptive_depths: depths that an `AdaptiveDepthBranch` chooses from, in place of `depth`.
+        temperature: of that choice in training.
         depth_attention: 'factored': a slice attends to the same slice of other tokens; 'coupled': to all slices of
             them, D times the cost. Depth is then one more axis of the torus, of period D. Slices turn at frequencies
             of their own, so that scores between two of them depend on positions themselves, not on differences
@@ -59,6 +61,8 @@ class ToroidalBranchOptions:
     lambda_distance: float | str | tuple[float, ...] = 0.01
     learn_lambda: bool = True
     depth: int = 1
+    adaptive_depths: tuple[int, ...] = ()
+    temperature: float = 1.0
     depth_attention: str = "factored"
     fusion: str | None = "low_rank"
     gate: str = "zero"
@@ -69,6 +73,16 @@ class ToroidalBranchOptions:
             raise ValueError(f"period: expected at least 1 token, got {self.period}")
         if self.depth < 1:
             raise ValueError(f"depth: expected at least 1, got {self.depth}")
+        depths = self.adaptive_depths
+        if depths and (
+            self.depth != 1 or len({*depths}) != len(depths) or len(depths) < 2 or min(depths) < 1
+        ):
+            raise ValueError(
+                "adaptive_depths: expected at least two different depths, and depth left at 1, got "
+                f"{', '.join(map(str, depths))} and {self.depth}"
+            )
+        if not self.temperature > 0:
+            raise ValueError(f"temperature: expected a number > 0, got {self.temperature}")
         if self.window is not None and self.window < 0:
             raise ValueError(f"window: expected at least 0 tokens or None, got {self.window}")
         choices: dict[str, Sequence[str]] = {
@@ -94,7 +108,8 @@ class ToroidalBranchOptions:
         values = given if isinstance(given, tuple) else (given,)
         if not values or not torch.tensor(values, dtype=torch.float64).isfinite().all():
             raise ValueError(f"lambda_distance: expected finite numbers, got {given}")
-        if self.gate == "zero" and self.learn_lambda and self.depth == 1 and not any(values):
+        flat = self.depth == 1 and not self.adaptive_depths
+        if self.gate == "zero" and self.learn_lambda and flat and not any(values):
             raise ValueError(
                 "lambda_distance: expected a number other than 0, got 0 behind a closed gate: at depth 1 the branch "
                 "equals its host there, so that neither gate nor lambda has a gradient; open the gate, or set "
@@ -140,6 +155,11 @@ class _Blend(Function):
             (given * opening).to(branch.dtype),
             (along * (1 - opening * opening)).to(gate.dtype),
         )
+
+
+def blend(host: Tensor, torus: Tensor, gate: Tensor | None) -> Tensor:
+    """Host and torus mixed by tanh(gate), in the host's dtype, its bits where that is 0; no gate: the torus."""
+    return torus if gate is None else _Blend.apply(host, torus, gate)  # type: ignore[no-any-return]
 
 
 class _Reorder(Function):
@@ -211,6 +231,8 @@ class ToroidalBranch(nn.Module):
         super().__init__()
         if options.period is None:
             raise ValueError("period: expected tokens of a whole turn, got None")
+        if options.adaptive_depths:
+            raise ValueError("adaptive_depths: expected none, these are for AdaptiveDepthBranch")
         legal = legal_depths(head_dim, rotary=channel_order is not None)
         if options.depth not in legal:
             raise ValueError(
@@ -300,7 +322,7 @@ class ToroidalBranch(nn.Module):
 
     def blend(self, host: Tensor, torus: Tensor) -> Tensor:
         """O of O_host and O_torus, of the same shape, in the dtype of the host's."""
-        return torus if self.gate is None else _Blend.apply(host, torus, self.gate)  # type: ignore[no-any-return]
+        return blend(host, torus, self.gate)
 
     def _check(self, q: Tensor, k: Tensor) -> None:
         expected = (self.num_heads, self.num_key_heads, self.head_dim)

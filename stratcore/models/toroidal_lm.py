@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from stratcore.layers.adaptive_depth import AdaptiveDepthBranch
 from stratcore.layers.toroidal_branch import ToroidalBranch
 from stratcore.models._attention_hosts import AttentionLayer, attention_layers
 from stratcore.models.pretrained_encoder import check_loaded, is_causal
@@ -287,7 +288,9 @@ def _positions(host: PreTrainedModel) -> int:
     return found
 
 
-def _branch(layer: AttentionLayer, host: PreTrainedModel, options: ToroidalLMOptions) -> ToroidalBranch:
+def _branch(
+    layer: AttentionLayer, host: PreTrainedModel, options: ToroidalLMOptions
+) -> ToroidalBranch | AdaptiveDepthBranch:
     """The branch of one layer, at its start.
 
     Raises:
@@ -299,9 +302,10 @@ def _branch(layer: AttentionLayer, host: PreTrainedModel, options: ToroidalLMOpt
     device = next(layer.module.parameters()).device
     if device.type == "meta":
         raise ValueError(f"{layer.name}: expected weights on a device, got none yet (meta)")
-    deep = options.torus.depth > 1
+    adaptive = bool(options.torus.adaptive_depths)
+    deep = adaptive or options.torus.depth > 1
     try:
-        return ToroidalBranch(
+        return (AdaptiveDepthBranch if adaptive else ToroidalBranch)(
             options.torus,
             num_heads=heads,
             num_key_heads=getattr(config, "num_key_value_heads", None) or heads,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from stratcore.layers.adaptive_depth import AdaptiveDepthBranch
 from stratcore.layers.toroidal_branch import ToroidalBranch
 from stratcore.models._attention_hosts import AttentionLayer, host_attention
 
@@ -31,7 +32,7 @@ _REFUSED = {
 }
 
 
-def attach_branch(layer: AttentionLayer, branch: ToroidalBranch) -> None:
+def attach_branch(layer: AttentionLayer, branch: ToroidalBranch | AdaptiveDepthBranch) -> None:
     """Lets an attention module dispatch to its host's attention and a branch.
 
     The module gets a copy of the configuration that names this implementation. All others, and the masks, go by the
@@ -130,7 +131,7 @@ def toroidal_branch_forward(
         ValueError: something that a torus cannot do, or a mask of another shape.
         TypeError: a mask that is neither bool nor a number.
     """
-    branch: ToroidalBranch = getattr(module, BRANCH)
+    branch: ToroidalBranch | AdaptiveDepthBranch = getattr(module, BRANCH)
     for name in _REFUSED:
         if options.get(name) is not None and options[name] is not False:
             refuse(module, name)

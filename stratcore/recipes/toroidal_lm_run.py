@@ -229,7 +229,7 @@ def _plan(run: ToroidalLMRun, model: ToroidalLM) -> TuningPlan:
         accumulate=run.stage.accumulate,
         torus=model.options.attention == "toroidal",
         gated=torus.gate == "zero",
-        depth=torus.depth,
+        depths=torus.adaptive_depths or (torus.depth,),
     )
 
 

@@ -116,7 +116,7 @@ class TuningPlan:
         accumulate: micro-batches of a step; with more than one, gradients are there from the second on.
         torus: the layers have branches; False: controls without.
         gated: the host's attention is computed beside each branch.
-        depth: slices of a head.
+        depths: slices of a head, of every branch that a layer chooses from.
     """
 
     layers: tuple[int, ...]
@@ -131,16 +131,18 @@ class TuningPlan:
     accumulate: int = 1
     torus: bool = True
     gated: bool = True
-    depth: int = 1
+    depths: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
         choices = {"trained": TRAINED, "host_dtype": BYTES, "precision": BYTES, "optimizer": MOMENTS}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name in ("rows", "length", "lora_rank", "accumulate", "depth"):
+        for name in ("rows", "length", "lora_rank", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not self.depths or min(self.depths) < 1:
+            raise ValueError(f"depths: expected numbers >= 1, got {self.depths}")
         if not self.layers or min(self.layers) < 0:
             raise ValueError(f"layers: expected numbers >= 0, got {self.layers}")
 
@@ -173,7 +175,8 @@ class MemoryEstimate:
 def trainable_parameters(host: HostSizes, plan: TuningPlan) -> tuple[int, int]:
     """Trained parameters of the host, and new ones (branches without fusion, adapters)."""
     count = len(plan.layers)
-    branches = count * (host.heads + plan.gated) if plan.torus else 0
+    choices = len(plan.depths)
+    branches = count * (host.heads * choices + choices * (choices > 1) + plan.gated) if plan.torus else 0
     if plan.trained == "all":
         return host.parameters, branches
     if plan.trained == "replaced":
@@ -239,7 +242,8 @@ def block_bytes(host: HostSizes, plan: TuningPlan, number: int) -> int:
     norm: float32 input, one for all norms of the same stream. Attention: q, k, v and result, and the log-sum of a row
     in float32. MLP: `middle_tensors`. A trained projection adds its input, a trained RMSNorm its result. A branch
     adds its result and log-sums, behind a gate both results once more in the order of tokens, and at depth > 1
-    queries and keys in the order of rotary pairs.
+    queries and keys in the order of rotary pairs, and values where the host's are a part of a wider tensor. Where a
+    layer chooses from several, each adds its result, those at depth > 1 also in the order of heads.
     """
     size = BYTES[plan.precision]
     query, key = host.heads * host.head_dim, host.key_heads * host.head_dim
@@ -259,9 +263,13 @@ def block_bytes(host: HostSizes, plan: TuningPlan, number: int) -> int:
         kept += 0 if host.layer_norm else 4 * host.norms * host.hidden
     if chosen and plan.torus:
         if plan.gated:
-            kept += size * 3 * query + 4 * host.heads * plan.depth
-        if plan.depth > 1 and host.rotary and not (first and plan.trained == "branches"):
-            kept += size * (query + key)
+            kept += size * 3 * query + 4 * host.heads * plan.depths[0]
+        kept += sum(size * query + 4 * host.heads * depth for depth in plan.depths[1:])
+        deep = sum(depth > 1 for depth in plan.depths)
+        kept += size * query * deep if len(plan.depths) > 1 else 0
+        kept += size * key * deep if host.fused and host.rotary else 0
+        if host.rotary and not (first and plan.trained == "branches"):
+            kept += size * (query + key) * deep
     return kept
 
 
