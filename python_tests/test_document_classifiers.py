@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,26 @@ def test_its_words_are_true_of_its_numbers(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(abs(row["difference"]["value"]) < 0.2 and row["non_inferior"] for row in blocks)
     costs = [-row["difference"]["value"] for row in found if row["arm"].startswith("geometric")]
     assert [round(cost, 1) for cost in costs] == [1.8, 1.4]
+
+
+def test_words_on_the_artefact_are_true_of_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for name, rise, spread in (("distilbert", 10, 0.6), ("minilm", 11, 0.6)):
+        trials = document.load(f"artefact_{name}.json")["trials"]
+
+        def mean(trials: list[dict[str, Any]] = trials, **key: object) -> float:
+            own = [row["accuracy"] for row in trials if key.items() <= row.items()]
+            return 100 * sum(own) / len(own)
+
+        source = trials[0]["queue"]
+        by_place = [mean(queue=source, shared=True, place=place) for place in range(4)]
+        assert by_place[0] < by_place[1] < by_place[2] < by_place[3]
+        assert by_place[3] - by_place[0] == pytest.approx(rise, abs=0.6)
+        arms = source.split(", ")
+        shared = [mean(arm=arm, shared=True) for arm in arms]
+        assert max(shared) - min(shared) < spread + 0.05
+        fresh = [mean(arm=arm, shared=False) for arm in arms]
+        assert max(fresh) - fresh[0] < 0.25
 
 
 def test_words_on_made_up_words_are_true_of_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
