@@ -32,6 +32,7 @@ def test_parameters_are_those_of_the_source_documents_to_the_unit(name: str) -> 
         {},
         {"geometric_classifier": True, "pooling": "attention", "tokenizer": "convolution"},
         FUSED,
+        {**FUSED, "qk_norm": True},
         {**FUSED, "geometric_output": False},
         {"channel": "perceptron", "readout": "perceptron"},
         {"channel": "none"},

@@ -41,6 +41,24 @@ def test_attention_is_that_of_torch(cross: bool) -> None:
     assert sum(p.numel() for p in own.parameters()) == 4 * (12**2 + 12)
 
 
+@pytest.mark.parametrize("cross", [False, True])
+def test_normalized_queries_and_keys_bound_the_scores(cross: bool) -> None:
+    """A thousand times larger tokens change nothing but the values; learned weights scale the scores."""
+    own = Attention(12, 3, cross=cross, qk_norm=True)
+    torch.nn.init.zeros_(own.inputs.bias)
+    x, other = torch.randn(2, 5, 12), torch.randn(2, 7, 12) if cross else None
+    if own.query is not None:
+        torch.nn.init.zeros_(own.query.bias)
+    found = own(x, other) - own.output.bias
+    large = own(1e3 * x, None if other is None else 1e3 * other) - own.output.bias
+    torch.testing.assert_close(large, 1e3 * found, rtol=1e-4, atol=1e-2)
+    with torch.no_grad():
+        own.query_norm.weight.zero_()  # every score 0: the mean of the values
+    values = own.inputs(x if other is None else other)[..., -12:].mean(1, keepdim=True)
+    torch.testing.assert_close(own(x, other), own.output(values).expand(2, 5, 12))
+    assert sum(p.numel() for p in own.parameters()) == 4 * (12**2 + 12) + 2 * 4
+
+
 def test_a_block_is_its_formula() -> None:
     block = PairBlock(small(), dual=True, drop_path=0.0)
     g, s = torch.randn(2, 2, 16, 16).unbind()

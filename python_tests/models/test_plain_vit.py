@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,14 +9,17 @@ from python_tests.models.dual_stream_cases import small
 from stratcore.models import ARCHITECTURES, DualStreamViT, PlainViT, PlainViTOptions, plain_options
 
 
+@pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("name", ["v1", "v5_bidir", "v6"])
-def test_as_many_parameters_and_blocks(name: str) -> None:
-    frame = ARCHITECTURES[name]
+def test_as_many_parameters_and_blocks(name: str, qk_norm: bool) -> None:
+    frame = replace(ARCHITECTURES[name], qk_norm=qk_norm)
     options = plain_options(frame)
     with torch.device("meta"):
         wanted = DualStreamViT(frame).num_parameters()["total"]
         found = PlainViT(options).num_parameters()["total"]
     assert abs(found - wanted) < 0.02 * wanted
+    scales = [part for part in PlainViT(options).modules() if isinstance(part, torch.nn.RMSNorm)]
+    assert len(scales) == 2 * options.depth * qk_norm
     assert frame.num_dual_blocks + max(frame.num_cross_blocks, frame.num_fused_blocks) <= options.depth
 
 

@@ -49,7 +49,9 @@ class ExpertTower(nn.Module):
         super().__init__()
         dim = options.stream_dim
         self.entry = nn.Linear(options.embed_dim, dim)
-        self.blocks = nn.ModuleList(TransformerBlock(dim, options.num_heads, each) for each in drop)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(dim, options.num_heads, each, qk_norm=options.qk_norm) for each in drop
+        )
         self.norm, self.pool = nn.LayerNorm(dim), TokenPool(dim, options.pooling)
         self.output = embedding_projection(dim, options)
         self.classifier = nn.Linear(options.output_dim, options.num_classes)

@@ -95,7 +95,10 @@ class DualStreamViT(nn.Module):
             width = options.fused_dim
             self.fuse = nn.Sequential(nn.Linear(2 * dim, width), nn.LayerNorm(width))
             self.fused = nn.Sequential(
-                *(TransformerBlock(width, options.num_heads, each) for each in drop[pairs:]),
+                *(
+                    TransformerBlock(width, options.num_heads, each, qk_norm=options.qk_norm)
+                    for each in drop[pairs:]
+                ),
                 nn.LayerNorm(width),
             )
             self.fused_pool, self.fused_output = (

@@ -24,13 +24,18 @@ class Attention(nn.Module):
         dim: D.
         num_heads: they divide D.
         cross: queries come from one stream, keys and values from another.
+        qk_norm: queries and keys of each head are scaled to root mean square 1 times a learned weight, which bounds
+            the scores.
 
     Shapes: queries [B, T, D], and for cross-attention keys and values [B, S, D]; output [B, T, D].
     """
 
-    def __init__(self, dim: int, num_heads: int, *, cross: bool = False) -> None:
+    def __init__(self, dim: int, num_heads: int, *, cross: bool = False, qk_norm: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.query_norm, self.key_norm = (
+            nn.RMSNorm(dim // num_heads, eps=1e-6) if qk_norm else nn.Identity() for _ in range(2)
+        )
         self.query = nn.Linear(dim, dim) if cross else None
         self.inputs = nn.Linear(dim, (2 if cross else 3) * dim)
         self.output = nn.Linear(dim, dim)
@@ -42,6 +47,7 @@ class Attention(nn.Module):
         else:
             parts = (self.query(x_BTD), *self.inputs(other_BSD).chunk(2, -1))
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
+        q, k = self.query_norm(q).to(v.dtype), self.key_norm(k).to(v.dtype)
         return self.output(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -70,9 +76,9 @@ class DropPath(nn.Module):
 class TransformerBlock(nn.Module):
     """x += SA(LN x); x += FFN(LN x), the FFN four times as wide."""
 
-    def __init__(self, dim: int, num_heads: int, drop_path: float = 0.0) -> None:
+    def __init__(self, dim: int, num_heads: int, drop_path: float = 0.0, *, qk_norm: bool = False) -> None:
         super().__init__()
-        self.attention_norm, self.attention = nn.LayerNorm(dim), Attention(dim, num_heads)
+        self.attention_norm, self.attention = nn.LayerNorm(dim), Attention(dim, num_heads, qk_norm=qk_norm)
         self.forward_norm, self.feed_forward = nn.LayerNorm(dim), Perceptron(dim, 4 * dim)
         self.drop_path = DropPath(drop_path)
 
@@ -107,10 +113,10 @@ class StreamBlock(nn.Module):
 
     def __init__(self, options: DualStreamViTOptions, branch: nn.Module | None, drop_path: float) -> None:
         super().__init__()
-        dim, heads = options.stream_dim, options.num_heads
-        self.attention_norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads)
+        dim, heads, qk_norm = options.stream_dim, options.num_heads, options.qk_norm
+        self.attention_norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads, qk_norm=qk_norm)
         self.branch = branch
-        self.cross_norm, self.cross = nn.LayerNorm(dim), Attention(dim, heads, cross=True)
+        self.cross_norm, self.cross = nn.LayerNorm(dim), Attention(dim, heads, cross=True, qk_norm=qk_norm)
         self.forward_norm, self.feed_forward = nn.LayerNorm(dim), Perceptron(dim, 4 * dim)
         self.drop_path = DropPath(drop_path)
 

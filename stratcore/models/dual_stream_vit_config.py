@@ -31,6 +31,7 @@ class DualStreamViTOptions:
         embed_dim: size of a token before the streams.
         stream_dim: D, size of a token in a stream.
         num_heads: of every attention; divides `stream_dim` and `fused_dim`.
+        qk_norm: queries and keys of each head are scaled to root mean square 1 times a learned weight.
         num_dual_blocks: first blocks of both streams, with simplex features in the geometric one.
         num_cross_blocks: blocks of both streams after them, without.
         num_fused_blocks: instead of cross blocks: both streams are joined and go through so many ordinary blocks.
@@ -75,6 +76,7 @@ class DualStreamViTOptions:
     embed_dim: int = 384
     stream_dim: int = 192
     num_heads: int = 8
+    qk_norm: bool = False
     num_dual_blocks: int = 2
     num_cross_blocks: int = 0
     num_fused_blocks: int = 4

@@ -64,7 +64,7 @@ class PlainViT(nn.Module):
         self.entry = nn.Linear(frame.embed_dim, options.dim)
         drop = [frame.drop_path * index / max(1, options.depth - 1) for index in range(options.depth)]
         self.blocks = nn.Sequential(
-            *(TransformerBlock(options.dim, options.num_heads, each) for each in drop),
+            *(TransformerBlock(options.dim, options.num_heads, each, qk_norm=frame.qk_norm) for each in drop),
             nn.LayerNorm(options.dim),
         )
         self.pool = TokenPool(options.dim, frame.pooling)
@@ -103,7 +103,8 @@ def plain_options(frame: DualStreamViTOptions) -> PlainViTOptions:
     def distance(options: PlainViTOptions) -> int:
         dim, score = options.dim, frame.pooling == "attention"
         ends = (frame.embed_dim + 1) * dim + 2 * dim + (dim + 1) * score + (dim + 1) * frame.num_classes
-        return abs(outside + ends + options.depth * (12 * dim + 13) * dim - wanted)
+        scales = 2 * (dim // options.num_heads) * frame.qk_norm
+        return abs(outside + ends + options.depth * ((12 * dim + 13) * dim + scales) - wanted)
 
     best = min(
         (

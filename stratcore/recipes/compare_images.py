@@ -85,7 +85,7 @@ def base_run() -> DualStreamViTRun:
     run = dual_stream_vit()
     batch_size, images = 512, 54_000
     epoch = images // batch_size
-    optimizer = replace(run.stage.optimizer, lr=2e-3, warmup_steps=2 * epoch)
+    optimizer = replace(run.stage.optimizer, lr=1e-3, warmup_steps=2 * epoch)
     intervals = replace(run.stage.intervals, log_every=epoch, eval_every=4 * epoch, save_every=0)
     stage = replace(run.stage, steps=24 * epoch, optimizer=optimizer, intervals=intervals)
     return replace(run, batch_size=batch_size, compile=False, scan_every=0, stage=stage)

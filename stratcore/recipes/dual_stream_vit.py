@@ -144,6 +144,7 @@ def dual_stream_vit() -> DualStreamViTRun:
             tokenizer="convolution",
             tokenizer_width=48,
             embed_dim=192,
+            qk_norm=True,
             num_fused_blocks=0,
             num_cross_blocks=2,
             geometric_classifier=True,
@@ -162,7 +163,7 @@ def dual_stream_vit() -> DualStreamViTRun:
         stage=Stage(
             steps=steps,
             optimizer=OptimizerOptions(
-                lr=1e-3, weight_decay=0.05, warmup_steps=3 * epoch, schedule="cosine",
+                lr=5e-4, weight_decay=0.05, warmup_steps=3 * epoch, schedule="cosine",
                 final_lr_fraction=0.01, clip_norm=1.0,
             ),
             intervals=Intervals(log_every=epoch, eval_every=5 * epoch, save_every=20 * epoch),

@@ -62,8 +62,10 @@ class RiemannianAdam(torch.optim.AdamW):
         mean = beta1 * state["exp_avg"] + (1 - beta1) * tangent
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * tangent.square().sum(-1, keepdim=True)
         count = step.to(parameter.dtype)
-        size = group["lr"] / (1 - beta1**count)
-        velocity = -size * mean / ((square / (1 - beta2**count)).sqrt() + group["eps"])
+        spread = (square / (1 - beta2**count)).sqrt() + group["eps"]
+        velocity = -group["lr"] * (
+            mean / ((1 - beta1**count) * spread)
+        )  # the same bits for a tensor of that rate
         end = normalize(
             exponential_map(start, velocity), dim=-1
         )  # against the drift of rounding, as the next one

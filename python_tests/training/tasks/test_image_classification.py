@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from stratcore.training.mastery import MasteryOptions
 from stratcore.training.optimization import Optimization
 from stratcore.training.tasks import ImageClassificationTask
 
+Waits = Callable[[], AbstractContextManager[None]]
 pytestmark = pytest.mark.usefixtures("single_thread")
 PLAIN = ImageObjectiveOptions(classification="cross_entropy", smoothing=0.0, views=1)
 MASTERED = ImageObjectiveOptions(
@@ -218,7 +221,7 @@ def test_cuda_graphs_of_steps_compute_their_bits(tmp_path: Path, rule: str) -> N
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("rule", ["adamw", "riemannian_adam"])
-def test_cuda_steps_do_not_wait_for_the_device(rule: str) -> None:
+def test_cuda_steps_do_not_wait_for_the_device(rule: str, refused_waits: Waits) -> None:
     """But once an epoch, for the order of its images."""
     runtime = Runtime.create("cuda")
     train = table(320)
@@ -245,12 +248,9 @@ def test_cuda_steps_do_not_wait_for_the_device(rule: str) -> None:
     optimization, stream = Optimization(own, settings, runtime), BatchStream(own)
     for index in range(3):
         optimization.run(stream, index)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with refused_waits():
         for index in range(3, 10):
             optimization.run(stream, index)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_experts_a_geometric_tower_and_the_turning_anchors(tmp_path: Path) -> None:
