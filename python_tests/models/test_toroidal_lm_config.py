@@ -61,7 +61,10 @@ def test_options_survive_json() -> None:
     [
         (lambda data: data.update(schema_version=2), "here: expected an object with schema_version 1"),
         (lambda data: data.update(layer=0), "here: unknown key 'layer', expected some of attention, layers"),
-        (lambda data: data["torus"].update(lamda=0), "here: unknown key 'lamda', expected some of adaptive_depths, depth"),
+        (
+            lambda data: data["torus"].update(lamda=0),
+            "here: unknown key 'lamda', expected some of adaptive_depths",
+        ),
         (lambda data: data["torus"].update(depth=0), "here: depth: expected at least 1, got 0"),
         (lambda data: data.update(torus=1), "here: expected torus, an object"),
     ],

@@ -19,7 +19,7 @@ DRIFT_WINDOW = 5
 
 
 class EmbeddingQueue:
-    """First in, first out: the last rows with a label, on the device, written without a wait for it.
+    """First in, first out: the last rows with a label, on the device, written in place and without a wait for it.
 
     Args:
         capacity: N, places in use; the oldest rows make room.
@@ -60,7 +60,7 @@ class EmbeddingQueue:
         kept_BO, kept_B = self._rows[place_B], self._labels[place_B]
         self._rows[place_B] = torch.where(wanted, rows_BO.to(kept_BO.dtype), kept_BO)
         self._labels[place_B] = torch.where(wanted, labels_B, kept_B)
-        self._head = (self._head + count * wanted.long()) % self.capacity
+        self._head.copy_((self._head + count * wanted.long()) % self.capacity)
 
     @torch.no_grad()
     def resize(self, capacity: int) -> None:
@@ -71,7 +71,7 @@ class EmbeddingQueue:
         self._labels.fill_(-1)
         self._rows[capacity - kept : capacity] = rows_NO[-kept:]
         self._labels[capacity - kept : capacity] = labels_N[-kept:]
-        self._head = torch.zeros_like(self._head)
+        self._head.zero_()
         self.capacity = capacity
 
     def state_dict(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class EmbeddingQueue:
             "capacity": self.capacity,
             "rows": self.rows.clone(),
             "labels": self.labels.clone(),
-            "head": self._head,
+            "head": self._head.clone(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -90,7 +90,7 @@ class EmbeddingQueue:
         self._labels.fill_(-1)
         self.rows.copy_(state["rows"])
         self.labels.copy_(state["labels"])
-        self._head = state["head"].to(self._rows.device)
+        self._head.copy_(state["head"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,9 +193,9 @@ class Mastery:
     def observe(self, accuracy: Tensor) -> None:
         """Take the InfoNCE accuracy of a batch: count towards the start, or one more batch since it."""
         mastered = accuracy >= self.options.trigger_accuracy
-        self._streak = torch.where(mastered, self._streak + 1, torch.zeros_like(self._streak))
+        self._streak.copy_(torch.where(mastered, self._streak + 1, 0))
         started = self.active | (self._streak >= self.options.trigger_batches)
-        self._age = self._age + started.long()
+        self._age += started
 
     def margin(self) -> Tensor:
         """Margin of the present batch, scalar; that of the first active batch is `margin_start`."""
@@ -246,8 +246,8 @@ class Mastery:
         """Queue, counters, gaps and cooldown."""
         return {
             "queue": self.queue.state_dict(),
-            "streak": self._streak,
-            "age": self._age,
+            "streak": self._streak.clone(),
+            "age": self._age.clone(),
             "gaps": list(self._gaps),
             "wait": self._wait,
         }
@@ -255,5 +255,6 @@ class Mastery:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self.queue.load_state_dict(state["queue"])
-        self._streak, self._age = (state[key].to(self._streak.device) for key in ("streak", "age"))
+        self._streak.copy_(state["streak"])
+        self._age.copy_(state["age"])
         self._gaps, self._wait = list(state["gaps"]), state["wait"]

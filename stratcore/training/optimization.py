@@ -62,7 +62,11 @@ class Optimization:
         self.window = MetricWindow(runtime.device)
         self._gradient_norm = torch.zeros(())
         self._last_batch: Batch = None
-        self._step = CapturedStep(self._whole_step) if numerics.cuda_graph else self._whole_step
+        self._step = (
+            CapturedStep(self._whole_step, lambda: getattr(task, "capture_key", None))
+            if numerics.cuda_graph
+            else self._whole_step
+        )
 
     def run(self, stream: BatchStream, index: int) -> None:
         """Make the step number `index` (from 0) of the stage."""

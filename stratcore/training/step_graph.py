@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +23,7 @@ class CapturedStep:
 
     Args:
         step: from the micro-batches of a step to whatever it returns.
+        key: what the step depends on beside memory that stays; when its value changes, the step is captured anew.
 
     Raises:
         ValueError: micro-batches of another shape or type than those that were captured.
@@ -30,8 +31,11 @@ class CapturedStep:
     Determinism: a replay computes the bits that the step itself would, random numbers of the device included.
     """
 
-    def __init__(self, step: Callable[[list[Batch]], Outputs]) -> None:
-        self._step = step
+    def __init__(
+        self, step: Callable[[list[Batch]], Outputs], key: Callable[[], Hashable] = lambda: None
+    ) -> None:
+        self._step, self._key = step, key
+        self._captured: Hashable = None
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Batch] = []
@@ -42,7 +46,7 @@ class CapturedStep:
         if self._calls < WARM_UP:
             self._calls += 1
             return self._aside(batches)
-        if self._graph is None:
+        if self._graph is None or self._captured != self._key():
             self._capture(batches)
         assert self._graph is not None
         _fill(self._inputs, batches)
@@ -59,8 +63,9 @@ class CapturedStep:
         return outputs
 
     def _capture(self, batches: list[Batch]) -> None:
+        self._graph = self._outputs = None  # their memory is free for the next ones
         self._inputs = [_map(torch.clone, batch) for batch in batches]
-        self._graph = torch.cuda.CUDAGraph()
+        self._captured, self._graph = self._key(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._outputs = self._step(self._inputs)
 

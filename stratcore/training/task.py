@@ -36,7 +36,8 @@ class Task(Protocol):
     """One family: its loss, metrics and state. A task places its batches on the runtime's device itself.
 
     A task may say `capturable = True`: its `step` is a function of the batch and of memory that stays where it is,
-    without a look at the device and without random numbers of the host, so that a CUDA graph can hold it.
+    without a look at the device and without random numbers of the host, so that a CUDA graph can hold it. Where sizes
+    in it change between steps, `capture_key`, of any type, tells them: another key, another graph.
     """
 
     @property

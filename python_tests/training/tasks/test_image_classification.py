@@ -39,6 +39,7 @@ def task(
     objective: ImageObjectiveOptions = PLAIN,
     model: Any = None,
     kind: type[ImageClassificationTask] = ImageClassificationTask,
+    device: str = "cpu",
     **changes: Any,
 ) -> ImageClassificationTask:
     seed_everything(0)
@@ -47,7 +48,7 @@ def task(
     own.pixels.fit(torch.from_numpy(train.images))
     values: dict[str, Any] = {"batch_size": 32, "seed": 0, "augmentation": SHIFT, "mastery": EASY}
     values |= {"control": table(40, seed=2)} | changes
-    return kind(own, train, table(80, seed=1), Runtime.create("cpu"), objective=objective, **values)
+    return kind(own, train, table(80, seed=1), Runtime.create(device), objective=objective, **values)
 
 
 class Swinging(ImageClassificationTask):
@@ -188,9 +189,26 @@ def test_anchors_stay_in_use_without_info_nce(tmp_path: Path) -> None:
     assert used["source"] < 0.5 and used["ours"] >= 0.9
 
 
-def test_steps_that_a_graph_can_hold() -> None:
-    assert task().capturable and not task(MASTERED).capturable
-    assert not task(replace(PLAIN, gal=1.0), ArbitrationViT(small())).capturable
+def places(own: ImageClassificationTask) -> list[int]:
+    """Addresses of all that a step writes beside weights and moments."""
+    queues, tensors = [], [own._revival.counts] if own._revival else []
+    if own._mastery is not None:
+        queues, tensors = [own._mastery.queue], [*tensors, own._mastery._streak, own._mastery._age]
+    if own._alignment is not None:
+        queues.append(own._alignment.buffer)
+    tensors += [part for queue in queues for part in (queue._rows, queue._labels, queue._head)]
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def test_what_a_graph_holds_stays_where_it_is_and_its_key_is_the_size_of_the_queue(tmp_path: Path) -> None:
+    turning = task(replace(PLAIN, gal=1.0), ArbitrationViT(small()), gal=GALOptions(interval=3))
+    for own in (task(MASTERED, kind=Swinging), turning):
+        start, key = places(own), own.capture_key
+        assert own.capturable and len(start) >= 3
+        Trainer(own, stage(7, control_every=3), Runtime.create("cpu"), tmp_path / str(len(start))).fit()
+        own.load_state_dict(own.state_dict())
+        assert places(own) == start
+        assert own.capture_key == (96 if own._mastery else key)
 
 
 @pytest.mark.cuda
@@ -217,6 +235,26 @@ def test_cuda_graphs_of_steps_compute_their_bits(tmp_path: Path, rule: str) -> N
         metrics = Trainer(own, settings, runtime, tmp_path / str(graph)).fit().metrics
         found.append((metrics["nll"], weights(own).cpu()))
     assert found[0][0] == found[1][0] and torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["mastery", "experts"])
+def test_cuda_graphs_follow_a_queue_that_grows_and_anchors_that_turn(tmp_path: Path, name: str) -> None:
+    found = []
+    for graph in (False, True):
+        if name == "mastery":
+            own = task(MASTERED, kind=Swinging, device="cuda")
+        else:
+            objective, options = (
+                replace(PLAIN, experts=1.0, gal=1.0),
+                GALOptions(interval=3, num_simplices=32),
+            )
+            own = task(objective, ArbitrationViT(small()), device="cuda", gal=options)
+        settings = replace(stage(16, control_every=3), numerics=Numerics(cuda_graph=graph))
+        Trainer(own, settings, Runtime.create("cuda"), tmp_path / str(graph)).fit()
+        found.append((weights(own).cpu(), own.capture_key))
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
+    assert name == "experts" or found[0][1] != 64
 
 
 @pytest.mark.cuda

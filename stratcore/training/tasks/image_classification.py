@@ -68,6 +68,8 @@ class ImageClassificationTask:
         scan_every: steps between two health scans, which ride on evaluations; 0: never.
     """
 
+    capturable = True
+
     def __init__(
         self,
         model: ImageModel,
@@ -123,9 +125,9 @@ class ImageClassificationTask:
         )
 
     @property
-    def capturable(self) -> bool:
-        """Whether a CUDA graph can hold a step: without mastery queue and alignment of anchors, which change size."""
-        return self._mastery is None and self._alignment is None
+    def capture_key(self) -> int:
+        """Places of the mastery queue: a graph is of one size."""
+        return 0 if self._mastery is None else self._mastery.queue.capacity
 
     def parameter_groups(self) -> ParameterGroups:
         """Matrices, with weight decay; vectors, positions and anchors without, these as points on the sphere."""
