@@ -65,6 +65,22 @@ def test_words_on_made_up_words_are_true_of_their_numbers(monkeypatch: pytest.Mo
         )
     others = [row for row in found.values() if row["arm"] != "layer_processing"]
     assert min(row["p_holm"] for row in others) > 0.5
-    for arm in run.arms():
-        values = document.curve([row for row in trials if row["arm"] == arm])
+    for values in document.curves(run, trials).values():
         assert 0.3 <= values[-1] - values[-2] <= 1.5
+
+
+def test_words_on_the_longer_run_are_true_of_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    results = document.load("../cpu/token_strata_longer.json")
+    run = document.run_of(results)
+    broad = document.run_of(document.load("token_strata.json"))
+    assert not set(run.seeds) & set(broad.seeds) and results["configuration"]["stage"]["steps"] == 9000
+    rows = document.compare(run, results["trials"])
+    found = {row["control"]: row for row in rows if row["arm"] == "layer_processing"}
+    assert all(row["p_holm"] > 0.05 for row in found.values())
+    for control in ("plain", "layer_processing/frozen"):
+        assert found[control]["difference"]["p_value"] > 0.1
+    (perceptron,) = [row for row in rows if row["arm"] == "layer_processing/mlp"]
+    assert perceptron["difference"]["value"] < 0
+    gains = [values[-1] - values[-2] for values in document.curves(run, results["trials"]).values()]
+    assert 0.15 < min(gains) and max(gains) < 0.55
