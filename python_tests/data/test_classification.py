@@ -154,7 +154,7 @@ def test_join() -> None:
     joined = join_classification([first, second])
     assert joined.num_rows == 100 and joined.domain_names == ("domain 0", "other")
     assert joined.domain.tolist() == [0] * 40 + [1] * 60
-    with pytest.raises(DataError, match="differ from"):
+    with pytest.raises(DataError, match=r"rows: row 0: label .no. is not in rows; labels .* differ from"):
         join_classification([first, make(60, 1, label_names=("no", "yes"), domain_names=("other",))])
     with pytest.raises(DataError, match="pairs of texts and single texts do not mix"):
         join_classification([first, make(40, 1, second=first.texts, domain_names=("other",))])

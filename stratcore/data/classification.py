@@ -224,6 +224,16 @@ def _given_split(table: ClassificationTable, part: np.ndarray, seed: int) -> Spl
     return Split(*parts)
 
 
+def _other_labels(first: ClassificationTable, other: ClassificationTable) -> str:
+    words = f"labels {other.label_names} differ from {first.label_names} of {first.source}"
+    unknown = [number for number, name in enumerate(other.label_names) if name not in first.label_names]
+    if not unknown:
+        return f"{other.source}: {words}"
+    row = int(np.flatnonzero(np.isin(other.label, unknown))[0])
+    name = other.label_names[other.label[row]]
+    return f"{other.source}: row {row}: label {name!r} is not in {first.source}; {words}"
+
+
 def join_classification(tables: Sequence[ClassificationTable]) -> ClassificationTable:
     """Put tables of different domains and the same labels below each other.
 
@@ -233,9 +243,7 @@ def join_classification(tables: Sequence[ClassificationTable]) -> Classification
     first = tables[0]
     for other in tables[1:]:
         if other.label_names != first.label_names:
-            raise DataError(
-                f"{other.source}: labels {other.label_names} differ from {first.label_names} of {first.source}"
-            )
+            raise DataError(_other_labels(first, other))
         if (other.second is None) != (first.second is None):
             raise DataError(f"{other.source}: pairs of texts and single texts do not mix")
         if (other.part is None) != (first.part is None):
