@@ -31,8 +31,11 @@ class CapturableToy(ToyTask):
 
 
 def test_refused_where_a_graph_cannot_hold_the_step(tmp_path):
-    with pytest.raises(ValueError, match="numerics.cuda_graph: expected False with precision fp16, got True"):
-        Numerics(cuda_graph=True, precision="fp16")
+    for other in ({"precision": "fp16"}, {"gradient_checkpointing": True}):
+        with pytest.raises(
+            ValueError, match="cuda_graph: expected False with precision fp16 or gradient_checkpointing, got"
+        ):
+            Numerics(cuda_graph=True, **other)
     with pytest.raises(ValueError, match="expected one process on a GPU, got 1 on cpu"):
         toy_trainer(tmp_path, numerics=GRAPH)
 

@@ -120,7 +120,8 @@ class Numerics:
         find_unused_parameters: Under several ranks, allow parameters that get no gradient in a step.
         max_bad_steps: After so many steps in a row with a non-finite loss or gradient, training stops.
         cuda_graph: Capture an optimizer step as one CUDA graph and replay it: for models whose kernels take less time
-            than launching them. Needs one process, a GPU, Adam or AdamW, no `fp16`, and a task that is `capturable`.
+            than launching them. Needs one process, a GPU, Adam or AdamW, no `fp16`, no `gradient_checkpointing`,
+            and a task that is `capturable`.
     """
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -137,7 +138,10 @@ class Numerics:
             self,
             {
                 "precision": (known, "one of fp32, bf16, fp16"),
-                "cuda_graph": (not self.cuda_graph or self.precision != "fp16", "False with precision fp16"),
+                "cuda_graph": (
+                    not self.cuda_graph or not (self.precision == "fp16" or self.gradient_checkpointing),
+                    "False with precision fp16 or gradient_checkpointing",
+                ),
                 "max_bad_steps": (self.max_bad_steps >= 1, "an integer >= 1"),
             },
         )

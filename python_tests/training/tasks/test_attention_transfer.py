@@ -34,8 +34,7 @@ def task(name: str = "llama", projections: str = "host", **torus: Any) -> Attent
 
 def test_the_error_is_that_of_each_layer_on_the_hosts_own_stream() -> None:
     own, plain = task(), host("llama")
-    numbers = next(iter(own.batches(0, 0)))
-    ids = own.tokens("train", numbers)
+    ids = next(iter(own.batches(0, 0)))
     seen: dict[int, tuple[Any, Any]] = {}
     for index in LAYERS:
         plain.model.layers[index].self_attn.register_forward_hook(
@@ -46,18 +45,18 @@ def test_the_error_is_that_of_each_layer_on_the_hosts_own_stream() -> None:
         plain(ids, use_cache=False)
         students = own.model.attentions()  # type: ignore[operator]
         expected = sum(float((students[i](**seen[i][0])[0] - seen[i][1]).square().mean()) for i in LAYERS)
-    result = own.step(own.model, numbers, 0)
+    result = own.step(own.model, ids, 0)
     assert float(result.metrics["loss"]) == pytest.approx(expected, rel=1e-5) and expected > 1e-3
     assert (result.loss_sum / result.weight).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_no_error_of_one_layer_reaches_another() -> None:
     own = task()
-    numbers = next(iter(own.batches(0, 0)))
+    ids = next(iter(own.batches(0, 0)))
 
     def second_error() -> tuple[float, torch.Tensor]:
         own.model.zero_grad()
-        result = own.step(own.model, numbers, 0)
+        result = own.step(own.model, ids, 0)
         result.loss_sum.backward()
         gradient = own.model.host.model.layers[2].self_attn.q_proj.weight.grad  # type: ignore[union-attr]
         return float(result.metrics["relative_error/2"]), gradient.clone()  # type: ignore[operator]
@@ -67,6 +66,17 @@ def test_no_error_of_one_layer_reaches_another() -> None:
         own.model.host.model.layers[0].self_attn.o_proj.weight.mul_(3)  # type: ignore[union-attr, operator]
     after = second_error()
     assert before[0] == after[0] and torch.equal(before[1], after[1])
+
+
+def test_a_step_in_a_graph_gives_teacher_and_student_caches_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = task()
+    ids = next(iter(own.batches(0, 0)))
+    expected = own.step(own.model, ids, 0)
+    for name in ("is_available", "is_current_stream_capturing"):
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda: True)
+    assert torch.equal(own.step(own.model, ids, 0).loss_sum, expected.loss_sum)
 
 
 def test_only_replaced_attentions_get_gradients() -> None:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from python_tests.huggingface.hosts import host
 from python_tests.training.tasks.token_cases import small_lm, token_rows
+from stratcore.layers import ToroidalBranchOptions
 from stratcore.training import Numerics, OptimizerOptions, Runtime, Stage, Trainer
 from stratcore.training.tasks import LanguageModelingTask, next_token_loss
 
@@ -103,10 +105,59 @@ def test_checkpointed_activations_train_the_same(tmp_path: Path) -> None:
 
 def test_an_epoch_visits_every_row_once_in_an_order_of_its_own() -> None:
     own = task(small_lm(), batch_size=6)
-    epochs = [np.concatenate(list(own.batches(epoch, 0))) for epoch in (0, 1)]
-    assert all(np.array_equal(np.sort(epoch), np.arange(24)) for epoch in epochs)
-    assert not np.array_equal(*epochs)
-    assert np.array_equal(np.concatenate(list(own.batches(0, 2))), epochs[0][12:])
+    epochs = [torch.cat(list(own.batches(epoch, 0))) for epoch in (0, 1)]
+    rows = sorted(token_rows().tolist())
+    assert all(sorted(epoch.tolist()) == rows for epoch in epochs)
+    assert not torch.equal(*epochs)
+    assert torch.equal(torch.cat(list(own.batches(0, 2))), epochs[0][12:])
+
+
+@pytest.fixture
+def capturing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a CUDA graph were being captured, in which the host must not ask the device for anything."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
+
+    def look(*_: object) -> None:
+        raise AssertionError("the device is asked whether rows are packed")
+
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", look)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "mistral", "phi", "phi3", "gpt2", "gpt_neox"])
+def test_a_step_in_a_graph_asks_for_nothing_and_computes_its_bits(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    model = host(name)
+    ids = torch.from_numpy(token_rows(3, 9))
+    expected, _ = next_token_loss(model, ids)
+    request.getfixturevalue("capturing")
+    found, _ = next_token_loss(model, ids)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("options", [{}, {"torus": ToroidalBranchOptions(adaptive_depths=(1, 2))}])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cuda_graphs_of_steps_compute_their_bits(
+    tmp_path: Path, precision: str, options: dict[str, Any]
+) -> None:
+    found, runtime = [], Runtime.create("cuda")
+    for graph in (False, True):
+        torch.manual_seed(0)
+        own = LanguageModelingTask(
+            small_lm(**options), token_rows(), token_rows(10, seed=1), runtime, batch_size=4, seed=0
+        )
+        stage = Stage(
+            steps=9,
+            accumulate=2,
+            optimizer=OptimizerOptions(lr=1e-2, clip_norm=1.0),
+            numerics=Numerics(precision=precision, cuda_graph=graph),
+        )
+        result = Trainer(own, stage, runtime, tmp_path / str(graph)).fit()
+        weights = torch.cat([p.detach().flatten() for p in own.model.parameters() if p.requires_grad])
+        found.append((result.metrics["nll"], weights))
+    assert found[0][0] == found[1][0] and torch.equal(found[0][1], found[1][1])
 
 
 def test_vectors_do_not_decay_and_branches_have_a_rate_of_their_own() -> None:

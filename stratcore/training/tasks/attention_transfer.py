@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
+from transformers import Cache, DynamicCache
 
 from stratcore.training.distributed import Runtime
 from stratcore.training.task import StepResult
-from stratcore.training.tasks.language_modeling import LanguageModelingTask
+from stratcore.training.tasks.language_modeling import LanguageModelingTask, without_a_look
 
 
 class AttentionTransferTask(LanguageModelingTask):
@@ -67,13 +68,12 @@ class AttentionTransferTask(LanguageModelingTask):
         keeps = "logits_to_keep" in inspect.signature(host.forward).parameters
         self._call = {"use_cache": False} | ({"logits_to_keep": 1} if keeps else {})
 
-    def step(self, model: nn.Module, batch: np.ndarray, micro: int) -> StepResult:
+    def step(self, model: nn.Module, batch: Tensor, micro: int) -> StepResult:
         """Squared errors of all layers, a mean over channels, summed over tokens."""
-        ids_BL = self.tokens("train", batch)
         with self._watched() as errors:
-            model(input_ids=ids_BL, **self._call)
-        weight = torch.tensor(float(ids_BL.numel()), device=ids_BL.device)
+            model(input_ids=batch, **self._call, **without_a_look())
         total = torch.stack([squared for squared, _ in errors.values()]).sum()
+        weight = total.new_full((), batch.numel())
         metrics = {
             f"relative_error/{number}": (squared / size).detach()
             for number, (squared, size) in errors.items()
@@ -102,7 +102,8 @@ class AttentionTransferTask(LanguageModelingTask):
 
         def compare(number: int) -> Any:
             def hook(module: nn.Module, arguments: tuple, named: dict[str, Any], output: Any) -> Any:
-                with torch.no_grad():
+                with torch.no_grad():  # the student has written to a cache, if there is one
+                    named = {k: DynamicCache() if isinstance(v, Cache) else v for k, v in named.items()}
                     wanted = self._teachers[number](*arguments, **named)
                 target = wanted[0].float()
                 errors[number] = mse_loss(output[0].float(), target), target.square().mean()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers import DynamicCache
 
 from stratcore.training.distributed import Runtime
 from stratcore.training.optimizer import ParameterGroups
@@ -34,6 +35,8 @@ class LanguageModelingTask:
     Raises:
         ValueError: rows of another shape, or a batch that does not fit.
     """
+
+    capturable = True
 
     def __init__(
         self,
@@ -78,23 +81,23 @@ class LanguageModelingTask:
             for (of_branch, decayed), own in groups.items()
         ]
 
-    def batches(self, epoch: int, start: int) -> Iterator[np.ndarray]:
-        """Row numbers of this rank's micro-batches; the last, smaller batch of an epoch is left out."""
+    def batches(self, epoch: int, start: int) -> Iterator[Tensor]:
+        """Rows of this rank's micro-batches, int64 [B, L]; the last, smaller batch of an epoch is left out."""
         rows = len(self._splits["train"])
         order = np.random.default_rng([self._seed, epoch]).permutation(rows)
         size = self._batch_size // self._runtime.world_size
         for index in range(start, rows // self._batch_size):
             first = index * self._batch_size + self._runtime.rank * size
-            yield order[first : first + size]
+            yield self.tokens("train", order[first : first + size])
 
     def tokens(self, split: str, numbers: np.ndarray) -> Tensor:
         """Rows with these numbers, int64 [B, L], on the device."""
         return torch.from_numpy(self._splits[split][numbers]).to(self._runtime.device, non_blocking=True)
 
-    def step(self, model: nn.Module, batch: np.ndarray, micro: int) -> StepResult:
-        """Summed loss of the rows with these numbers; its weight is the number of foreseen tokens."""
-        total, count = next_token_loss(model, self.tokens("train", batch))
-        weight = torch.tensor(float(count), device=total.device)
+    def step(self, model: nn.Module, batch: Tensor, micro: int) -> StepResult:
+        """Summed loss of rows; its weight is the number of foreseen tokens."""
+        total, count = next_token_loss(model, batch)
+        weight = total.new_full((), count)
         return StepResult(loss_sum=total, weight=weight, metrics={"loss": total.detach() / count})
 
     def after_step(self, step: int) -> None:
@@ -122,9 +125,20 @@ class LanguageModelingTask:
         """Nothing."""
 
 
+def without_a_look() -> dict[str, Any]:
+    """What a model of transformers is called with besides, so that the host never waits; nothing outside a graph.
+
+    Without a cache transformers asks the device whether rows are packed, which a CUDA graph that is being captured
+    cannot answer: it then writes a mask out. An empty cache says that they are not.
+    """
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return {"past_key_values": DynamicCache()}
+    return {}
+
+
 def next_token_loss(model: nn.Module, ids_BL: Tensor) -> tuple[Tensor, int]:
     """Negative log-likelihood of all tokens but the first of each row, summed in float32 or better; their number."""
-    logits_BLV = model(input_ids=ids_BL, use_cache=False).logits[:, :-1]
+    logits_BLV = model(input_ids=ids_BL, use_cache=False, **without_a_look()).logits[:, :-1]
     wide = torch.promote_types(logits_BLV.dtype, torch.float32)
     labels_BL = ids_BL[:, 1:]
     total = cross_entropy(logits_BLV.to(wide).flatten(0, 1), labels_BL.flatten(), reduction="sum")
