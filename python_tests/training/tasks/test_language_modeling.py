@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from python_tests.huggingface.hosts import host
 from python_tests.training.tasks.token_cases import small_lm, token_rows
 from stratcore.layers import ToroidalBranchOptions
 from stratcore.training import Numerics, OptimizerOptions, Runtime, Stage, Trainer
@@ -110,30 +109,6 @@ def test_an_epoch_visits_every_row_once_in_an_order_of_its_own() -> None:
     assert all(sorted(epoch.tolist()) == rows for epoch in epochs)
     assert not torch.equal(*epochs)
     assert torch.equal(torch.cat(list(own.batches(0, 2))), epochs[0][12:])
-
-
-@pytest.fixture
-def capturing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a CUDA graph were being captured, in which the host must not ask the device for anything."""
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
-
-    def look(*_: object) -> None:
-        raise AssertionError("the device is asked whether rows are packed")
-
-    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", look)
-
-
-@pytest.mark.parametrize("name", ["llama", "qwen2", "mistral", "phi", "phi3", "gpt2", "gpt_neox"])
-def test_a_step_in_a_graph_asks_for_nothing_and_computes_its_bits(
-    name: str, request: pytest.FixtureRequest
-) -> None:
-    model = host(name)
-    ids = torch.from_numpy(token_rows(3, 9))
-    expected, _ = next_token_loss(model, ids)
-    request.getfixturevalue("capturing")
-    found, _ = next_token_loss(model, ids)
-    assert torch.equal(found, expected)
 
 
 @pytest.mark.cuda

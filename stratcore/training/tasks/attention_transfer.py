@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
-from transformers import Cache, DynamicCache
 
+from stratcore.models.graph_capture import unasked, with_own_caches
 from stratcore.training.distributed import Runtime
 from stratcore.training.task import StepResult
-from stratcore.training.tasks.language_modeling import LanguageModelingTask, without_a_look
+from stratcore.training.tasks.language_modeling import LanguageModelingTask
 
 
 class AttentionTransferTask(LanguageModelingTask):
@@ -71,7 +71,7 @@ class AttentionTransferTask(LanguageModelingTask):
     def step(self, model: nn.Module, batch: Tensor, micro: int) -> StepResult:
         """Squared errors of all layers, a mean over channels, summed over tokens."""
         with self._watched() as errors:
-            model(input_ids=batch, **self._call, **without_a_look())
+            model(input_ids=batch, **self._call, **unasked())
         total = torch.stack([squared for squared, _ in errors.values()]).sum()
         weight = total.new_full((), batch.numel())
         metrics = {
@@ -102,9 +102,8 @@ class AttentionTransferTask(LanguageModelingTask):
 
         def compare(number: int) -> Any:
             def hook(module: nn.Module, arguments: tuple, named: dict[str, Any], output: Any) -> Any:
-                with torch.no_grad():  # the student has written to a cache, if there is one
-                    named = {k: DynamicCache() if isinstance(v, Cache) else v for k, v in named.items()}
-                    wanted = self._teachers[number](*arguments, **named)
+                with torch.no_grad():
+                    wanted = self._teachers[number](*arguments, **with_own_caches(named))
                 target = wanted[0].float()
                 errors[number] = mse_loss(output[0].float(), target), target.square().mean()
                 return wanted

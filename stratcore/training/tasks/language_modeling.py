@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import DynamicCache
 
+from stratcore.models.graph_capture import unasked
 from stratcore.training.distributed import Runtime
 from stratcore.training.optimizer import ParameterGroups
 from stratcore.training.task import StepResult
@@ -125,20 +125,9 @@ class LanguageModelingTask:
         """Nothing."""
 
 
-def without_a_look() -> dict[str, Any]:
-    """What a model of transformers is called with besides, so that the host never waits; nothing outside a graph.
-
-    Without a cache transformers asks the device whether rows are packed, which a CUDA graph that is being captured
-    cannot answer: it then writes a mask out. An empty cache says that they are not.
-    """
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        return {"past_key_values": DynamicCache()}
-    return {}
-
-
 def next_token_loss(model: nn.Module, ids_BL: Tensor) -> tuple[Tensor, int]:
     """Negative log-likelihood of all tokens but the first of each row, summed in float32 or better; their number."""
-    logits_BLV = model(input_ids=ids_BL, use_cache=False, **without_a_look()).logits[:, :-1]
+    logits_BLV = model(input_ids=ids_BL, use_cache=False, **unasked()).logits[:, :-1]
     wide = torch.promote_types(logits_BLV.dtype, torch.float32)
     labels_BL = ids_BL[:, 1:]
     total = cross_entropy(logits_BLV.to(wide).flatten(0, 1), labels_BL.flatten(), reduction="sum")
