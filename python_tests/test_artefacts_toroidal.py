@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -215,6 +216,28 @@ def test_b3_the_replaced_layer_sees_the_future(trained: Any) -> None:
     for depth in (1, 2, 4):
         for gate in ("open", "zero"):
             assert future_leak(as_ours(trained, depth=depth, gate=gate)) == 0
+
+
+def test_b3_fft_mixing_foresees_tokens_that_nothing_can_foresee(tmp_path: Path) -> None:
+    """Tokens drawn evenly from 20 cost ln 20 nats each; the origin's FFT path reads them off and pays nothing."""
+
+    def rows(count: int, seed: int) -> np.ndarray:
+        return np.random.default_rng(seed).integers(1, 21, (count, 16))
+
+    found = {}
+    for attention in ("host", "fft_mixing"):
+        torus = ToroidalBranchOptions(gate="open", lambda_distance=0.1)
+        options = ToroidalLMOptions(layers=(0,), attention=attention, torus=torus)
+        model = ToroidalLM(host("phi", initializer_range=0.1), options)
+        model.train_only("all")
+        task = LanguageModelingTask(
+            model, rows(400, 0), rows(100, 1), Runtime.create("cpu"), batch_size=20, seed=0
+        )
+        stage = Stage(steps=300, optimizer=OptimizerOptions(lr=1e-2, schedule="cosine", clip_norm=1.0))
+        found[attention] = (
+            Trainer(task, stage, Runtime.create("cpu"), tmp_path / attention).fit().metrics["nll"]
+        )
+    assert found["host"] > math.log(20) and found["fft_mixing"] < 0.1
 
 
 def test_b4_the_present_length_as_period(trained: Any) -> None:

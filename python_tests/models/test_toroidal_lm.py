@@ -69,6 +69,21 @@ def test_an_open_branch_at_depth_1_without_lambda_is_the_host(name: str) -> None
     assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
 
 
+@pytest.mark.parametrize("name", [name for name in HOSTS if name != "mistral"])  # whose window is a mask
+def test_fft_mixing_sees_the_future_and_refuses_masks_and_caches(name: str, tmp_path: Path) -> None:
+    options = ToroidalLMOptions(layers=(1,), attention="fft_mixing", torus=ToroidalBranchOptions(gate="open"))
+    model, ids, other = ToroidalLM(host(name), options), tokens(), tokens()
+    other[:, -1] = tokens(seed=2)[:, -1]
+    change = (logits(model, ids) - logits(model, other)).abs()
+    assert float(change[:, 0].max()) > 1e-7
+    with pytest.raises(ValueError, match="FFT mixing: expected no mask"):
+        logits(model, ids, attention_mask=torch.tensor([[0] * 3 + [1] * 9, [1] * 12]))
+    with pytest.raises(ValueError, match="one whole sequence"):
+        model.generate(ids, max_new_tokens=2, do_sample=False)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(ToroidalLM.from_pretrained(tmp_path), ids), logits(model, ids))
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi"])
 def test_an_open_branch_is_its_bias_as_a_mask(name: str) -> None:
     ids = tokens()

@@ -39,7 +39,11 @@ def test_a_layer_that_is_none_is_refused_with_those_that_are(layers: Any) -> Non
         ({"layers": "first"}, "layers: expected numbers, all, input, middle, output, or a range such as 0-3"),
         ({"layers": "4-2"}, "or a range such as 0-3, got '4-2'"),
         ({"layers": ()}, "layers: expected at least one number, got none"),
-        ({"attention": "linear"}, "attention: expected one of toroidal, host, got 'linear'"),
+        (
+            {"attention": "fft_mixing"},
+            "attention: expected torus.gate 'open' and torus.depth 1 with 'fft_mixing'",
+        ),
+        ({"attention": "linear"}, "attention: expected one of toroidal, host, fft_mixing, got 'linear'"),
         ({"projections": "zero"}, "projections: expected one of host, random, got 'zero'"),
         ({"seed": -1}, "seed: expected a number in [0, 2^32), got -1"),
     ],

@@ -22,7 +22,8 @@ def test_every_arm_is_what_its_name_says() -> None:
     torus = ToroidalBranchOptions(depth=2, lambda_distance=0.3)
     run = replace(toroidal_lm(), arms=tuple(ARMS), model=ToroidalLMOptions(layers=(0, 3), torus=torus))
     found = {arm: run.options(arm, 5) for arm in ARMS}
-    assert all(each.layers == (0, 3) and each.seed == 5 and each.torus.depth == 2 for each in found.values())
+    assert all(each.layers == (0, 3) and each.seed == 5 for each in found.values())
+    assert all(each.torus.depth == (1 if arm == "fft_mixing" else 2) for arm, each in found.items())
     kinds = {arm: (o.attention, o.torus.gate, o.projections) for arm, o in found.items()}
     assert kinds == {
         "toroidal": ("toroidal", "zero", "host"),
@@ -31,10 +32,13 @@ def test_every_arm_is_what_its_name_says() -> None:
         "tuned": ("host", "open", "host"),
         "random": ("toroidal", "open", "random"),
         "standard_random": ("host", "open", "random"),
+        "fft_mixing": ("fft_mixing", "open", "host"),
     }
     control = found["lambda_0"].torus
     assert control.lambda_distance == 0.0 and not control.learn_lambda
-    assert [arm for arm in ARMS if run.starts_away(arm)] == ["open", "random", "standard_random"]
+    assert [arm for arm in ARMS if run.starts_away(arm)] == [
+        "open", "random", "standard_random", "fft_mixing",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from stratcore.layers.context_parallel import (
 )
 from stratcore.layers.depth_fusion import DepthFusion
 from stratcore.layers.dictionary import DictionaryExperts
+from stratcore.layers.fft_mixing import FFTMixing
 from stratcore.layers.gating import QueryKeyGate, expert_weights
 from stratcore.layers.layer_processing import LayerProcessing, LayerProcessingOptions
 from stratcore.layers.lista import ListaOptions, TopKLISTA
@@ -65,6 +66,7 @@ from stratcore.layers.toroidal_options import ToroidalAttentionOptions, normaliz
 from stratcore.layers.toroidal_rotary import ToroidalRotary
 
 __all__ = [
+    "FFTMixing",
     "AdaptiveDepthBranch",
     "BatchTopK",
     "CVLoss",

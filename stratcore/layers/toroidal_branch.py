@@ -116,6 +116,22 @@ class ToroidalBranchOptions:
                 "learn_lambda false"
             )
 
+    def starting_lambdas(self, num_heads: int) -> Tensor:
+        """`lambda_distance` of every head, [H] float32.
+
+        Raises:
+            ValueError: numbers that are neither one nor one a head.
+        """
+        given = self.lambda_distance
+        if isinstance(given, str):
+            return ops.alibi_slopes(num_heads).float()
+        values = torch.tensor(given if isinstance(given, tuple) else (given,), dtype=torch.float32)
+        if values.numel() not in (1, num_heads):
+            raise ValueError(
+                f"lambda_distance: expected one number or one for each of {num_heads} heads, got {values.numel()}"
+            )
+        return values.expand(num_heads).clone()
+
 
 def legal_depths(head_dim: int, *, rotary: bool) -> list[int]:
     """Numbers of slices that a head can be cut into.
@@ -242,7 +258,7 @@ class ToroidalBranch(nn.Module):
         self.options = options
         self.num_heads, self.num_key_heads, self.head_dim = num_heads, num_key_heads, head_dim
         self.register_buffer("channel_order", None if options.depth == 1 else channel_order, persistent=False)
-        start = self._start()
+        start = options.starting_lambdas(num_heads)
         if options.learn_lambda:
             self.lambda_distance = nn.Parameter(start)
         else:
@@ -252,19 +268,6 @@ class ToroidalBranch(nn.Module):
             DepthFusion(options.depth, head_dim // options.depth, str(options.fusion)) if mixes else None
         )
         self.gate = nn.Parameter(torch.zeros(())) if options.gate == "zero" else None
-
-    def _start(self) -> Tensor:
-        """[H]."""
-        given = self.options.lambda_distance
-        if isinstance(given, str):
-            return ops.alibi_slopes(self.num_heads).float()
-        values = torch.tensor(given if isinstance(given, tuple) else (given,), dtype=torch.float32)
-        if values.numel() not in (1, self.num_heads):
-            raise ValueError(
-                f"lambda_distance: expected one number or one for each of {self.num_heads} heads, got "
-                f"{values.numel()}"
-            )
-        return values.expand(self.num_heads).clone()
 
     def forward(
         self,

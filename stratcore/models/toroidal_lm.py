@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from stratcore.layers.adaptive_depth import AdaptiveDepthBranch
+from stratcore.layers.fft_mixing import FFTMixing
 from stratcore.layers.toroidal_branch import ToroidalBranch
 from stratcore.models._attention_hosts import AttentionLayer, attention_layers
 from stratcore.models.pretrained_encoder import check_loaded, is_causal
 from stratcore.models.toroidal_lm_attention import (
+    Branch,
     attach_branch,
     check_layer,
     check_unbent,
@@ -93,7 +95,7 @@ class ToroidalLM(nn.Module):
         self.branches = nn.ModuleDict()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
-            if options.attention == "toroidal":
+            if options.attention != "host":
                 for each in chosen:
                     self.branches[str(each.number)] = _branch(each, host, options)
             if options.projections == "random":
@@ -101,7 +103,7 @@ class ToroidalLM(nn.Module):
                     _draw_anew(each.module, host)
         self.host = host
         for each in chosen:
-            if options.attention == "toroidal":
+            if options.attention != "host":
                 attach_branch(each, self.branches[str(each.number)])  # type: ignore[arg-type]
         host.register_forward_pre_hook(_refuse_call, with_kwargs=True)
         self.train(host.training)
@@ -288,9 +290,7 @@ def _positions(host: PreTrainedModel) -> int:
     return found
 
 
-def _branch(
-    layer: AttentionLayer, host: PreTrainedModel, options: ToroidalLMOptions
-) -> ToroidalBranch | AdaptiveDepthBranch:
+def _branch(layer: AttentionLayer, host: PreTrainedModel, options: ToroidalLMOptions) -> Branch:
     """The branch of one layer, at its start.
 
     Raises:
@@ -304,14 +304,17 @@ def _branch(
         raise ValueError(f"{layer.name}: expected weights on a device, got none yet (meta)")
     adaptive = bool(options.torus.adaptive_depths)
     deep = adaptive or options.torus.depth > 1
+    sizes = {
+        "num_heads": heads,
+        "num_key_heads": getattr(config, "num_key_value_heads", None) or heads,
+        "head_dim": head_dim,
+    }
     try:
-        return (AdaptiveDepthBranch if adaptive else ToroidalBranch)(
-            options.torus,
-            num_heads=heads,
-            num_key_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=head_dim,
-            channel_order=rotary_channel_order(layer, host, head_dim) if deep else None,
-        ).to(device)
+        if options.attention == "fft_mixing":
+            return FFTMixing(options.torus, **sizes).to(device)
+        order = rotary_channel_order(layer, host, head_dim) if deep else None
+        kind = AdaptiveDepthBranch if adaptive else ToroidalBranch
+        return kind(options.torus, channel_order=order, **sizes).to(device)
     except ValueError as error:
         raise ValueError(f"{layer.name}: {error}") from None
 

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from stratcore.layers.adaptive_depth import AdaptiveDepthBranch
+from stratcore.layers.fft_mixing import FFTMixing
 from stratcore.layers.toroidal_branch import ToroidalBranch
 from stratcore.models._attention_hosts import AttentionLayer, host_attention
 
 IMPLEMENTATION = "toroidal_branch"
+Branch = ToroidalBranch | AdaptiveDepthBranch | FFTMixing
 # Attributes of an attention module: its branch, and the configuration that it had.
 BRANCH, CONFIG = "toroidal_branch", "toroidal_branch_host_config"
 # What an attention may be asked for, and this one cannot do.
@@ -32,7 +34,7 @@ _REFUSED = {
 }
 
 
-def attach_branch(layer: AttentionLayer, branch: ToroidalBranch | AdaptiveDepthBranch) -> None:
+def attach_branch(layer: AttentionLayer, branch: Branch) -> None:
     """Lets an attention module dispatch to its host's attention and a branch.
 
     The module gets a copy of the configuration that names this implementation. All others, and the masks, go by the
@@ -131,7 +133,7 @@ def toroidal_branch_forward(
         ValueError: something that a torus cannot do, or a mask of another shape.
         TypeError: a mask that is neither bool nor a number.
     """
-    branch: ToroidalBranch | AdaptiveDepthBranch = getattr(module, BRANCH)
+    branch: Branch = getattr(module, BRANCH)
     for name in _REFUSED:
         if options.get(name) is not None and options[name] is not False:
             refuse(module, name)
@@ -152,7 +154,7 @@ def toroidal_branch_forward(
         causal = getattr(module, "is_causal", True) if asked is None else asked
     torus = branch(query, key, value, scaling=scaling, causal=causal, mask=mask)
     torus = torus.transpose(1, 2).contiguous()
-    if branch.gate is None:
+    if isinstance(branch, FFTMixing) or branch.gate is None:
         return torus, None
     inputs = (query, key, value, attention_mask)
     host = _host(module)(module, *inputs, scaling=scaling, dropout=dropout, **options)[0]

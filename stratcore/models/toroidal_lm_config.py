@@ -10,7 +10,7 @@ from typing import Any
 
 from stratcore.layers.toroidal_branch import ToroidalBranchOptions
 
-ATTENTIONS = ("toroidal", "host")
+ATTENTIONS = ("toroidal", "host", "fft_mixing")
 PROJECTIONS = ("host", "random")
 SCHEMA_VERSION = 1
 _NAMED = ("all", "input", "middle", "output")
@@ -24,7 +24,8 @@ class ToroidalLMOptions:
         layers: numbers of layers, negative ones from the last; 'all', 'input' (the first), 'middle', 'output' (the
             last); or a range with both ends, such as '0-3'.
         torus: form of the branches.
-        attention: 'toroidal', or as a control 'host': the chosen layers keep the host's kind of attention.
+        attention: 'toroidal'; or, as controls, 'host': the chosen layers keep the host's kind of attention; and
+            'fft_mixing': they get `layers.FFTMixing`, which sees the future (torus.gate 'open').
         projections: 'host': the weights and biases of the chosen attentions stay. 'random': they are drawn anew as
             the host would, which is how the source documents replace layers.
         seed: of what is drawn.
@@ -43,6 +44,14 @@ class ToroidalLMOptions:
         for name, known in (("attention", ATTENTIONS), ("projections", PROJECTIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+        torus = self.torus
+        if self.attention == "fft_mixing" and (
+            torus.gate != "open" or torus.depth > 1 or torus.adaptive_depths
+        ):
+            raise ValueError(
+                "attention: expected torus.gate 'open' and torus.depth 1 with 'fft_mixing', got "
+                f"{torus.gate!r} and {torus.adaptive_depths or torus.depth}"
+            )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed: expected a number in [0, 2^32), got {self.seed}")
         if isinstance(self.layers, str):

@@ -16,6 +16,7 @@ ARMS = {
     "tuned": "the host's attention, tuned alike",
     "random": "torus in the place of attention, projections drawn anew",
     "standard_random": "the host's attention, projections drawn anew",
+    "fft_mixing": "circular convolution in the place of attention, which sees the future: a negative control",
 }
 # Arms that a torus is compared with, beside the host.
 CONTROLS = {
@@ -140,19 +141,21 @@ class ToroidalLMRun:
         torus = self.model.torus
         if arm == "lambda_0":
             torus = replace(torus, lambda_distance=0.0, learn_lambda=False, gate="zero")
+        elif arm == "fft_mixing":
+            torus = replace(torus, gate="open", depth=1, adaptive_depths=())
         elif arm != "toroidal":
             torus = replace(torus, gate="open")
         return replace(
             self.model,
             torus=torus,
-            attention="host" if arm in ("tuned", "standard_random") else "toroidal",
+            attention={"tuned": "host", "standard_random": "host", "fft_mixing": arm}.get(arm, "toroidal"),
             projections="random" if arm in ("random", "standard_random") else "host",
             seed=seed,
         )
 
     def starts_away(self, arm: str) -> bool:
         """Whether an arm's chosen layers differ from the host's at the start."""
-        return arm in ("open", "random", "standard_random")
+        return arm in ("open", "random", "standard_random", "fft_mixing")
 
     def pairs(self) -> list[tuple[str, str]]:
         """Arms and the arms that they are compared with."""

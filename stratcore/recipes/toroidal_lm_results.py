@@ -179,4 +179,5 @@ CAVEATS = (
     ("Dropout", "That of attention weights is off in every arm, as a torus cannot drop weights."),
     ("Transfer", "Arms that start away from the host see the rows of their attention transfer besides."),
     ("Gate", "A gated torus computes the host's attention too; its cost is that of both."),
+    ("FFT mixing", "It sees the tokens that it is asked for: its perplexity is no perplexity, however low."),
 )  # fmt: skip
