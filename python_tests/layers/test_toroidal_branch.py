@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from stratcore.layers import ToroidalBranch, ToroidalBranchOptions, legal_depths
+from stratcore.layers import ToroidalBranch, ToroidalBranchOptions
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 B, H, G, N, E = 2, 4, 2, 7, 8
@@ -170,18 +170,6 @@ def test_a_closed_gate_learns() -> None:
 
 
 # ---- options
-
-
-@pytest.mark.parametrize(
-    ("head_dim", "rotary", "depths"),
-    [
-        (80, True, [1, 2, 4, 5, 8, 10, 20, 40]),  # those of Phi-2
-        (64, True, [1, 2, 4, 8, 16, 32]),
-        (8, False, [1, 2, 4, 8]),
-    ],
-)
-def test_legal_depths(head_dim: int, rotary: bool, depths: list[int]) -> None:
-    assert legal_depths(head_dim, rotary=rotary) == depths
 
 
 @pytest.mark.parametrize(

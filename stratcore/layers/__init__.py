@@ -21,6 +21,7 @@ from stratcore.layers.gating import QueryKeyGate, expert_weights
 from stratcore.layers.layer_processing import LayerProcessing, LayerProcessingOptions
 from stratcore.layers.lista import ListaOptions, TopKLISTA
 from stratcore.layers.position_attention import PositionAttention, PositionAttentionOptions
+from stratcore.layers.sequence_shards import SequenceShards
 from stratcore.layers.simplex import (
     KSimplexChannel,
     KSimplexOptions,
@@ -60,12 +61,14 @@ from stratcore.layers.stratum_router import (
 )
 from stratcore.layers.token_routing import TokenRouting, TokenRoutingOptions
 from stratcore.layers.toroidal_attention import ToroidalAttention
-from stratcore.layers.toroidal_branch import ToroidalBranch, ToroidalBranchOptions, legal_depths
+from stratcore.layers.toroidal_branch import ToroidalBranch
+from stratcore.layers.toroidal_branch_options import ToroidalBranchOptions, legal_depths
 from stratcore.layers.toroidal_cache import ToroidalKVCache
 from stratcore.layers.toroidal_options import ToroidalAttentionOptions, normalized_slopes
 from stratcore.layers.toroidal_rotary import ToroidalRotary
 
 __all__ = [
+    "SequenceShards",
     "FFTMixing",
     "AdaptiveDepthBranch",
     "BatchTopK",

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gumbel_softmax
 
-from stratcore.layers.toroidal_branch import ToroidalBranch, ToroidalBranchOptions, blend
+from stratcore.layers.sequence_shards import SequenceShards
+from stratcore.layers.toroidal_branch import ToroidalBranch, blend
+from stratcore.layers.toroidal_branch_options import ToroidalBranchOptions
 
 
 class AdaptiveDepthBranch(nn.Module):
@@ -69,9 +71,10 @@ class AdaptiveDepthBranch(nn.Module):
         scaling: float | None = None,
         causal: bool = True,
         mask: Tensor | None = None,
+        shards: SequenceShards | None = None,
     ) -> Tensor:
         """O_torus, [B, H, N, E]; arguments as those of `ToroidalBranch`."""
-        how = {"scaling": scaling, "causal": causal, "mask": mask}
+        how = {"scaling": scaling, "causal": causal, "mask": mask, "shards": shards}
         if not self.training:
             return self.depths[self.chosen()](q, k, v, **how)  # type: ignore[no-any-return]
         weights = gumbel_softmax(self.choice.float(), self.options.temperature)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stratcore.layers.toroidal_branch import ToroidalBranchOptions
+from stratcore.layers.toroidal_branch_options import ToroidalBranchOptions
 
 
 class FFTMixing(nn.Module):

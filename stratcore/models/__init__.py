@@ -7,6 +7,7 @@ from typing import Any
 
 _NAMES = {
     "arbitration_vit": ("ArbitrationViT",),
+    "context_parallel_lm": ("context_parallel", "context_parallel_logits", "context_parallel_nll"),
     "dictionary_moe": ("DictionaryMoE", "DictionaryMoEOptions", "DictionaryMoEOutput"),
     "dual_stream_vit": ("DualStreamViT", "DualStreamViTOutput"),
     "dual_stream_vit_config": ("ARCHITECTURES", "DualStreamViTOptions"),

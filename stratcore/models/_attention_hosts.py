@@ -41,7 +41,8 @@ def attention_layers(model: nn.Module) -> list[AttentionLayer]:
     for name, problem in _SELF_ONLY.items():
         if getattr(model.config, name, False):
             raise ValueError(f"{kind}: cannot have toroidal attention in {problem} ({name})")
-    found = [(name, module) for name, module in model.named_modules() if _dispatches(module)]
+    chosen = {id(module) for module in dispatching_modules(model)}
+    found = [(name, module) for name, module in model.named_modules() if id(module) in chosen]
     if not found:
         raise ValueError(f"{kind}: none of its modules dispatches attention through AttentionInterface")
     if any(getattr(module, "config", None) is not model.config for _, module in found):
@@ -52,6 +53,11 @@ def attention_layers(model: nn.Module) -> list[AttentionLayer]:
     if len(set(numbers)) < len(found) or not all(type(number) is int for number in numbers):
         numbers = list(range(len(found)))
     return sorted(AttentionLayer(number, *each) for number, each in zip(numbers, found, strict=True))
+
+
+def dispatching_modules(model: nn.Module) -> list[nn.Module]:
+    """Modules whose forward calls what AttentionInterface holds, in their order."""
+    return [module for module in model.modules() if _dispatches(module)]
 
 
 def _forward(module: nn.Module) -> Any:

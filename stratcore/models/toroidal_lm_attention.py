@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from stratcore.layers.adaptive_depth import AdaptiveDepthBranch
+from stratcore.layers.context_parallel import context_parallel_attention
 from stratcore.layers.fft_mixing import FFTMixing
+from stratcore.layers.sequence_shards import SequenceShards
 from stratcore.layers.toroidal_branch import ToroidalBranch
 from stratcore.models._attention_hosts import AttentionLayer, host_attention
 
@@ -22,6 +24,8 @@ IMPLEMENTATION = "toroidal_branch"
 Branch = ToroidalBranch | AdaptiveDepthBranch | FFTMixing
 # Attributes of an attention module: its branch, and the configuration that it had.
 BRANCH, CONFIG = "toroidal_branch", "toroidal_branch_host_config"
+# The shards of the sequence, while it is cut across ranks; see `context_parallel_lm`.
+SHARDS = "sequence_shards"
 # What an attention may be asked for, and this one cannot do.
 _REFUSED = {
     "softcap": "a cap on the scores",
@@ -152,13 +156,48 @@ def toroidal_branch_forward(
     if attention_mask is None or attention_mask.ndim == 2:
         asked = options.get("is_causal")
         causal = getattr(module, "is_causal", True) if asked is None else asked
-    torus = branch(query, key, value, scaling=scaling, causal=causal, mask=mask)
+    shards = module.__dict__.get(SHARDS)
+    spread = {} if shards is None else {"shards": shards}
+    torus = branch(query, key, value, scaling=scaling, causal=causal, mask=mask, **spread)
     torus = torus.transpose(1, 2).contiguous()
     if isinstance(branch, FFTMixing) or branch.gate is None:
         return torus, None
     inputs = (query, key, value, attention_mask)
-    host = _host(module)(module, *inputs, scaling=scaling, dropout=dropout, **options)[0]
+    attend = _host(module) if shards is None else host_in_shards
+    host = attend(module, *inputs, scaling=scaling, dropout=dropout, **options)[0]
     return branch.blend(host, torus), None
+
+
+def host_in_shards(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """The host's causal attention of this rank's tokens to those of all ranks; arguments as those of a branch.
+
+    Raises:
+        ValueError: a mask, dropout or window, or whatever else a shard cannot honour.
+    """
+    shards: SequenceShards = module.__dict__[SHARDS]
+    for name in _REFUSED:
+        if options.get(name) is not None and options[name] is not False:
+            raise ValueError(f"context_parallel: cannot have {_REFUSED[name]} ({name})")
+    if attention_mask is not None or options.get("sliding_window") is not None:
+        what = "a mask" if attention_mask is not None else "a sliding window"
+        raise ValueError(f"context_parallel: expected plain causal attention, got {what}")
+    if dropout > 0 or isinstance(scaling, Tensor):
+        raise ValueError("context_parallel: expected no dropout of weights and a number as scaling")
+    none = query.new_zeros(query.shape[1], dtype=torch.promote_types(query.dtype, torch.float32))
+    found = context_parallel_attention(
+        query, key, value, none, group=shards.group, method=shards.method, lattice=shards.length, causal=True,
+        scale=scaling,
+    )  # fmt: skip
+    return found.out.transpose(1, 2).contiguous(), None
 
 
 def _name(module: nn.Module) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from stratcore.layers.toroidal_branch import ToroidalBranchOptions
+from stratcore.layers.toroidal_branch_options import ToroidalBranchOptions
 
 ATTENTIONS = ("toroidal", "host", "fft_mixing")
 PROJECTIONS = ("host", "random")

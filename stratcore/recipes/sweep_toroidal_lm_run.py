@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stratcore.layers.toroidal_branch import ToroidalBranchOptions
+from stratcore.layers.toroidal_branch_options import ToroidalBranchOptions
 from stratcore.models.toroidal_lm import ToroidalLM
 from stratcore.recipes.environment import environment
 from stratcore.recipes.sweep_toroidal_lm import SweepToroidalLMRun, Value
