@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,6 +163,19 @@ def test_an_input_size_that_does_not_fit(here: Path, capfd: pytest.CaptureFixtur
         "model.input_dim: expected 16, the size of rows.safetensors (data.reduce is off)"
     )
     assert os.listdir(here) == ["rows.safetensors"]
+
+
+def test_a_missing_package_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
+    (tmp_path / "texts.txt").write_text("some text\n", encoding="utf-8")
+    host, texts = f"host={tmp_path / 'small.gguf'}", f"data.train=[{tmp_path / 'texts.txt'}]"
+    assert train(["toroidal_lm", host, texts, "--output", str(tmp_path / "run")]) == 2
+    assert capfd.readouterr().err == (
+        "stratcore: reading .gguf files needs the package gguf: pip install gguf\n"
+    )
 
 
 def test_training_that_diverges_is_one_line(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

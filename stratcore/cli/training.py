@@ -26,7 +26,7 @@ def train(argv: Sequence[str]) -> int:
             return 0
         folder = open_folder(arguments.output, run.recipe, arguments.resume)
         return execute_run(run, folder, arguments.resume, shlex.join([*PROGRAM.split(), *argv]))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"stratcore: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 

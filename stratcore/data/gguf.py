@@ -46,7 +46,7 @@ def load_gguf(path: str | Path) -> tuple[nn.Module, Any]:
         (model in evaluation mode, tokenizer).
 
     Raises:
-        ImportError: the `gguf` package is missing.
+        ModuleNotFoundError: the `gguf` package is missing.
         DataError: not a GGUF file, another architecture, a tensor missing or unknown.
     """
     from transformers import AutoTokenizer
@@ -65,13 +65,14 @@ def open_gguf(path: str | Path) -> Any:
     """Return a `GGUFReader` of a file; tensors are read when asked for.
 
     Raises:
-        ImportError: the `gguf` package is missing.
+        ModuleNotFoundError: the `gguf` package is missing.
         DataError: not a GGUF file.
     """
     try:
         from gguf import GGUFReader
-    except ImportError:
-        raise ImportError("reading .gguf files needs the package gguf: pip install gguf") from None
+    except ModuleNotFoundError as error:
+        message = "reading .gguf files needs the package gguf: pip install gguf"
+        raise ModuleNotFoundError(message, name=error.name) from error
     path = Path(path)
     check_file(path)
     try:
