@@ -170,7 +170,7 @@ def test_a_missing_package_is_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     (tmp_path / "small.gguf").write_bytes(b"GGUF")
-    (tmp_path / "texts.txt").write_text("some text\n", encoding="utf-8")
+    (tmp_path / "texts.txt").write_text("".join(f"text {i}\n" for i in range(40)), encoding="utf-8")
     host, texts = f"host={tmp_path / 'small.gguf'}", f"data.train=[{tmp_path / 'texts.txt'}]"
     assert train(["toroidal_lm", host, texts, "--output", str(tmp_path / "run")]) == 2
     assert capfd.readouterr().err == (
